@@ -1,0 +1,1 @@
+//! CNI client and the bundled bridge, host-local and loopback plugins.

@@ -1,0 +1,12 @@
+//! Generates the CRI v1 messages, client and server into `OUT_DIR` from `proto/cri-v1.proto`, without protoc.
+
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let proto_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    let file = proto_dir.join("cri-v1.proto");
+    println!("cargo:rerun-if-changed={}", file.display());
+    let descriptors = protox::compile([&file], [&proto_dir])?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

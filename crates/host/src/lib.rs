@@ -1,0 +1,1 @@
+//! One door to Linux: namespaces, mounts, cgroups, processes, safe paths.

@@ -1,0 +1,1 @@
+//! The door to the network: netlink and the one netfilter writer.

@@ -1,0 +1,1 @@
+//! v1 manifest files: strict decoding, one report per document, watching.

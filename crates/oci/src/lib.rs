@@ -1,0 +1,1 @@
+//! Runs one container from an OCI runtime spec, and the per-pod supervisor.

@@ -1,0 +1,3 @@
+//! The binary: CLI, config, wiring, signals, shutdown. No logic.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Implements CRI: images, sandboxes, containers, logs.

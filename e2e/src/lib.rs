@@ -1,0 +1,1 @@
+//! Stories that need root, on real peers: the harness they share.
