@@ -13,7 +13,7 @@ pub const MAX_MESSAGE_SIZE: usize = 16 << 20;
 
 /// The generated messages, clients and servers of package `runtime.v1`.
 #[expect(missing_docs, reason = "generated: the documentation stands in proto/cri-v1.proto")]
-#[allow(clippy::all, reason = "generated code")]
+#[allow(clippy::all, clippy::too_many_lines, reason = "generated code")]
 pub mod v1 {
     tonic::include_proto!("runtime.v1");
 }
