@@ -1,0 +1,10 @@
+//! The per-pod supervisor: owns the pod's namespaces, its containers' output and their exit status, and outlives the agent.
+//! Single-threaded; decides nothing about pods.
+
+pub mod frame;
+pub mod protocol;
+
+/// Runs a supervisor; the binary calls this first when `argv[0]` is [`protocol::ARGV0`].
+pub fn main() -> ! {
+    std::process::exit(1)
+}
