@@ -1,0 +1,307 @@
+//! The command line: commands, flags and their help. What the flags mean together is decided in `node`.
+
+use std::ffi::OsString;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+
+/// Turns this Linux machine into a Kubernetes node: kubelet, container runtime (CRI v1), CNI and service proxy.
+#[derive(Debug, Parser)]
+#[command(name = "podwright", version, disable_help_subcommand = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How much is logged, on stderr.
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// Log more: -v branches taken, -vv everything
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub(crate) verbose: u8,
+    /// Log at this level instead (RUST_LOG gives a finer choice)
+    #[arg(long, value_enum, global = true, value_name = "LEVEL")]
+    pub(crate) log_level: Option<LogLevel>,
+}
+
+/// The levels of `--log-level`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl std::fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        })
+    }
+}
+
+/// Everything podwright can be asked.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the pods and Services of manifest files on this machine, and the CRI socket
+    Run(RunArgs),
+    /// Serve the container runtime interface (CRI v1) alone, for crictl or another kubelet
+    Runtime(RuntimeArgs),
+    /// Start a node in a network of its own, run three web pods behind a Service, show that it works
+    Demo(DemoArgs),
+    /// Show the node, its pods, Services and endpoints
+    Status(StatusArgs),
+    /// Stop every pod and remove every trace of the node
+    Reset(ResetArgs),
+    /// Import, pull, list and remove images
+    Image(ImageArgs),
+    /// Run one container from an OCI bundle: create, start, run, state, kill, delete (runc's command line)
+    Oci {
+        /// As runc takes them; `podwright oci --help`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Print the version
+    Version,
+    /// Answer HTTP requests with the name of this pod (the built-in demo image)
+    #[command(hide = true)]
+    Web(WebArgs),
+}
+
+/// What every command that touches a node's state takes. A path that is not given derives from `--root` or
+/// `--state` where that is given, and else is the one that Kubernetes users know.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Node")]
+pub(crate) struct NodeArgs {
+    /// Where images, snapshots and leases are kept [default: /var/lib/podwright]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+    /// Where the records of what runs are kept until the next boot [default: /run/podwright]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// The CRI socket [default: STATE/podwright.sock]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) listen: Option<PathBuf>,
+    /// CNI configuration files [default: /etc/cni/net.d, with --root ROOT/cni/net.d]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cni_conf_dir: Option<PathBuf>,
+    /// CNI plugin programs; may be repeated [default: /opt/cni/bin]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cni_bin_dir: Vec<PathBuf>,
+    /// A certs.d tree of hosts.toml files [default: /etc/podwright/certs.d, with --root ROOT/certs.d]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) registry_config_dir: Option<PathBuf>,
+    /// The cgroup below which everything of this node lives [default: /; the runtime's own: /podwright]
+    #[arg(long, value_name = "CGROUP")]
+    pub(crate) cgroup_root: Option<String>,
+    /// The addresses that pods get [default: 10.85.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) pod_cidr: Option<IpNet>,
+    /// The bridge that pods are attached to [default: podwright0]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) bridge: Option<String>,
+    /// The addresses that Services get [default: 10.96.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) service_cidr: Option<IpNet>,
+    /// The name of this node [default: the host's name, in lower case]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) node_name: Option<String>,
+    /// The address of this node as pods report it [default: the source address of the default route]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) node_ip: Option<Ipv4Addr>,
+}
+
+/// `podwright run`.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// A manifest (YAML or JSON) or a directory of them; may be repeated; changes take effect at once
+    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR", required = true, num_args = 1..)]
+    pub(crate) files: Vec<PathBuf>,
+    /// A KubeletConfiguration file (kubelet.config.k8s.io/v1beta1)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+/// `podwright runtime`.
+#[derive(Debug, Args)]
+pub(crate) struct RuntimeArgs {
+    /// A configuration file of ours, in TOML; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+/// `podwright demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Leave when everything was shown; the exit code tells whether it all worked
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Run this manifest instead of the one inside (it may use the image podwright.local/web:1)
+    #[arg(short = 'f', long = "filename", value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// `podwright status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// How to show it
+    #[arg(short, long, value_enum, default_value_t = StatusFormat::Table)]
+    pub(crate) output: StatusFormat,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+/// The forms of `podwright status -o`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatusFormat {
+    /// For people
+    Table,
+    /// For people with wide terminals
+    Wide,
+    /// A v1 List
+    Json,
+    /// A v1 List
+    Yaml,
+}
+
+/// `podwright reset`.
+#[derive(Debug, Args)]
+pub(crate) struct ResetArgs {
+    /// Stop a running agent first
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Remove the images too; without it they stay for the next start
+    #[arg(long)]
+    pub(crate) images: bool,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+/// `podwright image`.
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    #[command(subcommand)]
+    pub(crate) command: ImageCommand,
+}
+
+/// What can be done with images. A running agent is asked; without one its files are worked on.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Import an OCI layout: a directory, or a tar file of one
+    Import {
+        /// The directory or tar file
+        path: PathBuf,
+        /// The name it gets, where the layout names none
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Pull an image from its registry, or the mirror that hosts.toml names
+    Pull {
+        /// For example docker.io/library/busybox:1.36
+        reference: String,
+        /// USER:PASSWORD for the registry
+        #[arg(long, env = "PODWRIGHT_REGISTRY_CREDENTIALS", hide_env_values = true)]
+        creds: Option<String>,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// List images
+    Ls {
+        /// How to show them
+        #[arg(short, long, value_enum, default_value_t = ImageFormat::Table)]
+        output: ImageFormat,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+    /// Remove images, with all their names
+    Rm {
+        /// Names or ids
+        #[arg(required = true)]
+        images: Vec<String>,
+        #[command(flatten)]
+        node: NodeArgs,
+    },
+}
+
+/// The forms of `podwright image ls -o`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageFormat {
+    /// For people
+    Table,
+    /// A JSON list
+    Json,
+}
+
+/// `podwright web`.
+#[derive(Debug, Args)]
+pub(crate) struct WebArgs {
+    /// The port to answer on
+    #[arg(long, default_value_t = 8080)]
+    pub(crate) port: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_of_the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_several_files_in_every_spelling() {
+        for line in [
+            "podwright run -f a.yaml -f dir",
+            "podwright run -f a.yaml dir",
+            "podwright run --filename a.yaml dir",
+        ] {
+            let Command::Run(args) = parse(line).expect(line).command else { panic!("{line}") };
+            assert_eq!(args.files, [PathBuf::from("a.yaml"), PathBuf::from("dir")], "{line}");
+        }
+    }
+
+    #[test]
+    fn every_long_running_command_takes_the_flags_of_the_node() {
+        let flags = "--root /r --state /s --listen /l --cni-conf-dir /c --cni-bin-dir /b --registry-config-dir /g \
+                     --cgroup-root /p --pod-cidr 10.1.0.0/16 --bridge br0";
+        for command in ["run -f x", "runtime", "status", "reset", "image ls"] {
+            parse(&format!("podwright {command} {flags}")).expect(command);
+        }
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_the_flag_named() {
+        for (line, expect) in [
+            ("podwright runtime --pod-cidr 10.1.0.0", "--pod-cidr"),
+            ("podwright status -o xml", "--output"),
+            ("podwright run", "--filename"),
+            ("podwright runtime --rooot /r", "--rooot"),
+            ("podwright image rm", "IMAGES"),
+        ] {
+            let error = parse(line).expect_err(line).to_string();
+            assert!(error.contains(expect), "{line}: {error}");
+        }
+    }
+}

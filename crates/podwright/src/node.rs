@@ -1,0 +1,304 @@
+//! Where everything of one node lies: flags and configuration file in, one resolved [`Node`] out. Pure but for
+//! the host's name, which is read once.
+//!
+//! Two nodes on one machine need their own `--root`, `--state`, `--cgroup-root`, `--pod-cidr` and `--bridge`
+//! (and network namespace); every other path follows from these.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::cli::NodeArgs;
+use crate::config::ConfigError;
+
+const DEFAULT_ROOT: &str = "/var/lib/podwright";
+const DEFAULT_STATE: &str = "/run/podwright";
+const DEFAULT_BRIDGE: &str = "podwright0";
+const DEFAULT_POD_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 85, 0, 0), 16);
+const DEFAULT_SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+/// The kernel's limit for the name of a network interface, without the final zero.
+const INTERFACE_NAME_MAX: usize = 15;
+
+/// One node: its paths, names and address ranges, all of them absolute and checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// Images, snapshots, writable layers, leases.
+    pub(crate) root: PathBuf,
+    /// Records of what runs, gone at boot.
+    pub(crate) state: PathBuf,
+    /// The CRI socket.
+    pub(crate) listen: PathBuf,
+    /// CNI configuration files.
+    pub(crate) cni_conf_dir: PathBuf,
+    /// CNI plugin programs.
+    pub(crate) cni_bin_dirs: Vec<PathBuf>,
+    /// `hosts.toml` files.
+    pub(crate) registry_config_dir: PathBuf,
+    /// The cgroup of supervisors, and of pods that name no parent.
+    pub(crate) runtime_cgroup: String,
+    /// The cgroup that holds `kubepods`.
+    pub(crate) kubelet_cgroup: String,
+    /// The addresses of pods.
+    pub(crate) pod_cidr: IpNet,
+    /// The addresses of Services.
+    pub(crate) service_cidr: IpNet,
+    /// The bridge of pods.
+    pub(crate) bridge: String,
+    /// The name of the node.
+    pub(crate) name: String,
+    /// The address the user gave, if any.
+    pub(crate) ip: Option<IpAddr>,
+    /// Volumes of pods.
+    pub(crate) kubelet_dir: PathBuf,
+    /// Logs of pods.
+    pub(crate) pod_logs_dir: PathBuf,
+}
+
+impl Node {
+    /// Resolves what was given. `host_name` is the name of the machine.
+    pub(crate) fn resolve(args: &NodeArgs, host_name: &str) -> Result<Self, ConfigError> {
+        let root = absolute("root", args.root.as_deref().unwrap_or(Path::new(DEFAULT_ROOT)))?;
+        let state = absolute("state", args.state.as_deref().unwrap_or(Path::new(DEFAULT_STATE)))?;
+        let under_root = |below: &str, else_: &str| match args.root {
+            Some(_) => root.join(below),
+            None => PathBuf::from(else_),
+        };
+        let given = |flag: &'static str, path: &Option<PathBuf>, default: PathBuf| match path {
+            Some(path) => absolute(flag, path),
+            None => Ok(default),
+        };
+        let pod_cidr = v4("pod-cidr", args.pod_cidr, DEFAULT_POD_CIDR)?;
+        let service_cidr = v4("service-cidr", args.service_cidr, DEFAULT_SERVICE_CIDR)?;
+        if pod_cidr.contains(&service_cidr.addr()) || service_cidr.contains(&pod_cidr.addr()) {
+            return Err(ConfigError::Overlap { pods: pod_cidr, services: service_cidr });
+        }
+        let (runtime_cgroup, kubelet_cgroup) = cgroups(args.cgroup_root.as_deref())?;
+        Ok(Self {
+            listen: given("listen", &args.listen, state.join("podwright.sock"))?,
+            cni_conf_dir: given(
+                "cni-conf-dir",
+                &args.cni_conf_dir,
+                under_root("cni/net.d", "/etc/cni/net.d"),
+            )?,
+            cni_bin_dirs: bin_dirs(&args.cni_bin_dir)?,
+            registry_config_dir: given(
+                "registry-config-dir",
+                &args.registry_config_dir,
+                under_root("certs.d", "/etc/podwright/certs.d"),
+            )?,
+            runtime_cgroup,
+            kubelet_cgroup,
+            pod_cidr,
+            service_cidr,
+            bridge: bridge(args.bridge.as_deref().unwrap_or(DEFAULT_BRIDGE))?,
+            name: node_name(args.node_name.as_deref().unwrap_or(host_name))?,
+            ip: args.node_ip.map(IpAddr::V4),
+            kubelet_dir: under_root("kubelet", "/var/lib/kubelet"),
+            pod_logs_dir: under_root("logs/pods", "/var/log/pods"),
+            root,
+            state,
+        })
+    }
+
+    /// Resolves what was given on this machine.
+    pub(crate) fn here(args: &NodeArgs) -> Result<Self, ConfigError> {
+        Self::resolve(args, &host_name())
+    }
+
+    /// The socket on which the CLI asks a running agent.
+    pub(crate) fn admin_socket(&self) -> PathBuf {
+        self.state.join("admin.sock")
+    }
+
+    /// What the proxy has allocated to Services.
+    pub(crate) fn services_file(&self) -> PathBuf {
+        self.root.join("services.json")
+    }
+
+    /// Results of CNI calls.
+    pub(crate) fn cni_cache_dir(&self) -> PathBuf {
+        self.root.join("cni/cache")
+    }
+
+    /// Leases, in the form of the host-local plugin.
+    pub(crate) fn leases_dir(&self) -> PathBuf {
+        self.root.join("networks")
+    }
+}
+
+/// The machine's name, as `hostname` prints it.
+pub(crate) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+fn absolute(flag: &'static str, path: &Path) -> Result<PathBuf, ConfigError> {
+    let fail = |reason| ConfigError::Flag { flag, value: path.display().to_string(), reason };
+    let path = std::path::absolute(path).map_err(|_| fail("is not a path"))?;
+    if path.parent().is_none() {
+        return Err(fail("is the root of the file system"));
+    }
+    Ok(path)
+}
+
+fn bin_dirs(given: &[PathBuf]) -> Result<Vec<PathBuf>, ConfigError> {
+    if given.is_empty() {
+        return Ok(vec![PathBuf::from("/opt/cni/bin")]);
+    }
+    given.iter().map(|dir| absolute("cni-bin-dir", dir)).collect()
+}
+
+fn v4(flag: &'static str, given: Option<IpNet>, default: Ipv4Net) -> Result<IpNet, ConfigError> {
+    let net = given.unwrap_or(IpNet::V4(default));
+    let fail = |reason| Err(ConfigError::Flag { flag, value: net.to_string(), reason });
+    match net {
+        IpNet::V6(_) => fail("is IPv6, which is not supported yet"),
+        IpNet::V4(v4) if v4.prefix_len() > 29 => fail("has no room for pods; give a prefix of at most /29"),
+        IpNet::V4(v4) => Ok(IpNet::V4(v4.trunc())),
+    }
+}
+
+fn cgroups(given: Option<&str>) -> Result<(String, String), ConfigError> {
+    let Some(given) = given else { return Ok(("/podwright".to_owned(), "/".to_owned())) };
+    let path = Path::new(given);
+    let plain = path
+        .components()
+        .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
+    if !path.is_absolute() || !plain {
+        let reason = "is not an absolute cgroup path such as /podwright";
+        return Err(ConfigError::Flag { flag: "cgroup-root", value: given.to_owned(), reason });
+    }
+    match given.trim_end_matches('/') {
+        "" => Ok(("/podwright".to_owned(), "/".to_owned())),
+        root => Ok((root.to_owned(), root.to_owned())),
+    }
+}
+
+fn bridge(name: &str) -> Result<String, ConfigError> {
+    let fits = !name.is_empty() && name.len() <= INTERFACE_NAME_MAX && name != "." && name != "..";
+    if !fits || name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control()) {
+        let reason = "is not the name of a network interface (1 to 15 characters, no / : or space)";
+        return Err(ConfigError::Flag { flag: "bridge", value: name.to_owned(), reason });
+    }
+    Ok(name.to_owned())
+}
+
+/// RFC 1123: what the API server accepts as the name of a Node.
+fn node_name(name: &str) -> Result<String, ConfigError> {
+    let name = name.trim().to_ascii_lowercase();
+    let label = |part: &str| {
+        !part.is_empty()
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    if name.len() > 253 || !name.split('.').all(label) {
+        let reason = "is not a DNS name (lower case letters, digits, '-' and '.')";
+        return Err(ConfigError::Flag { flag: "node-name", value: name, reason });
+    }
+    Ok(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(args: NodeArgs) -> Node {
+        Node::resolve(&args, "Box.Example").expect("resolves")
+    }
+
+    fn refused(args: NodeArgs) -> String {
+        Node::resolve(&args, "box").expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let node = resolve(NodeArgs::default());
+        let expect = Node {
+            root: "/var/lib/podwright".into(),
+            state: "/run/podwright".into(),
+            listen: "/run/podwright/podwright.sock".into(),
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into()],
+            registry_config_dir: "/etc/podwright/certs.d".into(),
+            runtime_cgroup: "/podwright".into(),
+            kubelet_cgroup: "/".into(),
+            pod_cidr: "10.85.0.0/16".parse().unwrap(),
+            service_cidr: "10.96.0.0/16".parse().unwrap(),
+            bridge: "podwright0".into(),
+            name: "box.example".into(),
+            ip: None,
+            kubelet_dir: "/var/lib/kubelet".into(),
+            pod_logs_dir: "/var/log/pods".into(),
+        };
+        assert_eq!(node, expect);
+    }
+
+    #[test]
+    fn every_other_path_derives_from_root_and_state_when_they_are_given() {
+        let node =
+            resolve(NodeArgs { root: Some("/r".into()), state: Some("/s".into()), ..NodeArgs::default() });
+        assert_eq!(node.listen, Path::new("/s/podwright.sock"));
+        assert_eq!(node.admin_socket(), Path::new("/s/admin.sock"));
+        for path in [
+            &node.cni_conf_dir,
+            &node.registry_config_dir,
+            &node.kubelet_dir,
+            &node.pod_logs_dir,
+            &node.services_file(),
+            &node.cni_cache_dir(),
+            &node.leases_dir(),
+        ] {
+            assert!(path.starts_with("/r"), "{}", path.display());
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_given_wins_over_the_derived_one() {
+        let node = resolve(NodeArgs {
+            root: Some("/r".into()),
+            listen: Some("/x.sock".into()),
+            cni_conf_dir: Some("/etc/cni/net.d".into()),
+            ..NodeArgs::default()
+        });
+        assert_eq!(node.listen, Path::new("/x.sock"));
+        assert_eq!(node.cni_conf_dir, Path::new("/etc/cni/net.d"));
+    }
+
+    #[test]
+    fn a_cgroup_root_holds_both_kubepods_and_the_supervisors() {
+        for (given, runtime, kubelet) in
+            [("/two/", "/two", "/two"), ("/a/b", "/a/b", "/a/b"), ("/", "/podwright", "/")]
+        {
+            let node = resolve(NodeArgs { cgroup_root: Some(given.to_owned()), ..NodeArgs::default() });
+            assert_eq!((node.runtime_cgroup.as_str(), node.kubelet_cgroup.as_str()), (runtime, kubelet));
+        }
+    }
+
+    #[test]
+    fn bad_values_are_refused_with_flag_and_reason() {
+        let cgroup = |value: &str| NodeArgs { cgroup_root: Some(value.into()), ..NodeArgs::default() };
+        let bridge = |value: &str| NodeArgs { bridge: Some(value.into()), ..NodeArgs::default() };
+        let pods = |value: &str| NodeArgs { pod_cidr: Some(value.parse().unwrap()), ..NodeArgs::default() };
+        for (args, expect) in [
+            (cgroup("podwright"), "--cgroup-root \"podwright\" is not an absolute"),
+            (cgroup("/a/../b"), "--cgroup-root"),
+            (bridge("a-very-long-bridge-name"), "--bridge \"a-very-long-bridge-name\" is not the name"),
+            (pods("fd00::/64"), "--pod-cidr \"fd00::/64\" is IPv6"),
+            (pods("10.0.0.0/30"), "no room for pods"),
+            (pods("10.96.0.0/12"), "overlap"),
+            (NodeArgs { node_name: Some("a_b".into()), ..NodeArgs::default() }, "--node-name"),
+            (NodeArgs { root: Some("/".into()), ..NodeArgs::default() }, "--root \"/\" is the root"),
+        ] {
+            let message = refused(args);
+            assert!(message.contains(expect), "{message} / {expect}");
+        }
+    }
+
+    #[test]
+    fn an_address_range_is_its_network() {
+        let node =
+            resolve(NodeArgs { pod_cidr: Some("10.9.8.7/16".parse().unwrap()), ..NodeArgs::default() });
+        assert_eq!(node.pod_cidr.to_string(), "10.9.0.0/16");
+    }
+}

@@ -1,0 +1,4 @@
+//! `podwright status`.
+
+pub(crate) mod report;
+mod table;
