@@ -1,1 +1,3 @@
 //! Implements CRI: images, sandboxes, containers, logs.
+
+pub mod supervisor;

@@ -114,6 +114,12 @@ pub enum Request {
     Start(Box<StartContainer>),
     /// Runs a command in a container; its output comes as raw frames, then [`Reply::Exec`].
     Exec(Box<ExecContainer>),
+    /// Kills the exec that this connection asked for under `request`, because nobody waits for it any more. Answered by
+    /// [`Reply::Done`], also when it has ended already; the exec itself is still answered.
+    CancelExec {
+        /// Request id of the exec.
+        request: u64,
+    },
     /// Sends a signal. Answered by [`Reply::Done`], also when the process is gone already.
     Signal {
         /// Container id.

@@ -1,0 +1,331 @@
+//! The agent's end of a pod supervisor: starting one, finding it again after a restart, asking it, hearing of exits and of its death.
+//! It decides nothing; what an exit or a death means for a pod is the sandbox's business.
+
+mod connection;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use oci::supervisor::protocol::{
+    ARGV0, ContainerStatus, ErrorReply, Event, ExecContainer, ExecPlan, ExecResult, Ready, Reply, Request,
+    Setup, SetupFailure, SignalScope, StartContainer, Started,
+};
+use rustix::process::{Pid, PidfdFlags};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use self::connection::{Command, Connection, Exits};
+
+/// A live, or once live, supervisor. Clones share one connection.
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    ready: Ready,
+    commands: mpsc::Sender<Command>,
+    next_id: Arc<AtomicU64>,
+    exits: Arc<Exits>,
+    dead: watch::Receiver<bool>,
+}
+
+/// What an exec printed and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// How it ended.
+    pub result: ExecResult,
+    /// Standard output, up to the protocol's limit.
+    pub stdout: Vec<u8>,
+    /// Standard error, up to the protocol's limit.
+    pub stderr: Vec<u8>,
+}
+
+/// Why no supervisor came up.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The process could not be started or talked to.
+    #[error("spawn supervisor of sandbox {sandbox}")]
+    Spawn {
+        /// Sandbox id.
+        sandbox: String,
+        /// Cause.
+        source: io::Error,
+    },
+    /// It started and a step of its set-up went wrong; nothing of it remains.
+    #[error("set up sandbox {sandbox}: {}: {}", failure.phase, failure.message)]
+    Setup {
+        /// Sandbox id.
+        sandbox: String,
+        /// Which step, and why.
+        failure: SetupFailure,
+    },
+}
+
+/// Why a recorded supervisor cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The process is gone (or its pid is somebody else's by now): kill what is left of the pod.
+    #[error("supervisor with pid {pid} is gone")]
+    Gone {
+        /// Its process id.
+        pid: u32,
+    },
+    /// It lives and does not answer as it must.
+    #[error("connect to supervisor with pid {pid}")]
+    Connect {
+        /// Its process id.
+        pid: u32,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+/// Why a request has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The supervisor said no, or could not.
+    #[error(transparent)]
+    Refused(#[from] ErrorReply),
+    /// The connection broke before the answer; the request may or may not have been carried out. The client reconnects by itself.
+    #[error("connection to the supervisor broke before its answer")]
+    Disconnected,
+    /// The supervisor is gone.
+    #[error("the supervisor is gone")]
+    Dead,
+    /// The answer is of another kind than the request asks for.
+    #[error("the supervisor's answer to {0} makes no sense")]
+    Nonsense(&'static str),
+}
+
+impl Supervisor {
+    /// Starts a supervisor from `exe` (the sealed copy of this program) and waits until the pod's namespaces are set up.
+    pub async fn spawn(exe: &Path, setup: &Setup) -> Result<Self, SpawnError> {
+        let failed = |source| SpawnError::Spawn { sandbox: setup.sandbox_id.clone(), source };
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+        let exe = exe.to_owned();
+        let directory = setup.directory.clone();
+        let label = setup.sandbox_id.get(..12).unwrap_or(&setup.sandbox_id).to_owned();
+        let pidfd = tokio::task::spawn_blocking(move || spawn_process(&exe, &label, theirs.into()))
+            .await
+            .map_err(|error| failed(io::Error::other(error)))?
+            .map_err(failed)?;
+        let (connection, outcome) = Connection::set_up(ours, pidfd.as_fd(), setup).await.map_err(failed)?;
+        match outcome {
+            Ok(ready) => Ok(Self::run(connection, ready, pidfd, directory).map_err(failed)?),
+            Err(failure) => Err(SpawnError::Setup { sandbox: setup.sandbox_id.clone(), failure }),
+        }
+    }
+
+    /// Finds the supervisor that an earlier agent started. Exits that happened meanwhile come as events.
+    pub async fn connect(directory: &Path, expected: &Ready) -> Result<Self, ConnectError> {
+        let pid = expected.pid;
+        let gone = ConnectError::Gone { pid };
+        let Some(pidfd) = open_process(expected).map_err(|source| ConnectError::Connect { pid, source })?
+        else {
+            return Err(gone);
+        };
+        let mut connection =
+            Connection::dial(directory).await.map_err(|source| ConnectError::Connect { pid, source })?;
+        let hello = connection.greet().await.map_err(|source| ConnectError::Connect { pid, source })?;
+        if (hello.ready.pid, hello.ready.start_time) != (expected.pid, expected.start_time) {
+            return Err(gone);
+        }
+        Self::run(connection, hello.ready, pidfd, directory.to_owned())
+            .map_err(|source| ConnectError::Connect { pid, source })
+    }
+
+    /// Who the supervisor is.
+    pub fn ready(&self) -> &Ready {
+        &self.ready
+    }
+
+    /// The pod's network namespace as a path; of use only while the supervisor lives.
+    pub fn netns_path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/ns/net", self.ready.pid))
+    }
+
+    /// Starts a container and returns once its own program runs.
+    pub async fn start(&self, container: StartContainer) -> Result<Started, RequestError> {
+        match self.request(Request::Start(Box::new(container))).await? {
+            Reply::Started(started) => Ok(started),
+            _ => Err(RequestError::Nonsense("start")),
+        }
+    }
+
+    /// Runs a command to its end. Dropping the future kills it.
+    pub async fn exec_sync(
+        &self,
+        container: &str,
+        plan: ExecPlan,
+        timeout: Option<Duration>,
+    ) -> Result<ExecOutput, RequestError> {
+        let timeout_ms = timeout.map(|timeout| timeout.as_millis() as u64);
+        let request =
+            Request::Exec(Box::new(ExecContainer { container: container.to_owned(), plan, timeout_ms }));
+        let id = self.next_id();
+        let cancel = CancelOnDrop { id: Some(id), supervisor: self };
+        let answer = self.ask(id, request).await?;
+        cancel.disarm();
+        match answer.reply {
+            Reply::Exec(result) => Ok(ExecOutput { result, stdout: answer.stdout, stderr: answer.stderr }),
+            _ => Err(RequestError::Nonsense("exec")),
+        }
+    }
+
+    /// Sends a signal; no error when the process is gone already.
+    pub async fn signal(&self, container: &str, signal: i32, scope: SignalScope) -> Result<(), RequestError> {
+        self.done(Request::Signal { container: container.to_owned(), signal, scope }).await
+    }
+
+    /// Sends `signal` now, SIGKILL after `grace`; the supervisor keeps the deadline. The exit comes as an event.
+    pub async fn stop(&self, container: &str, signal: i32, grace: Duration) -> Result<(), RequestError> {
+        let grace_ms = grace.as_millis() as u64;
+        self.done(Request::Stop { container: container.to_owned(), signal, grace_ms }).await
+    }
+
+    /// Opens a running container's log file by its path again.
+    pub async fn reopen_log(&self, container: &str) -> Result<(), RequestError> {
+        self.done(Request::ReopenLog { container: container.to_owned() }).await
+    }
+
+    /// Every container that was started and not yet removed.
+    pub async fn list(&self) -> Result<Vec<ContainerStatus>, RequestError> {
+        match self.request(Request::List {}).await? {
+            Reply::List(containers) => Ok(containers),
+            _ => Err(RequestError::Nonsense("list")),
+        }
+    }
+
+    /// Makes the supervisor forget an exited container.
+    pub async fn remove(&self, container: &str) -> Result<(), RequestError> {
+        self.done(Request::Remove { container: container.to_owned() }).await?;
+        self.exits.forget(container);
+        Ok(())
+    }
+
+    /// Kills what still runs in the pod and ends the supervisor; returns once the process is gone.
+    pub async fn shutdown(&self) -> Result<(), RequestError> {
+        match self.done(Request::Shutdown {}).await {
+            Ok(()) | Err(RequestError::Dead | RequestError::Disconnected) => {}
+            Err(error) => return Err(error),
+        }
+        self.died().await;
+        Ok(())
+    }
+
+    /// A stream of events. It begins with every exit known so far, so none is lost between connecting and listening; a
+    /// listener may therefore hear of an exit that it knows from the exit file. It ends when the supervisor is gone.
+    pub fn events(&self) -> mpsc::UnboundedReceiver<Event> {
+        self.exits.subscribe()
+    }
+
+    /// Waits until the supervisor process is gone.
+    pub async fn died(&self) {
+        let mut dead = self.dead.clone();
+        let _ = dead.wait_for(|dead| *dead).await;
+    }
+
+    /// True once the supervisor process is gone.
+    pub fn is_dead(&self) -> bool {
+        *self.dead.borrow()
+    }
+
+    fn run(connection: Connection, ready: Ready, pidfd: OwnedFd, directory: PathBuf) -> io::Result<Self> {
+        let (commands, receiver) = mpsc::channel(64);
+        let (dead_sender, dead) = watch::channel(false);
+        let exits = Arc::new(Exits::default());
+        connection::spawn(connection, directory, pidfd, receiver, exits.clone(), dead_sender)?;
+        let next_id = Arc::new(AtomicU64::new(connection::FIRST_FREE_ID));
+        Ok(Self { ready, commands, next_id, exits, dead })
+    }
+
+    async fn done(&self, request: Request) -> Result<(), RequestError> {
+        match self.request(request).await? {
+            Reply::Done => Ok(()),
+            _ => Err(RequestError::Nonsense("a request without result")),
+        }
+    }
+
+    async fn request(&self, request: Request) -> Result<Reply, RequestError> {
+        self.ask(self.next_id(), request).await.map(|answer| answer.reply)
+    }
+
+    async fn ask(&self, id: u64, request: Request) -> Result<connection::Answer, RequestError> {
+        let (respond, answer) = oneshot::channel();
+        self.commands.send(Command { id, request, respond }).await.map_err(|_| RequestError::Dead)?;
+        answer.await.map_err(|_| RequestError::Dead)?
+    }
+
+    fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// Tells the supervisor that nobody waits for an exec any more.
+struct CancelOnDrop<'a> {
+    id: Option<u64>,
+    supervisor: &'a Supervisor,
+}
+
+impl CancelOnDrop<'_> {
+    fn disarm(mut self) {
+        self.id = None;
+    }
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        let Some(request) = self.id else { return };
+        let (respond, _) = oneshot::channel();
+        let command =
+            Command { id: self.supervisor.next_id(), request: Request::CancelExec { request }, respond };
+        // A full queue means that the supervisor hangs; the exec then runs to its own end or time limit.
+        let _ = self.supervisor.commands.try_send(command);
+    }
+}
+
+/// Starts the process. The standard library uses posix_spawn here, so the agent is never forked.
+#[expect(clippy::disallowed_methods, reason = "the one place where supervisors are started")]
+fn spawn_process(exe: &Path, label: &str, stdin: OwnedFd) -> io::Result<OwnedFd> {
+    let child = std::process::Command::new(exe)
+        .arg0(ARGV0)
+        .arg(label)
+        .env_clear()
+        .stdin(stdin)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pid = Pid::from_raw(child.id() as i32).ok_or(io::ErrorKind::InvalidData)?;
+    // The child is ours and not yet waited for, so the pid cannot be another process's.
+    Ok(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?)
+}
+
+/// The process as a descriptor, or nothing if it is gone or its pid is another process's now.
+fn open_process(expected: &Ready) -> io::Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(expected.pid as i32) else { return Ok(None) };
+    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Ok(pidfd) => pidfd,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let alive = start_time(expected.pid)? == Some(expected.start_time);
+    Ok(alive.then_some(pidfd))
+}
+
+/// Field 22 of `/proc/PID/stat`; nothing if the process is gone or a zombie.
+fn start_time(pid: u32) -> io::Result<Option<u64>> {
+    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let mut fields = fields.split(' ');
+    if fields.next() == Some("Z") {
+        return Ok(None);
+    }
+    Ok(fields.nth(18).and_then(|field| field.parse().ok()))
+}
