@@ -1,1 +1,17 @@
-//! Stories that need root, on real peers: the harness they share.
+//! What the root stories share: machines made of namespaces, images made from this machine's own files, our node and
+//! the field's own daemons on them.
+//!
+//! Nothing here decides whether a story passes; the stories stand in `tests/`.
+
+pub mod containerd;
+pub mod cri_server;
+pub mod image;
+pub mod node;
+pub mod parts;
+pub mod registry;
+pub mod requests;
+pub mod test_host;
+
+pub use cri_server::CriServer;
+pub use node::Node;
+pub use test_host::{Daemon, TestHost};

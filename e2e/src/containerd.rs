@@ -1,0 +1,163 @@
+//! containerd 2.4 with runc 1.5 and upstream's CNI plugins on a test host: the reference.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::test_host::{Daemon, TestHost, eventually, program};
+use crate::{image, parts};
+
+/// The sandbox image, made from busybox: containerd does not start a pod without one.
+const PAUSE: &str = "registry.test/pause:1";
+
+/// A running containerd.
+pub struct Containerd {
+    /// Its socket, for CRI and `ctr`.
+    pub socket: PathBuf,
+    daemon: Daemon,
+}
+
+impl Containerd {
+    /// Starts containerd and waits until its CRI answers.
+    ///
+    /// # Errors
+    /// When a part is missing or it does not come up: with its log.
+    pub fn start(host: &TestHost) -> Result<Self> {
+        let socket = host.path().join("c.sock");
+        let config = host.path().join("containerd.toml");
+        std::fs::write(&config, config_text(host.path())).context("write containerd's configuration")?;
+        write_conflist(&host.path().join("net.d"), host.path())?;
+        let tools = parts::tool("containerd").parent().map(Path::to_owned).unwrap_or_default();
+        let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = host.command(parts::tool("containerd"));
+        command.env("PATH", path).arg("--config").arg(&config);
+        let daemon = host.spawn("containerd", &mut command)?;
+        let mut containerd = Self { socket, daemon };
+        let endpoint = format!("unix://{}", containerd.socket.display());
+        let crictl = parts::tool("crictl");
+        containerd
+            .daemon
+            .wait_until("ready", || host.run(&crictl, &["--runtime-endpoint", &endpoint, "version"]).ok())?;
+        let pause = host.path().join("pause.oci");
+        let config = image::ImageConfig {
+            entrypoint: vec!["/bin/sleep".into(), "2147483647".into()],
+            ..image::ImageConfig::default()
+        };
+        image::write_layout(&pause, PAUSE, vec![image::busybox_layer()?], &config)?;
+        containerd.import(host, &pause, PAUSE)?;
+        Ok(containerd)
+    }
+
+    /// containerd's pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// Imports an OCI layout, as the name that its index gives.
+    ///
+    /// # Errors
+    /// When `tar` or `ctr` fails.
+    pub fn import(&self, host: &TestHost, layout: &Path, name: &str) -> Result<()> {
+        let archive = layout.with_extension("tar");
+        crate::test_host::output_of(program("tar").arg("-C").arg(layout).arg("-cf").arg(&archive).args([
+            "oci-layout",
+            "index.json",
+            "blobs",
+        ]))?;
+        let socket = self.socket.to_string_lossy().into_owned();
+        let archive_text = archive.to_string_lossy().into_owned();
+        host.run(
+            parts::tool("ctr"),
+            &["--address", &socket, "-n", "k8s.io", "images", "import", &archive_text],
+        )?;
+        std::fs::remove_file(&archive).context("remove the archive")?;
+        // CRI learns of it by an event.
+        let endpoint = format!("unix://{}", self.socket.display());
+        let crictl = parts::tool("crictl");
+        eventually("CRI knows the image", || {
+            let known = host.run(&crictl, &["--runtime-endpoint", &endpoint, "images", "-q", name]);
+            known.ok().filter(|ids| !ids.is_empty())
+        })
+        .map(drop)
+    }
+
+    /// Removes every pod, then stops containerd.
+    pub fn stop(mut self, host: &TestHost) {
+        let endpoint = format!("unix://{}", self.socket.display());
+        let crictl = parts::tool("crictl");
+        let removed = eventually("every pod is removed", || {
+            host.run(&crictl, &["--timeout", "60s", "--runtime-endpoint", &endpoint, "rmp", "-af"]).ok()
+        });
+        if removed.is_err() {
+            #[expect(clippy::print_stderr, reason = "a test's last words")]
+            {
+                eprintln!("containerd did not remove its pods:\n{}", self.daemon.log());
+            }
+        }
+        let _ = self.daemon.terminate();
+    }
+}
+
+fn config_text(directory: &Path) -> String {
+    let dir = directory.display();
+    let runc = parts::tool("runc");
+    let runc = runc.display();
+    let cni = parts::upstream_cni();
+    let cni = cni.display();
+    format!(
+        r#"version = 3
+root = "{dir}/containerd/root"
+state = "{dir}/containerd/state"
+disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
+
+[grpc]
+  address = "{dir}/c.sock"
+
+[ttrpc]
+  address = "{dir}/t.sock"
+
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = "runc"
+
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+        BinaryName = "{runc}"
+
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = ["{cni}"]
+    conf_dir = "{dir}/net.d"
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "overlayfs"
+
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = "{PAUSE}"
+
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = "{dir}/certs.d"
+"#
+    )
+}
+
+/// The network that our built-in default also gives: bridge, host-local, masquerade.
+fn write_conflist(net_d: &Path, directory: &Path) -> Result<()> {
+    std::fs::create_dir_all(net_d).context("create net.d")?;
+    let text = serde_json::json!({
+        "cniVersion": "1.0.0", "name": "reference",
+        "plugins": [{
+            "type": "bridge", "bridge": "ctr0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+            "ipam": {
+                "type": "host-local", "dataDir": directory.join("cni-data"),
+                "ranges": [[{ "subnet": "10.85.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }],
+            },
+        }],
+    });
+    std::fs::write(net_d.join("10-reference.conflist"), text.to_string()).context("write the conflist")
+}
