@@ -96,7 +96,17 @@ impl Containerd {
             }
         }
         let _ = self.daemon.terminate();
+        remove_cgroups();
     }
+}
+
+/// containerd leaves the parent of its pods' cgroups behind. Another containerd may still use it: then it stays.
+fn remove_cgroups() {
+    let Ok(hierarchies) = std::fs::read_dir("/sys/fs/cgroup") else { return };
+    for hierarchy in hierarchies.flatten() {
+        let _ = std::fs::remove_dir(hierarchy.path().join("k8s.io"));
+    }
+    let _ = std::fs::remove_dir("/sys/fs/cgroup/k8s.io");
 }
 
 fn config_text(directory: &Path) -> String {

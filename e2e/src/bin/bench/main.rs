@@ -1,0 +1,101 @@
+//! Benchmarks of podwright against its peers, both in one run, sample by sample in turn, as ratios.
+//!
+//! A sample counts only if both sides did the same work: the container itself reports how it is confined and limited, its
+//! first log line was written, and its address answers. Between samples the kernel's deferred work of the other side is
+//! awaited, untimed. Called by `hack/bench.sh`.
+
+mod cri_pods;
+mod measure;
+mod oci_run;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use measure::Row;
+
+/// Name, and what it compares.
+const BENCHES: [(&str, &str); 5] = [
+    ("oci-run", "`oci run` of `true` with memory, cpu and pids limits, against runc"),
+    ("oci-run-crun", "the same against crun"),
+    (
+        "cri-start",
+        "RunPodSandbox + CreateContainer + StartContainer, image present, against containerd + runc",
+    ),
+    ("cri-stop", "StopContainer + StopPodSandbox + RemovePodSandbox, against containerd + runc"),
+    (
+        "cycle",
+        "ms per start + stop cycle, sustained for 30 s, deferred work included, against containerd + runc",
+    ),
+];
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse(std::env::args().skip(1))?;
+    let mut rows = Vec::new();
+    if arguments.wants("oci-run") {
+        rows.push(oci_run::against_runc(50)?);
+    }
+    if arguments.wants("oci-run-crun") {
+        rows.push(oci_run::against_crun(50)?);
+    }
+    if arguments.wants("cri-start") || arguments.wants("cri-stop") {
+        let measured = cri_pods::start_and_stop(30)?;
+        rows.extend(measured.into_iter().filter(|row| arguments.wants(row.bench)));
+    }
+    if arguments.wants("cycle") {
+        rows.push(cri_pods::cycle()?);
+    }
+    print(&rows)?;
+    if let Some(file) = &arguments.json {
+        let text = serde_json::to_string_pretty(&rows.iter().map(Row::to_json).collect::<Vec<_>>())?;
+        std::fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(())
+}
+
+struct Arguments {
+    names: Vec<String>,
+    json: Option<PathBuf>,
+}
+
+impl Arguments {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Self> {
+        let mut parsed = Self { names: Vec::new(), json: None };
+        while let Some(word) = words.next() {
+            if word == "--json" {
+                parsed.json = Some(words.next().context("--json takes a file")?.into());
+            } else if BENCHES.iter().any(|(name, _)| *name == word) {
+                parsed.names.push(word);
+            } else {
+                let known: Vec<String> =
+                    BENCHES.iter().map(|(name, what)| format!("  {name}: {what}")).collect();
+                bail!("no benchmark is named {word:?}; there are\n{}", known.join("\n"));
+            }
+        }
+        Ok(parsed)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|wanted| wanted == name)
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the program")]
+fn print(rows: &[Row]) -> Result<()> {
+    let load = std::fs::read_to_string("/proc/loadavg").context("read the load")?;
+    println!("load: {}", load.trim());
+    println!("{:<14} {:>10} {:>10} {:>8} {:>4}  peer", "bench", "ours", "peer", "ratio", "n");
+    for row in rows {
+        println!(
+            "{:<14} {:>7.2} {} {:>7.2} {} {:>7.1}x {:>4}  {}",
+            row.bench,
+            row.ours,
+            row.unit,
+            row.peer_value,
+            row.unit,
+            row.ratio(),
+            row.n,
+            row.peer
+        );
+    }
+    Ok(())
+}

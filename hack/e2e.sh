@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Runs the tests that need root, on real peers, in namespaces of their own. Arguments filter them as `cargo test` does:
+# `hack/e2e.sh` runs all, `hack/e2e.sh on_podwright` those whose names contain it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PATH="$PATH:$HOME/.cargo/bin:/usr/local/go/bin"
+
+[ "$(id -u)" = 0 ] || { echo "e2e: these tests make namespaces; run it as root" >&2; exit 3; }
+hack/setup.sh test
+hack/build.sh
+PODWRIGHT_TOOLS=$(hack/tools.sh)
+PODWRIGHT_BIN=$PWD/target/podwright
+PODWRIGHT_CRI_API=$(cd e2e/tools/cluster && go list -m -f '{{.Dir}}' k8s.io/cri-api)/pkg/apis/runtime/v1/api.proto
+export PODWRIGHT_TOOLS PODWRIGHT_BIN PODWRIGHT_CRI_API
+
+cargo test --workspace --locked --no-run
+# Each test makes its own namespaces; this one only makes sure that a mistake cannot reach the machine's.
+isolated() { unshare --net --mount --propagation private "$@"; }
+isolated cargo test --workspace --locked --no-fail-fast --exclude e2e -- --ignored --test-threads=2 "$@"
+isolated cargo test -p e2e --locked --no-fail-fast -- --ignored --test-threads=2 "$@"
+hack/leftovers.sh
