@@ -3,6 +3,7 @@
 //!
 //! Nothing here decides whether a story passes; the stories stand in `tests/`.
 
+pub mod bundle;
 pub mod containerd;
 pub mod cri_server;
 pub mod image;
