@@ -1,1 +1,10 @@
-//! One door to Linux: namespaces, mounts, cgroups, processes, safe paths.
+//! One door to Linux: namespaces, mounts, cgroups, processes, safe paths. System calls only: no async, no policy.
+
+pub mod cgroup;
+pub mod mount;
+pub mod namespace;
+pub mod path;
+pub mod process;
+pub mod self_exe;
+pub mod state_file;
+pub mod sys;

@@ -1,0 +1,346 @@
+//! Control groups of both versions behind one small interface. It decides nothing about names or limits.
+//!
+//! v2 is the design. v1 (each controller a hierarchy, often with a controller-less v2 tree beside them, the hybrid layout) is supported
+//! for hosts that still mount it; there only the hierarchies that a cgroup's limits need get a directory.
+//! Another process's pid is never written anywhere: on v1 each such write waits for a grace period.
+
+pub mod convert;
+pub mod device;
+mod file;
+mod limits;
+mod v1;
+mod v2;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub use device::{DeviceKind, DeviceRule};
+
+/// What went wrong with a cgroup.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// Nothing that looks like a cgroup mount is at `/sys/fs/cgroup`.
+    #[error("no cgroup file system at {}", .0.display())]
+    NotMounted(PathBuf),
+    /// A hierarchy that the limits need does not exist on this machine.
+    #[error("this machine has no cgroup controller {0}")]
+    NoController(String),
+    /// The path leaves the tree.
+    #[error("cgroup path {0:?} has empty or dot components")]
+    BadPath(String),
+    /// The kernel refused a value.
+    #[error("write {value:?} to {}", file.display())]
+    Write {
+        /// The control file.
+        file: PathBuf,
+        /// What was written.
+        value: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Any other operation on a file or directory.
+    #[error("{action} {}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A value cannot be expressed on this version.
+    #[error("{0}")]
+    Unsupported(String),
+}
+
+/// The limits of one cgroup, in the units of the OCI runtime spec (that is, of v1). `None` leaves the kernel's default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// cpu.shares; on v2 converted to cpu.weight.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_shares: Option<u64>,
+    /// Microseconds of CPU time per period; negative = no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_quota: Option<i64>,
+    /// Length of a period in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_period: Option<u64>,
+    /// Burst in microseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_burst: Option<u64>,
+    /// 1 makes the group SCHED_IDLE.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_idle: Option<i64>,
+    /// CPU list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset_cpus: Option<String>,
+    /// Memory node list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpuset_mems: Option<String>,
+    /// Bytes; -1 = no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_limit: Option<i64>,
+    /// Soft limit in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_reservation: Option<i64>,
+    /// Memory and swap together in bytes; -1 = no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_swap: Option<i64>,
+    /// Number of tasks; 0 or negative = no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<i64>,
+    /// Device rules in the order of the spec: the last that matches wins. `None` = no device control at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<Vec<DeviceRule>>,
+    /// Raw v2 files (file name → content).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unified: BTreeMap<String, String>,
+    /// v1: make directories in the memory and cpuacct hierarchies even without limits, so that usage can be read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub accounting: bool,
+}
+
+/// Which layout the machine has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Version {
+    /// One hierarchy per controller.
+    V1,
+    /// One tree.
+    V2,
+}
+
+/// Knows where the hierarchies of this machine are. Detect once per process and keep it.
+#[derive(Debug, Clone)]
+pub struct CgroupManager {
+    layout: Layout,
+}
+
+#[derive(Debug, Clone)]
+enum Layout {
+    V1(v1::Hierarchies),
+    V2(v2::Tree),
+}
+
+/// One cgroup: the directories that exist for a path.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    version: Version,
+    directories: Vec<Directory>,
+}
+
+/// One directory of a cgroup.
+#[derive(Debug, Clone)]
+pub(crate) struct Directory {
+    /// The hierarchy's directory name below the mount point (`cpu,cpuacct`, `memory`); for the v2 tree `unified`.
+    pub(crate) hierarchy: String,
+    pub(crate) path: PathBuf,
+}
+
+/// Opened doors into a cgroup, for a child that is about to be made or for the caller itself.
+#[derive(Debug)]
+pub struct Entry {
+    /// v2 directory for CLONE_INTO_CGROUP.
+    pub into: Option<OwnedFd>,
+    /// v1 `tasks` files: the child writes `0` into each while it is single-threaded.
+    pub tasks: Vec<OwnedFd>,
+}
+
+impl Entry {
+    /// Moves the calling, single-threaded process in through the v1 doors. For a child that was cloned into the v2 one.
+    pub fn join_tasks(&self) -> io::Result<()> {
+        for tasks in &self.tasks {
+            rustix::io::write(tasks, b"0")?;
+        }
+        Ok(())
+    }
+
+    /// Moves the calling, single-threaded process in through every door.
+    pub fn join(&self) -> io::Result<()> {
+        use rustix::fs::{Mode, OFlags};
+        if let Some(into) = &self.into {
+            let procs =
+                rustix::fs::openat(into, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            rustix::io::write(&procs, b"0")?;
+        }
+        self.join_tasks()
+    }
+}
+
+impl CgroupManager {
+    /// Looks at `/sys/fs/cgroup` and at the caller's own cgroups.
+    pub fn detect() -> Result<Self, CgroupError> {
+        Self::detect_at(Path::new("/sys/fs/cgroup"))
+    }
+
+    /// [`Self::detect`] for a tree mounted elsewhere.
+    pub fn detect_at(root: &Path) -> Result<Self, CgroupError> {
+        let own = file::read(Path::new("/proc/self/cgroup"))?;
+        let layout = match file::filesystem(root)? {
+            file::Filesystem::Cgroup2 => Layout::V2(v2::Tree::new(root, &own)),
+            file::Filesystem::Other => Layout::V1(v1::Hierarchies::find(root, &own)?),
+        };
+        Ok(Self { layout })
+    }
+
+    /// Which version carries the controllers.
+    pub fn version(&self) -> Version {
+        match self.layout {
+            Layout::V1(_) => Version::V1,
+            Layout::V2(_) => Version::V2,
+        }
+    }
+
+    /// Makes the cgroup at `path` (and its parents) with these limits; an existing one gets the limits. A path that begins with `/`
+    /// counts from the mount point, another from the caller's own cgroup.
+    pub fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
+        check_path(path)?;
+        let cgroup = match &self.layout {
+            Layout::V1(hierarchies) => hierarchies.create(path, limits)?,
+            Layout::V2(tree) => tree.create(path, limits)?,
+        };
+        // A cgroup with half its limits is not handed out, and not left behind either.
+        if let Err(error) = cgroup.set(limits) {
+            drop(cgroup.remove());
+            return Err(error);
+        }
+        Ok(cgroup)
+    }
+
+    /// The cgroup at `path` as far as it exists.
+    pub fn open(&self, path: &str) -> Result<Cgroup, CgroupError> {
+        check_path(path)?;
+        Ok(match &self.layout {
+            Layout::V1(hierarchies) => hierarchies.open(path),
+            Layout::V2(tree) => tree.open(path),
+        })
+    }
+}
+
+impl Cgroup {
+    /// Which version carries the controllers.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// False when no hierarchy has such a directory.
+    pub fn exists(&self) -> bool {
+        !self.directories.is_empty()
+    }
+
+    /// The directories, each with its hierarchy's name (`unified` for the v2 tree): for records, state files and binds.
+    pub fn directories(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.directories.iter().map(|directory| (directory.hierarchy.as_str(), directory.path.as_path()))
+    }
+
+    /// Writes limits into the existing directories.
+    pub fn set(&self, limits: &Limits) -> Result<(), CgroupError> {
+        match self.version {
+            Version::V1 => v1::set(self, limits),
+            Version::V2 => v2::set(self, limits),
+        }
+    }
+
+    /// Opens the doors for a child.
+    pub fn entry(&self) -> Result<Entry, CgroupError> {
+        let mut entry = Entry { into: None, tasks: Vec::new() };
+        for directory in &self.directories {
+            if directory.hierarchy == v2::NAME {
+                entry.into = Some(file::open_directory(&directory.path)?);
+            } else {
+                entry.tasks.push(file::open_write(&directory.path.join("tasks"))?);
+            }
+        }
+        Ok(entry)
+    }
+
+    /// Pids in this cgroup itself (not below it), in the caller's pid namespace.
+    pub fn pids(&self) -> Result<Vec<i32>, CgroupError> {
+        let Some(directory) = self.directories.first() else { return Ok(Vec::new()) };
+        let text = file::read_if_there(&directory.path.join("cgroup.procs"))?.unwrap_or_default();
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// Kills every process in this cgroup and below it: by `cgroup.kill`, or on v1 by freezing, killing and thawing. They may take a
+    /// moment to be gone.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        if let Some(unified) = self.unified() {
+            let kill = unified.join("cgroup.kill");
+            if file::write_if_there(&kill, "1")? {
+                return Ok(());
+            }
+        }
+        v1::kill_frozen(self)
+    }
+
+    /// Stops or lets go every process in this cgroup and below it.
+    pub fn freeze(&self, frozen: Frozen) -> Result<(), CgroupError> {
+        if let Some(unified) = self.unified() {
+            let value = if frozen == Frozen::Yes { "1" } else { "0" };
+            if file::write_if_there(&unified.join("cgroup.freeze"), value)? {
+                return Ok(());
+            }
+        }
+        v1::freeze(self, frozen)
+    }
+
+    /// Removes every directory of this cgroup and those below. Gone already is fine; processes inside are an error (EBUSY).
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        let mut first_error = None;
+        for directory in &self.directories {
+            if let Err(error) = file::remove_tree(&directory.path) {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    /// How many processes of this cgroup the kernel has killed for lack of memory.
+    pub fn oom_kills(&self) -> u64 {
+        match self.version {
+            Version::V1 => v1::oom_kills(self),
+            Version::V2 => v2::oom_kills(self),
+        }
+    }
+
+    /// The directory in one v1 hierarchy, or in the v2 tree whatever the controller.
+    pub fn directory_of(&self, controller: &str) -> Option<&Path> {
+        self.directories
+            .iter()
+            .find(|directory| match self.version {
+                Version::V1 => directory.hierarchy.split(',').any(|name| name == controller),
+                Version::V2 => true,
+            })
+            .map(|directory| directory.path.as_path())
+    }
+
+    fn unified(&self) -> Option<&Path> {
+        self.directories
+            .iter()
+            .find(|directory| directory.hierarchy == v2::NAME)
+            .map(|directory| directory.path.as_path())
+    }
+}
+
+/// Whether a cgroup's processes may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frozen {
+    /// They stand still.
+    Yes,
+    /// They run.
+    No,
+}
+
+fn check_path(path: &str) -> Result<(), CgroupError> {
+    let relative = path.strip_prefix('/').unwrap_or(path);
+    if relative.is_empty()
+        || relative.split('/').any(|part| matches!(part, "" | "." | "..") || part.contains('\0'))
+    {
+        return Err(CgroupError::BadPath(path.to_owned()));
+    }
+    Ok(())
+}

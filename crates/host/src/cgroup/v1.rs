@@ -1,0 +1,267 @@
+//! cgroup v1: one hierarchy per controller, with the v2 tree of the hybrid layout used for killing where it exists.
+
+use std::path::{Path, PathBuf};
+
+use super::limits::Controller;
+use super::{Cgroup, CgroupError, Directory, Frozen, Limits, Version, convert, device, file, v2};
+
+/// The hierarchies that `/proc/self/cgroup` lists and the mount point has.
+#[derive(Debug, Clone)]
+pub(super) struct Hierarchies {
+    list: Vec<Hierarchy>,
+    unified: Option<Hierarchy>,
+}
+
+#[derive(Debug, Clone)]
+struct Hierarchy {
+    /// Directory name below the mount point: the controllers joined by commas.
+    name: String,
+    mount: PathBuf,
+    /// The caller's own cgroup in it, `/` at the top.
+    own: String,
+}
+
+impl Hierarchies {
+    pub(super) fn find(root: &Path, own: &str) -> Result<Self, CgroupError> {
+        let mut list = Vec::new();
+        let mut unified = None;
+        for (name, own) in parse_own(own) {
+            if name.is_empty() {
+                let mount = root.join(v2::NAME);
+                if mount.join("cgroup.procs").exists() {
+                    unified = Some(Hierarchy { name: v2::NAME.to_owned(), mount, own });
+                }
+            } else if !name.starts_with("name=") {
+                let mount = root.join(&name);
+                list.push(Hierarchy { name, mount, own });
+            }
+        }
+        if list.is_empty() {
+            return Err(CgroupError::NotMounted(root.to_owned()));
+        }
+        Ok(Self { list, unified })
+    }
+
+    pub(super) fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
+        let mut cgroup = Cgroup { version: Version::V1, directories: Vec::new() };
+        let outcome = self.create_each(path, limits, &mut cgroup.directories);
+        if let Err(error) = outcome {
+            drop(cgroup.remove());
+            return Err(error);
+        }
+        Ok(cgroup)
+    }
+
+    fn create_each(&self, path: &str, limits: &Limits, made: &mut Vec<Directory>) -> Result<(), CgroupError> {
+        let mut names: Vec<&str> = limits.controllers().into_iter().map(Controller::name).collect();
+        if limits.accounting && self.with_controller("cpuacct").is_some() {
+            names.push("cpuacct");
+        }
+        if limits.devices.as_deref().is_some_and(device::restricts) {
+            names.push("devices");
+        }
+        if self.unified.is_none() {
+            names.push("freezer");
+        }
+        for name in names {
+            let hierarchy =
+                self.with_controller(name).ok_or_else(|| CgroupError::NoController(name.to_owned()))?;
+            if made.iter().any(|directory| directory.hierarchy == hierarchy.name) {
+                continue;
+            }
+            let directory = hierarchy.directory(path);
+            let is_cpuset = hierarchy.has("cpuset");
+            file::make_directories(&directory, &mut |new| {
+                if is_cpuset { inherit_cpuset(new) } else { Ok(()) }
+            })?;
+            made.push(Directory { hierarchy: hierarchy.name.clone(), path: directory });
+        }
+        if let Some(unified) = &self.unified {
+            let directory = unified.directory(path);
+            file::make_directories(&directory, &mut |_| Ok(()))?;
+            made.push(Directory { hierarchy: v2::NAME.to_owned(), path: directory });
+        }
+        Ok(())
+    }
+
+    pub(super) fn open(&self, path: &str) -> Cgroup {
+        let directories = self
+            .list
+            .iter()
+            .chain(&self.unified)
+            .map(|hierarchy| Directory { hierarchy: hierarchy.name.clone(), path: hierarchy.directory(path) })
+            .filter(|directory| directory.path.is_dir())
+            .collect();
+        Cgroup { version: Version::V1, directories }
+    }
+
+    fn with_controller(&self, controller: &str) -> Option<&Hierarchy> {
+        self.list.iter().find(|hierarchy| hierarchy.has(controller))
+    }
+}
+
+impl Hierarchy {
+    fn has(&self, controller: &str) -> bool {
+        self.name.split(',').any(|name| name == controller)
+    }
+
+    fn directory(&self, path: &str) -> PathBuf {
+        resolve(&self.mount, &self.own, path)
+    }
+}
+
+/// Absolute paths count from the mount point, others from the caller's own cgroup.
+pub(super) fn resolve(mount: &Path, own: &str, path: &str) -> PathBuf {
+    match path.strip_prefix('/') {
+        Some(absolute) => mount.join(absolute),
+        None => mount.join(own.trim_start_matches('/')).join(path),
+    }
+}
+
+/// Lines of `/proc/self/cgroup` as (controllers, path).
+pub(super) fn parse_own(text: &str) -> Vec<(String, String)> {
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
+        })
+        .collect()
+}
+
+/// A new cpuset is empty, and nothing may join it: it takes over what its parent has.
+fn inherit_cpuset(directory: &Path) -> Result<(), CgroupError> {
+    let Some(parent) = directory.parent() else { return Ok(()) };
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let value = file::read(&parent.join(name))?;
+        file::write(&directory.join(name), value.trim())?;
+    }
+    Ok(())
+}
+
+pub(super) fn set(cgroup: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
+    let write = |controller: Controller, name: &str, value: String| {
+        let directory = cgroup
+            .directory_of(controller.name())
+            .ok_or_else(|| CgroupError::NoController(controller.name().to_owned()))?;
+        file::write(&directory.join(name), &value)
+    };
+    set_memory(limits, &write)?;
+    if let Some(shares) = limits.cpu_shares.filter(|shares| *shares != 0) {
+        write(Controller::Cpu, "cpu.shares", shares.to_string())?;
+    }
+    if let Some(period) = limits.cpu_period.filter(|period| *period != 0) {
+        write(Controller::Cpu, "cpu.cfs_period_us", period.to_string())?;
+    }
+    if let Some(quota) = limits.cpu_quota.filter(|quota| *quota != 0) {
+        write(Controller::Cpu, "cpu.cfs_quota_us", quota.to_string())?;
+    }
+    if let Some(burst) = limits.cpu_burst {
+        write(Controller::Cpu, "cpu.cfs_burst_us", burst.to_string())?;
+    }
+    if let Some(idle) = limits.cpu_idle {
+        write(Controller::Cpu, "cpu.idle", idle.to_string())?;
+    }
+    if let Some(cpus) = &limits.cpuset_cpus {
+        write(Controller::Cpuset, "cpuset.cpus", cpus.clone())?;
+    }
+    if let Some(mems) = &limits.cpuset_mems {
+        write(Controller::Cpuset, "cpuset.mems", mems.clone())?;
+    }
+    if let Some(pids) = limits.pids {
+        write(Controller::Pids, "pids.max", convert::pids_max(pids))?;
+    }
+    if let (Some(rules), Some(directory)) = (&limits.devices, cgroup.directory_of("devices")) {
+        let lines = device::v1_lines(rules);
+        file::write_each(&directory.join("devices.deny"), &lines.deny)?;
+        file::write_each(&directory.join("devices.allow"), &lines.allow)?;
+        file::write_each(&directory.join("devices.deny"), &lines.deny_after)?;
+    }
+    Ok(())
+}
+
+/// The sum of memory and swap may never be below memory, so their order depends on what is there; new groups have no limit at all.
+fn set_memory(
+    limits: &Limits,
+    write: &dyn Fn(Controller, &str, String) -> Result<(), CgroupError>,
+) -> Result<(), CgroupError> {
+    let memory = limits.memory_limit.filter(|limit| *limit != 0);
+    let swap = limits.memory_swap.filter(|limit| *limit != 0);
+    let write_memory = |limit: i64| write(Controller::Memory, "memory.limit_in_bytes", limit.to_string());
+    // Without swap accounting the file does not exist, and the limit cannot be exceeded by swapping that is not counted.
+    let write_swap =
+        |limit: i64| match write(Controller::Memory, "memory.memsw.limit_in_bytes", limit.to_string()) {
+            Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        };
+    match (memory, swap) {
+        (Some(memory), Some(swap)) => {
+            if write_memory(memory).is_err() {
+                write_swap(swap)?;
+                write_memory(memory)?;
+            } else {
+                write_swap(swap)?;
+            }
+        }
+        (Some(memory), None) => write_memory(memory)?,
+        (None, Some(swap)) => write_swap(swap)?,
+        (None, None) => {}
+    }
+    if let Some(reservation) = limits.memory_reservation.filter(|limit| *limit != 0) {
+        write(Controller::Memory, "memory.soft_limit_in_bytes", reservation.to_string())?;
+    }
+    Ok(())
+}
+
+pub(super) fn freeze(cgroup: &Cgroup, frozen: Frozen) -> Result<(), CgroupError> {
+    let Some(directory) = cgroup.directory_of("freezer") else { return Ok(()) };
+    let value = if frozen == Frozen::Yes { "FROZEN" } else { "THAWED" };
+    file::write_if_there(&directory.join("freezer.state"), value).map(drop)
+}
+
+/// Without `cgroup.kill`: nothing can fork while it is frozen, so one pass over the pids gets all of them.
+pub(super) fn kill_frozen(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    freeze(cgroup, Frozen::Yes)?;
+    let outcome = signal_all(cgroup);
+    freeze(cgroup, Frozen::No)?;
+    outcome
+}
+
+fn signal_all(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    let mut pending: Vec<PathBuf> =
+        cgroup.directories.iter().map(|directory| directory.path.clone()).collect();
+    while let Some(directory) = pending.pop() {
+        let text = file::read_if_there(&directory.join("cgroup.procs"))?.unwrap_or_default();
+        for pid in
+            text.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw)
+        {
+            // Frozen, so it cannot have ended and its pid cannot be another's.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        pending.extend(file::subdirectories(&directory));
+    }
+    Ok(())
+}
+
+pub(super) fn oom_kills(cgroup: &Cgroup) -> u64 {
+    let Some(directory) = cgroup.directory_of("memory") else { return 0 };
+    v2::count(&directory.join("memory.oom_control"), "oom_kill")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_cgroups_parse_with_colons_in_the_path() {
+        let parsed = parse_own("4:cpu,cpuacct:/a:b\n1:name=systemd:/\n0::/c\n");
+        let expected = [("cpu,cpuacct", "/a:b"), ("name=systemd", "/"), ("", "/c")];
+        assert_eq!(parsed, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    #[test]
+    fn absolute_paths_count_from_the_mount_point_and_others_from_the_own_cgroup() {
+        let mount = Path::new("/sys/fs/cgroup/pids");
+        assert_eq!(resolve(mount, "/own", "/pod/c"), Path::new("/sys/fs/cgroup/pids/pod/c"));
+        assert_eq!(resolve(mount, "/own", "pod/c"), Path::new("/sys/fs/cgroup/pids/own/pod/c"));
+    }
+}

@@ -1,0 +1,215 @@
+//! System calls that rustix does not have, each behind a function that is safe for all inputs. No decisions here.
+#![expect(
+    unsafe_code,
+    reason = "raw system calls; every block states why its pointers and descriptors are valid"
+)]
+
+use std::ffi::CStr;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use crate::process::Exit;
+
+/// Turns the return value of a raw system call into a result.
+fn check(value: libc::c_long) -> io::Result<libc::c_long> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Sends a signal through a pidfd.
+pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed for the call; a null siginfo is allowed.
+    let value = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    check(value).map(drop)
+}
+
+/// Collects a child through its pidfd; `None` when WNOHANG was given and it still runs.
+pub fn waitid_pidfd(pidfd: BorrowedFd<'_>, options: i32) -> io::Result<Option<Exit>> {
+    // SAFETY: siginfo_t is plain data for which all zeroes is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` lives through the call.
+    let value =
+        unsafe { libc::waitid(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, &raw mut info, options) };
+    check(value.into())?;
+    // SAFETY: waitid succeeded, so the SIGCHLD members of the union are the initialised ones (zero if nothing ended).
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    if pid == 0 {
+        return Ok(None);
+    }
+    Ok(Some(if info.si_code == libc::CLD_EXITED { Exit::Code(status) } else { Exit::Signal(status) }))
+}
+
+/// unshare(2).
+pub fn unshare(flags: u64) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::syscall(libc::SYS_unshare, flags) }).map(drop)
+}
+
+/// setns(2) with a namespace file or a pidfd.
+pub fn setns(fd: BorrowedFd<'_>, flags: u64) -> io::Result<()> {
+    // SAFETY: the descriptor is borrowed for the call.
+    check(unsafe { libc::syscall(libc::SYS_setns, fd.as_raw_fd(), flags) }).map(drop)
+}
+
+/// Which side of [`fork_into`] the caller is on.
+#[derive(Debug)]
+pub enum Forked {
+    /// The new process.
+    Child,
+    /// The caller, with the child's pid and pidfd.
+    Parent {
+        /// Pid in the caller's namespace.
+        pid: i32,
+        /// Becomes readable when the child ends.
+        pidfd: OwnedFd,
+    },
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// clone3(2) with copied memory: new namespaces by `flags`, straight into a cgroup v2 directory if one is given.
+///
+/// Sound only in a single-threaded process: a lock held by another thread would stay locked in the child forever. This is checked:
+/// the call refuses with EBUSY when the process has more than one thread.
+pub fn fork_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
+    if !is_single_threaded()? {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let mut pidfd: RawFd = -1;
+    let mut args = CloneArgs {
+        flags: flags | u64::from(libc::CLONE_PIDFD as u32),
+        pidfd: (&raw mut pidfd) as u64,
+        exit_signal: libc::SIGCHLD as u64,
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= 0x2_0000_0000; // CLONE_INTO_CGROUP
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: `args` and `pidfd` live through the call; without CLONE_VM the child has its own copy of this stack, and the process
+    // has one thread, so the child's memory is consistent.
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
+    if pid == 0 {
+        return Ok(Forked::Child);
+    }
+    // SAFETY: the kernel has just created this descriptor for us; nothing else owns it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Forked::Parent { pid: pid as i32, pidfd })
+}
+
+/// The number of links of the task directory is the number of threads + 2.
+fn is_single_threaded() -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata("/proc/self/task")?.nlink() == 3)
+}
+
+/// What [`mount_setattr`] changes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MountAttributes {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub clear: u64,
+    /// `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE`, or 0 to leave it.
+    pub propagation: u64,
+    /// Not used; 0.
+    pub userns_fd: u64,
+}
+
+/// mount_setattr(2) on the mount that `fd` stands on, and on all below it if `recursive`.
+pub fn mount_setattr(fd: BorrowedFd<'_>, recursive: bool, attributes: MountAttributes) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: the empty path and the attributes live through the call.
+    let value = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    check(value).map(drop)
+}
+
+/// Marks every descriptor from `first` up as close-on-exec.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved, and flags of descriptors do not invalidate their owners.
+    check(unsafe {
+        libc::syscall(libc::SYS_close_range, first, u32::MAX, 4_u32 /* CLOSE_RANGE_CLOEXEC */)
+    })
+    .map(drop)
+}
+
+/// Ends the process at once, without destructors or atexit handlers: the way out of a forked child.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(code) }
+}
+
+/// execveat(2) of an open file.
+pub fn exec_fd(file: BorrowedFd<'_>, argv: &[&CStr], env: &[&CStr]) -> io::Error {
+    let argv = null_terminated(argv);
+    let env = null_terminated(env);
+    // SAFETY: both vectors are null-terminated and, with the strings they point to, live through the call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    io::Error::last_os_error()
+}
+
+/// execve(2). Returns only on failure.
+pub fn exec(program: &CStr, argv: &[&CStr], env: &[&CStr]) -> io::Error {
+    let argv = null_terminated(argv);
+    let env = null_terminated(env);
+    // SAFETY: as for `exec_fd`.
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+fn null_terminated(strings: &[&CStr]) -> Vec<*const libc::c_char> {
+    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+}
+
+/// Loads and attaches programs for cgroup v2; `attributes` is a `union bpf_attr` whose pointers the caller keeps alive.
+pub(crate) fn bpf<T>(command: u32, attributes: &mut T) -> io::Result<i64> {
+    // SAFETY: size and pointer describe `attributes`; the two callers in `cgroup::device` keep what it points to alive.
+    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) })
+}
+
+/// Takes ownership of a descriptor that a system call has just returned.
+pub(crate) fn own_fd(raw: i64) -> OwnedFd {
+    // SAFETY: callers pass the fresh result of a successful system call.
+    unsafe { OwnedFd::from_raw_fd(raw as RawFd) }
+}
