@@ -1,0 +1,500 @@
+//! A standalone node: manifests become running pods behind Services, files are watched, crashes lose nothing.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use e2e::requests;
+use e2e::test_host::{NODE_ADDRESS, eventually, text_of};
+use e2e::{Node, TestHost, image};
+use serde_json::Value;
+
+/// A node on a host of its own, with a directory of manifests.
+struct Story {
+    node: Option<Node>,
+    manifests: PathBuf,
+    host: TestHost,
+}
+
+impl Story {
+    fn start(files: &[(&str, &str)]) -> Result<Self> {
+        let host = TestHost::new()?;
+        let manifests = host.path().join("manifests");
+        std::fs::create_dir(&manifests)?;
+        let layout = image::busybox(host.path())?;
+        let node = Node::run(&host, &manifests)?;
+        node.import(&host, &layout)?;
+        let story = Self { node: Some(node), manifests, host };
+        for (name, text) in files {
+            story.write(name, text)?;
+        }
+        Ok(story)
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<()> {
+        let temporary = self.manifests.join(format!(".{name}"));
+        std::fs::write(&temporary, text.replace("IMAGE", image::BUSYBOX))?;
+        std::fs::rename(temporary, self.manifests.join(name)).context("write a manifest")
+    }
+
+    fn node(&mut self) -> &mut Node {
+        self.node.as_mut().expect("the node lives as long as the story")
+    }
+
+    fn status(&self) -> Result<Value> {
+        self.node.as_ref().context("the node")?.status(&self.host)
+    }
+
+    /// The object of that kind and name in `podwright status -o json`.
+    fn object(&self, kind: &str, name: &str) -> Option<Value> {
+        let status = self.status().ok()?;
+        let mut items = status["items"].as_array()?.iter();
+        items.find(|item| item["kind"] == kind && item["metadata"]["name"] == name).cloned()
+    }
+
+    /// Waits until the pod is as `check` wants it.
+    fn pod_until(&self, name: &str, what: &str, check: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = Value::Null;
+        let found = eventually(what, || {
+            last = self.object("Pod", name)?;
+            check(&last).then(|| last.clone())
+        });
+        found.with_context(|| {
+            format!("pod {name} is {}", serde_json::to_string_pretty(&last["status"]).unwrap_or_default())
+        })
+    }
+
+    fn ready(&self, name: &str) -> Result<Value> {
+        self.pod_until(name, "the pod is ready", |pod| condition(pod, "Ready") == Some("True"))
+    }
+
+    fn get(&self, address: &str) -> Option<String> {
+        let url = format!("http://{address}/");
+        self.host.run("curl", &["-sf", "--max-time", "5", &url]).ok().map(|text| text.trim().to_owned())
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            node.reset(&self.host);
+        }
+    }
+}
+
+fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a str> {
+    let mut conditions = pod["status"]["conditions"].as_array()?.iter();
+    conditions.find(|condition| condition["type"] == kind)?["status"].as_str()
+}
+
+fn web_pod(name: &str, extra: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+  labels:
+    app: web
+spec:
+  containers:
+  - name: web
+    image: IMAGE
+    command: [/bin/sh, -c]
+    args:
+    - |
+      mkdir -p /tmp/www && echo {name} > /tmp/www/index.html
+      exec httpd -f -p 8080 -h /tmp/www
+    ports:
+    - name: http
+      containerPort: 8080
+{extra}"
+    )
+}
+
+const SERVICES: &str = "apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  clusterIP: 10.96.0.80
+  selector:
+    app: web
+  ports:
+  - port: 80
+    targetPort: 8080
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web-node
+spec:
+  type: NodePort
+  selector:
+    app: web
+  ports:
+  - port: 80
+    targetPort: 8080
+    nodePort: 30080
+";
+
+#[test]
+#[ignore = "needs root"]
+fn services_spread_over_the_ready_pods() -> Result<()> {
+    let story = Story::start(&[
+        ("pods.yaml", &["a", "b", "c"].map(|name| web_pod(name, "")).join("---\n")),
+        ("services.yaml", SERVICES),
+    ])?;
+    for name in ["a", "b", "c"] {
+        story.ready(name)?;
+    }
+    for address in ["10.96.0.80".to_owned(), format!("{NODE_ADDRESS}:30080")] {
+        eventually("all three answer", || {
+            let mut seen: Vec<String> = (0..20).filter_map(|_| story.get(&address)).collect();
+            seen.sort();
+            seen.dedup();
+            (seen == ["a", "b", "c"]).then_some(())
+        })
+        .with_context(|| {
+            format!("{address}:\n{}", story.host.run("iptables-save", &[]).unwrap_or_default())
+        })?;
+        let mut counts = std::collections::BTreeMap::new();
+        for _ in 0..150 {
+            *counts.entry(story.get(&address).context("an answer")?).or_insert(0) += 1;
+        }
+        // 150 draws of 1/3: 50 ± 6 standard deviations of 5.8.
+        assert!(counts.values().all(|&count| (16..=84).contains(&count)), "{address}: {counts:?}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_service_without_endpoints_refuses_at_once() -> Result<()> {
+    let story = Story::start(&[("services.yaml", SERVICES)])?;
+    eventually("refused", || {
+        let output =
+            story.host.command("curl").args(["-s", "--max-time", "5", "http://10.96.0.80/"]).output().ok()?;
+        // curl: 7 is "connection refused", 28 a time-out.
+        (output.status.code() == Some(7)).then_some(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn files_added_changed_and_removed_take_effect() -> Result<()> {
+    let story = Story::start(&[("a.yaml", &web_pod("a", "")), ("services.yaml", SERVICES)])?;
+    let before = story.ready("a")?;
+    story.write("b.yaml", &web_pod("b", ""))?;
+    story.ready("b")?;
+    story.write("a.yaml", &web_pod("a", "").replace("echo a >", "echo changed >"))?;
+    story.pod_until("a", "the pod is replaced", |pod| {
+        pod["metadata"]["uid"] != before["metadata"]["uid"] && condition(pod, "Ready") == Some("True")
+    })?;
+    std::fs::remove_file(story.manifests.join("b.yaml"))?;
+    eventually("b is gone", || story.object("Pod", "b").is_none().then_some(()))?;
+    eventually("only the changed pod answers", || {
+        let seen: Vec<String> = (0..10).filter_map(|_| story.get("10.96.0.80")).collect();
+        (seen.len() == 10 && seen.iter().all(|name| name == "changed")).then_some(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn bad_documents_are_told_and_the_others_run() -> Result<()> {
+    let text = format!(
+        "{}---\napiVersion: v1\nkind: Gadget\nmetadata:\n  name: odd\n---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: typo\nspec:\n  containres: []\n",
+        web_pod("good", "")
+    );
+    let mut story = Story::start(&[("mixed.yaml", &text), ("broken.yaml", "kind: [Pod\n")])?;
+    story.ready("good")?;
+    let log = story.node().log();
+    for wanted in ["mixed.yaml", "Gadget", "containres", "broken.yaml"] {
+        assert!(log.contains(wanted), "no {wanted} in\n{log}");
+    }
+    assert!(story.object("Pod", "typo").is_none());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn duplicate_pod_names_are_told_and_one_runs() -> Result<()> {
+    let text =
+        [web_pod("twin", ""), web_pod("twin", "").replace("echo twin >", "echo second >")].join("---\n");
+    let mut story = Story::start(&[("twins.yaml", &text)])?;
+    story.ready("twin")?;
+    let log = story.node().log();
+    assert!(log.contains("duplicate") || log.contains("already"), "{log}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_missing_image_is_waited_for_with_the_reason() -> Result<()> {
+    let pod = web_pod("noimage", "").replace("IMAGE", "registry.test/absent:1");
+    let story = Story::start(&[("pod.yaml", &pod), ("good.yaml", &web_pod("good", ""))])?;
+    story.pod_until("noimage", "the reason is told", |pod| {
+        let reason = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+        ["ErrImagePull", "ImagePullBackOff"].iter().any(|wanted| reason == wanted)
+    })?;
+    story.ready("good").map(drop)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_crashing_container_is_restarted_with_back_off() -> Result<()> {
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: crash\nspec:\n  containers:\n  - name: c\n    image: IMAGE\n    command: [/bin/sh, -c, exit 3]\n";
+    let story = Story::start(&[("pod.yaml", pod)])?;
+    let pod = story.pod_until("crash", "it backs off", |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    })?;
+    let status = &pod["status"]["containerStatuses"][0];
+    assert_eq!(status["lastState"]["terminated"]["exitCode"], 3, "{status}");
+    assert_eq!(pod["status"]["phase"], "Running", "{}", pod["status"]);
+    let restarts = status["restartCount"].as_i64().context("a count")?;
+    story.pod_until("crash", "it is restarted", |pod| {
+        pod["status"]["containerStatuses"][0]["restartCount"].as_i64() > Some(restarts)
+    })?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn restart_policies_decide_the_phase() -> Result<()> {
+    let pod = |name: &str, policy: &str, command: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  restartPolicy: {policy}\n  containers:\n  - name: c\n    image: IMAGE\n    command: [/bin/sh, -c, {command}]\n---\n"
+        )
+    };
+    let text = pod("done", "Never", "exit 0")
+        + &pod("failed", "Never", "exit 1")
+        + &pod("twice", "OnFailure", "exit 0");
+    let story = Story::start(&[("pods.yaml", &text)])?;
+    for (name, phase) in [("done", "Succeeded"), ("failed", "Failed"), ("twice", "Succeeded")] {
+        story.pod_until(name, phase, |pod| pod["status"]["phase"] == phase)?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn readiness_gates_the_endpoints_and_liveness_restarts() -> Result<()> {
+    let gated = web_pod(
+        "gated",
+        "    readinessProbe:
+      exec:
+        command: [test, -e, /tmp/ready]
+      periodSeconds: 1
+    livenessProbe:
+      httpGet:
+        path: /
+        port: http
+      periodSeconds: 1
+      failureThreshold: 2
+",
+    );
+    let story = Story::start(&[("gated.yaml", &gated), ("services.yaml", SERVICES)])?;
+    let pod = story.pod_until("gated", "it runs unready", |pod| {
+        pod["status"]["phase"] == "Running" && condition(pod, "Ready") == Some("False")
+    })?;
+    assert!(story.get("10.96.0.80").is_none(), "an unready pod is no endpoint");
+    let id = container_id(&pod)?;
+    exec(&story, &id, "touch /tmp/ready")?;
+    story.ready("gated")?;
+    eventually("the Service answers", || story.get("10.96.0.80").filter(|name| name == "gated").map(drop))?;
+    exec(&story, &id, "rm /tmp/www/index.html")?;
+    story.pod_until("gated", "liveness restarts it", |pod| {
+        pod["status"]["containerStatuses"][0]["restartCount"] == 1
+    })?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn volumes_environment_and_identity_reach_the_container() -> Result<()> {
+    let text = "apiVersion: v1
+kind: ConfigMap
+metadata:
+  name: settings
+data:
+  color: green
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: hidden
+stringData:
+  token: s3cret
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: rich
+spec:
+  hostname: richhost
+  restartPolicy: Never
+  volumes:
+  - name: scratch
+    emptyDir: {}
+  - name: settings
+    configMap:
+      name: settings
+  - name: hidden
+    secret:
+      secretName: hidden
+      defaultMode: 0400
+  containers:
+  - name: c
+    image: IMAGE
+    command: [/bin/sh, -c]
+    args:
+    - |
+      cat /settings/color; echo; cat /hidden/token; echo
+      stat -L -c %a /hidden/token
+      echo x > /scratch/f && cat /scratch/f
+      echo $(GREETING) $GREETING
+      id -u; hostname; grep -c rich /etc/hosts
+      (echo x > /etc/x) 2>/dev/null || echo readonly
+      cat /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup/memory.max
+      grep ^CapEff /proc/self/status
+    env:
+    - name: GREETING
+      value: hello
+    resources:
+      requests:
+        cpu: 100m
+        memory: 32Mi
+      limits:
+        memory: 64Mi
+    securityContext:
+      runAsUser: 0
+      readOnlyRootFilesystem: true
+      capabilities:
+        drop: [ALL]
+        add: [KILL]
+      seccompProfile:
+        type: RuntimeDefault
+    volumeMounts:
+    - name: scratch
+      mountPath: /scratch
+    - name: settings
+      mountPath: /settings
+    - name: hidden
+      mountPath: /hidden
+";
+    let story = Story::start(&[("rich.yaml", text)])?;
+    let pod = story.pod_until("rich", "it ends", |pod| pod["status"]["phase"] == "Succeeded")?;
+    assert_eq!(pod["status"]["qosClass"], "Burstable");
+    let log = eventually("its log is there", || {
+        crictl_logs(&story, &pod).ok().filter(|text| text.contains("CapEff"))
+    })?;
+    let wanted =
+        "green\ns3cret\n400\nx\nhello hello\n0\nrichhost\n1\nreadonly\n67108864\nCapEff:\t0000000000000020\n";
+    assert_eq!(log, wanted);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn killing_the_agent_loses_nothing() -> Result<()> {
+    let ticking = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: ticking\nspec:\n  containers:\n  - name: c\n    image: IMAGE\n    command: [/bin/sh, -c, 'i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done']\n";
+    let mut story =
+        Story::start(&[("pod.yaml", ticking), ("a.yaml", &web_pod("a", "")), ("services.yaml", SERVICES)])?;
+    let before = story.ready("ticking")?;
+    story.ready("a")?;
+    let id = container_id(&before)?;
+    let (pid, started) = facts(&story, &id)?;
+    let rules = story.host.run("iptables-save", &["-t", "nat"])?;
+
+    story.node().crash();
+    let lines = log_lines(&story)?;
+    eventually("the log grows without an agent", || (log_lines(&story).ok()? > lines + 5).then_some(()))?;
+    assert!(story.get("10.96.0.80").is_some(), "the Service works without an agent");
+    let Story { node, host, .. } = &mut story;
+    node.as_mut().context("the node")?.restart(host)?;
+
+    let after = story.ready("ticking")?;
+    assert_eq!(container_id(&after)?, id);
+    assert_eq!(facts(&story, &id)?, (pid, started));
+    assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(after["status"]["startTime"], before["status"]["startTime"]);
+    let pods = story.status()?["items"]
+        .as_array()
+        .context("items")?
+        .iter()
+        .filter(|item| item["kind"] == "Pod")
+        .count();
+    assert_eq!(pods, 2);
+    let text = std::fs::read_to_string(log_path(&story)?)?;
+    let numbers: Vec<u64> = text.lines().filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no line is lost or repeated");
+    let counters = |text: &str| {
+        text.lines().filter(|line| line.starts_with("-A KUBE-S")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(counters(&story.host.run("iptables-save", &["-t", "nat"])?), counters(&rules));
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn removing_a_pod_and_resetting_leave_nothing() -> Result<()> {
+    let mut story = Story::start(&[("a.yaml", &web_pod("a", "")), ("services.yaml", SERVICES)])?;
+    story.ready("a")?;
+    let cgroup_root = story.node().cgroup_root().to_owned();
+    let refused = story.node.as_ref().context("the node")?.command(&story.host, &["reset"]).output()?;
+    assert!(!refused.status.success(), "reset refuses while an agent runs: {}", text_of(&refused));
+    let node = story.node.take().context("the node")?;
+    let state = node.state();
+    node.reset(&story.host);
+    let rules = story.host.run("iptables-save", &[])?;
+    assert!(!rules.contains("KUBE-") && !rules.contains("CNI-"), "{rules}");
+    assert!(!story.host.run("ip", &["-o", "link"])?.contains("veth"), "a veth is left");
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
+        let left = hierarchy.path().join(cgroup_root.trim_start_matches('/'));
+        assert!(!left.exists(), "{} is left", left.display());
+    }
+    assert!(!state.join("sandboxes").exists() || std::fs::read_dir(state.join("sandboxes"))?.count() == 0);
+    Ok(())
+}
+
+fn container_id(pod: &Value) -> Result<String> {
+    let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().context("a container id")?;
+    Ok(id.trim_start_matches("podwright://").to_owned())
+}
+
+/// Pid and start time as CRI tells them.
+fn facts(story: &Story, id: &str) -> Result<(i64, String)> {
+    let value = crictl(story, &["inspect", id])?;
+    let value: Value = serde_json::from_str(&value)?;
+    let started = value["status"]["startedAt"].as_str().context("startedAt")?.to_owned();
+    Ok((value["info"]["pid"].as_i64().context("a pid")?, started))
+}
+
+fn exec(story: &Story, id: &str, script: &str) -> Result<()> {
+    crictl(story, &["exec", "-s", id, "sh", "-c", script]).map(drop)
+}
+
+fn crictl_logs(story: &Story, pod: &Value) -> Result<String> {
+    crictl(story, &["logs", &container_id(pod)?])
+}
+
+fn crictl(story: &Story, arguments: &[&str]) -> Result<String> {
+    let endpoint = format!("unix://{}", story.node.as_ref().context("the node")?.socket.display());
+    let mut all = vec!["--timeout", "60s", "--runtime-endpoint", &endpoint];
+    all.extend(arguments);
+    story.host.run(e2e::parts::tool("crictl"), &all)
+}
+
+fn log_path(story: &Story) -> Result<PathBuf> {
+    let pattern = format!("find {} -path '*default_ticking_*' -name '0.log'", story.host.path().display());
+    Ok(story.host.run("sh", &["-c", &pattern])?.trim().into())
+}
+
+fn log_lines(story: &Story) -> Result<usize> {
+    Ok(std::fs::read_to_string(log_path(story)?)?.lines().count())
+}
+
+/// The harness's requests and the manifests of this file name the same image.
+#[test]
+fn stories_use_the_image_that_the_harness_imports() {
+    let container = requests::container("c", &["true"]);
+    assert_eq!(container.image.map(|image| image.image).as_deref(), Some(image::BUSYBOX));
+}
