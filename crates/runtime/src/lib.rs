@@ -1,3 +1,4 @@
 //! Implements CRI: images, sandboxes, containers, logs.
 
+pub mod images;
 pub mod supervisor;
