@@ -1,0 +1,179 @@
+//! The iptables programs of this machine: which backend they use, and how they are called.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use super::ruleset::Family;
+
+/// Which kernel interface the machine's iptables programs speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// `iptables-nft`: the rules live in nf_tables.
+    Nft,
+    /// `iptables-legacy`: the rules live in ip_tables.
+    Legacy,
+}
+
+/// Why a program could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// The program is not there.
+    #[error("{program} is not installed; install the package iptables")]
+    Missing {
+        /// Its name.
+        program: String,
+    },
+    /// It could not be started or fed.
+    #[error("run {program}")]
+    Run {
+        /// Its name.
+        program: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It ended with an error.
+    #[error("{program}: {message}")]
+    Failed {
+        /// Its name.
+        program: String,
+        /// Its error output, with the rule that it points at.
+        message: String,
+    },
+}
+
+/// The programs of one family and backend.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// Which backend they speak.
+    pub backend: Backend,
+    save: PathBuf,
+    restore: PathBuf,
+}
+
+impl Programs {
+    /// Finds the programs: the backend that already holds `KUBE-` or `CNI-` chains, or more rules than the other, else
+    /// whatever `iptables` is (the way of kube-proxy's iptables-wrappers). Blocking.
+    ///
+    /// # Errors
+    /// When no iptables is installed.
+    pub fn find(family: Family) -> Result<Self, ProgramError> {
+        let prefix = match family {
+            Family::V4 => "iptables",
+            Family::V6 => "ip6tables",
+        };
+        let variant = |backend, name: &str| Self {
+            backend,
+            save: format!("{name}-save").into(),
+            restore: format!("{name}-restore").into(),
+        };
+        let version = call(Command::new(prefix).arg("--version"), prefix)?;
+        let default = match String::from_utf8_lossy(&version.stdout).contains("nf_tables") {
+            true => Backend::Nft,
+            false => Backend::Legacy,
+        };
+        let other = match default {
+            Backend::Nft => (Backend::Legacy, format!("{prefix}-legacy")),
+            Backend::Legacy => (Backend::Nft, format!("{prefix}-nft")),
+        };
+        let default = variant(default, prefix);
+        let other = variant(other.0, &other.1);
+        let weight = |programs: &Self| programs.save().map_or(0, |saved| weigh(&saved));
+        Ok(if weight(&other) > weight(&default) { other } else { default })
+    }
+
+    /// What `iptables-save` prints. Blocking.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn save(&self) -> Result<String, ProgramError> {
+        let name = self.save.display().to_string();
+        let output = call(&mut Command::new(&self.save), &name)?;
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Feeds `input` to `iptables-restore --noflush`, waiting for the xtables lock for 10 s at most. Blocking.
+    ///
+    /// # Errors
+    /// When it refuses: with its message and the line of the input that it names.
+    pub fn restore(&self, input: &str) -> Result<(), ProgramError> {
+        let name = self.restore.display().to_string();
+        let fail = |source| ProgramError::Run { program: name.clone(), source };
+        let mut child = Command::new(&self.restore)
+            .args(["--noflush", "-w", "10"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| missing_or(&name, source))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(input.as_bytes()).map_err(fail)?;
+        }
+        let output = child.wait_with_output().map_err(fail)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        Err(ProgramError::Failed { program: name.clone(), message: with_line(&stderr, input) })
+    }
+}
+
+fn call(command: &mut Command, name: &str) -> Result<Output, ProgramError> {
+    let output = command.stdin(Stdio::null()).output().map_err(|source| missing_or(name, source))?;
+    if output.status.success() {
+        return Ok(output);
+    }
+    let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(ProgramError::Failed { program: name.to_owned(), message })
+}
+
+fn missing_or(name: &str, source: std::io::Error) -> ProgramError {
+    match source.kind() {
+        std::io::ErrorKind::NotFound => ProgramError::Missing { program: name.to_owned() },
+        _ => ProgramError::Run { program: name.to_owned(), source },
+    }
+}
+
+/// Kubernetes' chains weigh more than any number of other rules.
+fn weigh(saved: &str) -> usize {
+    saved
+        .lines()
+        .map(|line| {
+            if line.starts_with(":KUBE-") || line.starts_with(":CNI-") {
+                10_000
+            } else {
+                usize::from(line.starts_with("-A "))
+            }
+        })
+        .sum()
+}
+
+/// iptables-restore names the line by number ("line 12 failed"): the line itself is what a reader needs.
+fn with_line(stderr: &str, input: &str) -> String {
+    let message = stderr.trim();
+    let mut words = message.split(|c: char| !c.is_ascii_alphanumeric()).skip_while(|word| *word != "line");
+    let line = words.nth(1).and_then(|number| number.parse::<usize>().ok());
+    match line.and_then(|number| input.lines().nth(number.saturating_sub(1))) {
+        Some(rule) => format!("{message} ({rule})"),
+        None => message.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_failing_line_is_shown() {
+        let message = with_line(
+            "iptables-restore v1.8.9 (nf_tables): line 2 failed\n",
+            "*nat\n-A KUBE-A -j NOWHERE\nCOMMIT\n",
+        );
+        assert!(message.ends_with("(-A KUBE-A -j NOWHERE)"), "{message}");
+    }
+
+    #[test]
+    fn the_backend_with_kubernetes_chains_weighs_more() {
+        assert!(weigh(":KUBE-SERVICES - [0:0]\n") > weigh("-A INPUT -j ACCEPT\n-A INPUT -j DROP\n"));
+    }
+}

@@ -1,0 +1,161 @@
+//! From two rulesets to the text of one `iptables-restore --noflush`: only what changed.
+//!
+//! `iptables-restore` applies each table at once, so that no packet meets half of a change.
+
+use std::fmt::Write as _;
+
+use super::ruleset::{Hook, Position, Ruleset, Table};
+
+/// The prefixes of chains that are ours to change and to remove.
+const OWNED: [&str; 3] = ["KUBE-", "CNI-", "PODWRIGHT-"];
+
+/// The input that brings `programmed` to `wanted`, or nothing when they are equal.
+///
+/// A chain that changed is declared (which empties it) and filled; one that vanished is emptied, and deleted when nothing
+/// refers to it any more. Jumps are deleted and inserted one by one: the built-in chains are not ours.
+#[must_use]
+pub fn render_restore(programmed: &Ruleset, wanted: &Ruleset) -> Option<String> {
+    let tables: Vec<String> =
+        Table::ALL.into_iter().filter_map(|table| render_table(table, programmed, wanted)).collect();
+    (!tables.is_empty()).then(|| tables.concat())
+}
+
+fn render_table(table: Table, programmed: &Ruleset, wanted: &Ruleset) -> Option<String> {
+    let changed: Vec<(&str, &[String])> =
+        wanted.chains(table).filter(|(name, rules)| programmed.rules(table, name) != Some(*rules)).collect();
+    let vanished: Vec<&str> = programmed
+        .chains(table)
+        .map(|(name, _)| name)
+        .filter(|name| wanted.rules(table, name).is_none())
+        .collect();
+    let hooks = render_hooks(programmed.hooks(table), wanted.hooks(table));
+    if changed.is_empty() && vanished.is_empty() && hooks.is_empty() {
+        return None;
+    }
+    let mut text = format!("*{table}\n");
+    // `:CHAIN` makes the chain or empties it.
+    for name in changed.iter().map(|(name, _)| *name).chain(vanished.iter().copied()) {
+        let _ = writeln!(text, ":{name} - [0:0]");
+    }
+    for (name, rules) in &changed {
+        for rule in *rules {
+            let _ = writeln!(text, "-A {name} {rule}");
+        }
+    }
+    text.push_str(&hooks);
+    for name in &vanished {
+        let _ = writeln!(text, "-X {name}");
+    }
+    text.push_str("COMMIT\n");
+    Some(text)
+}
+
+fn render_hooks(programmed: &[Hook], wanted: &[Hook]) -> String {
+    let mut text = String::new();
+    for hook in programmed.iter().filter(|hook| !wanted.contains(hook)) {
+        let _ = writeln!(text, "-D {} {}", hook.builtin, hook.rule);
+    }
+    let missing = || wanted.iter().filter(|hook| !programmed.contains(hook));
+    // Each is inserted before the others: the last one first.
+    for hook in missing().rev().filter(|hook| hook.position == Position::First) {
+        let _ = writeln!(text, "-I {} 1 {}", hook.builtin, hook.rule);
+    }
+    for hook in missing().filter(|hook| hook.position == Position::Last) {
+        let _ = writeln!(text, "-A {} {}", hook.builtin, hook.rule);
+    }
+    text
+}
+
+/// What `iptables-save` printed, reduced to what is ours: chains with our prefixes, and jumps into them.
+///
+/// A jump's position cannot be seen there; it is taken from `wanted` where the rule is the same, else it is `First`.
+#[must_use]
+pub fn parse_saved(saved: &str) -> Ruleset {
+    let mut ruleset = Ruleset::default();
+    let mut table = None;
+    let mut chains: std::collections::BTreeMap<(Table, String), Vec<String>> =
+        std::collections::BTreeMap::new();
+    for line in saved.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = Table::ALL.into_iter().find(|table| table.name() == name);
+        }
+        let Some(table) = table else { continue };
+        if let Some(chain) = line.strip_prefix(':') {
+            let name = chain.split(' ').next().unwrap_or_default();
+            if is_owned(name) {
+                chains.entry((table, name.to_owned())).or_default();
+            }
+        } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
+            if is_owned(chain) {
+                chains.entry((table, chain.to_owned())).or_default().push(rule.to_owned());
+            } else if jump_target(rule).is_some_and(is_owned) {
+                ruleset.hook(table, chain, rule, Position::First);
+            }
+        }
+    }
+    for ((table, name), rules) in chains {
+        ruleset.chain(table, &name, rules);
+    }
+    ruleset
+}
+
+fn is_owned(chain: &str) -> bool {
+    OWNED.iter().any(|prefix| chain.starts_with(prefix))
+}
+
+fn jump_target(rule: &str) -> Option<&str> {
+    let mut words = rule.split(' ');
+    words.find(|word| *word == "-j" || *word == "-g")?;
+    words.next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ruleset(chains: &[(&str, &[&str])]) -> Ruleset {
+        let mut ruleset = Ruleset::default();
+        for (name, rules) in chains {
+            ruleset.chain(Table::Nat, name, rules.iter().map(|&rule| rule.to_owned()).collect());
+        }
+        ruleset
+    }
+
+    #[test]
+    fn equal_rulesets_need_no_restore() {
+        let mut rules = ruleset(&[("KUBE-A", &["-j RETURN"])]);
+        rules.hook(Table::Nat, "OUTPUT", "-j KUBE-A", Position::First);
+        assert_eq!(render_restore(&rules, &rules.clone()), None);
+    }
+
+    #[test]
+    fn only_what_changed_is_written() {
+        let before = ruleset(&[("KUBE-A", &["-j RETURN"]), ("KUBE-B", &["-j KUBE-A"]), ("KUBE-C", &[])]);
+        let after =
+            ruleset(&[("KUBE-A", &["-j RETURN"]), ("KUBE-B", &["-j DROP"]), ("KUBE-D", &["-j KUBE-A"])]);
+        let text = render_restore(&before, &after).expect("they differ");
+        let wanted = "*nat\n:KUBE-B - [0:0]\n:KUBE-D - [0:0]\n:KUBE-C - [0:0]\n-A KUBE-B -j DROP\n-A KUBE-D -j KUBE-A\n-X KUBE-C\nCOMMIT\n";
+        assert_eq!(text, wanted);
+    }
+
+    #[test]
+    fn hooks_keep_their_order_and_go_when_unwanted() {
+        let mut before = Ruleset::default();
+        before.hook(Table::Nat, "OUTPUT", "-j KUBE-OLD", Position::First);
+        let mut after = Ruleset::default();
+        after.hook(Table::Nat, "OUTPUT", "-j KUBE-SERVICES", Position::First);
+        after.hook(Table::Nat, "OUTPUT", "-j CNI-HOSTPORT-DNAT", Position::First);
+        after.hook(Table::Nat, "POSTROUTING", "-j KUBE-POSTROUTING", Position::Last);
+        let text = render_restore(&before, &after).expect("they differ");
+        let wanted = "*nat\n-D OUTPUT -j KUBE-OLD\n-I OUTPUT 1 -j CNI-HOSTPORT-DNAT\n-I OUTPUT 1 -j KUBE-SERVICES\n-A POSTROUTING -j KUBE-POSTROUTING\nCOMMIT\n";
+        assert_eq!(text, wanted);
+    }
+
+    #[test]
+    fn what_was_saved_is_read_back_without_the_rules_of_others() {
+        let saved = "# Generated\n*nat\n:PREROUTING ACCEPT [1:2]\n:KUBE-A - [0:0]\n:DOCKER - [0:0]\n-A PREROUTING -j KUBE-A\n-A PREROUTING -j DOCKER\n-A KUBE-A -j RETURN\nCOMMIT\n*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n";
+        let mut wanted = ruleset(&[("KUBE-A", &["-j RETURN"])]);
+        wanted.hook(Table::Nat, "PREROUTING", "-j KUBE-A", Position::First);
+        assert_eq!(parse_saved(saved), wanted);
+    }
+}

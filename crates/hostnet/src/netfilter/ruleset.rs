@@ -1,0 +1,122 @@
+//! Chains that we own, and the jumps into them from the built-in chains.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// IPv4 or IPv6: which of `iptables` and `ip6tables`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// `iptables`.
+    V4,
+    /// `ip6tables`.
+    V6,
+}
+
+/// A netfilter table of the iptables family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Table {
+    /// Where packets are accepted and rejected.
+    Filter,
+    /// Where addresses are translated.
+    Nat,
+}
+
+impl Table {
+    /// Every table that we use.
+    pub const ALL: [Self; 2] = [Self::Filter, Self::Nat];
+
+    /// Its name, as `-t` takes it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Nat => "nat",
+        }
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where in a built-in chain a jump stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Position {
+    /// Before every rule that is there; of several, the one submitted first comes first (CVE-2019-9946: Services before
+    /// host ports).
+    First,
+    /// After every rule that is there.
+    Last,
+}
+
+/// A jump from a built-in chain.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hook {
+    /// The built-in chain: `PREROUTING`, `OUTPUT`, `FORWARD`…
+    pub builtin: String,
+    /// The rule without `-A CHAIN`: matches and `-j`.
+    pub rule: String,
+    /// Where it stands.
+    pub position: Position,
+}
+
+/// What one owner wants, or what all want together: chains with their rules in order, and jumps into them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    chains: BTreeMap<(Table, String), Vec<String>>,
+    hooks: BTreeMap<Table, Vec<Hook>>,
+}
+
+impl Ruleset {
+    /// Declares a chain with its rules, each without `-A CHAIN`. A chain declared twice has the rules of the second.
+    pub fn chain(&mut self, table: Table, name: &str, rules: Vec<String>) {
+        self.chains.insert((table, name.to_owned()), rules);
+    }
+
+    /// Adds a jump from a built-in chain. `rule` is everything after `-A CHAIN`.
+    pub fn hook(&mut self, table: Table, builtin: &str, rule: &str, position: Position) {
+        let hook = Hook { builtin: builtin.to_owned(), rule: rule.to_owned(), position };
+        let hooks = self.hooks.entry(table).or_default();
+        if !hooks.contains(&hook) {
+            hooks.push(hook);
+        }
+    }
+
+    /// Takes over all that `other` has.
+    pub fn merge(&mut self, other: &Self) {
+        for (key, rules) in &other.chains {
+            self.chains.insert(key.clone(), rules.clone());
+        }
+        for (table, hooks) in &other.hooks {
+            for hook in hooks {
+                self.hook(*table, &hook.builtin, &hook.rule, hook.position);
+            }
+        }
+    }
+
+    /// The chains of a table, by name.
+    pub fn chains(&self, table: Table) -> impl Iterator<Item = (&str, &[String])> {
+        let of_table = self.chains.iter().filter(move |((of, _), _)| *of == table);
+        of_table.map(|((_, name), rules)| (name.as_str(), rules.as_slice()))
+    }
+
+    /// The rules of a chain, when it is declared.
+    #[must_use]
+    pub fn rules(&self, table: Table, name: &str) -> Option<&[String]> {
+        self.chains.get(&(table, name.to_owned())).map(Vec::as_slice)
+    }
+
+    /// The jumps of a table, in the order of their declaration.
+    #[must_use]
+    pub fn hooks(&self, table: Table) -> &[Hook] {
+        self.hooks.get(&table).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether it says nothing at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.hooks.values().all(Vec::is_empty)
+    }
+}
