@@ -2,4 +2,5 @@
 //!
 //! It decides nothing about pods or Services.
 
+pub mod link;
 pub mod netfilter;
