@@ -2,6 +2,7 @@
 //! It decides nothing; what an exit or a death means for a pod is the sandbox's business.
 
 mod connection;
+mod kill;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,12 +13,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use host::process::ProcessId;
+use oci::plan::ExecPlan;
 use oci::supervisor::protocol::{
-    ARGV0, ContainerStatus, ErrorReply, Event, ExecContainer, ExecPlan, ExecResult, Ready, Reply, Request,
-    Setup, SetupFailure, SignalScope, StartContainer, Started,
+    ARGV0, ContainerStatus, ErrorReply, Event, ExecContainer, ExecResult, Ready, Reply, Request, Setup,
+    SetupFailure, SignalScope, StartContainer, Started,
 };
-use rustix::process::{Pid, PidfdFlags};
 use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::kill::kill_pod;
 
 use self::connection::{Command, Connection, Exits};
 
@@ -70,13 +74,13 @@ pub enum ConnectError {
     #[error("supervisor with pid {pid} is gone")]
     Gone {
         /// Its process id.
-        pid: u32,
+        pid: i32,
     },
     /// It lives and does not answer as it must.
     #[error("connect to supervisor with pid {pid}")]
     Connect {
         /// Its process id.
-        pid: u32,
+        pid: i32,
         /// Cause.
         source: io::Error,
     },
@@ -119,31 +123,35 @@ impl Supervisor {
     }
 
     /// Finds the supervisor that an earlier agent started. Exits that happened meanwhile come as events.
-    pub async fn connect(directory: &Path, expected: &Ready) -> Result<Self, ConnectError> {
+    pub async fn connect(directory: &Path, expected: &ProcessId) -> Result<Self, ConnectError> {
         let pid = expected.pid;
         let gone = ConnectError::Gone { pid };
-        let Some(pidfd) = open_process(expected).map_err(|source| ConnectError::Connect { pid, source })?
-        else {
-            return Err(gone);
+        let failed = |source| ConnectError::Connect { pid, source };
+        let pidfd = match (expected.pidfd().map_err(failed)?, expected.is_alive()) {
+            (Some(pidfd), true) => pidfd,
+            _ => return Err(gone),
         };
-        let mut connection =
-            Connection::dial(directory).await.map_err(|source| ConnectError::Connect { pid, source })?;
-        let hello = connection.greet().await.map_err(|source| ConnectError::Connect { pid, source })?;
-        if (hello.ready.pid, hello.ready.start_time) != (expected.pid, expected.start_time) {
+        let mut connection = Connection::dial(directory).await.map_err(failed)?;
+        let hello = connection.greet().await.map_err(failed)?;
+        if hello.ready.process != *expected {
             return Err(gone);
         }
-        Self::run(connection, hello.ready, pidfd, directory.to_owned())
-            .map_err(|source| ConnectError::Connect { pid, source })
+        Self::run(connection, hello.ready, pidfd, directory.to_owned()).map_err(failed)
     }
 
-    /// Who the supervisor is.
-    pub fn ready(&self) -> &Ready {
-        &self.ready
+    /// The supervisor's process, for records.
+    pub fn process(&self) -> &ProcessId {
+        &self.ready.process
+    }
+
+    /// The pause process of a pod PID namespace.
+    pub fn pause_pid(&self) -> Option<i32> {
+        self.ready.pause_pid
     }
 
     /// The pod's network namespace as a path; of use only while the supervisor lives.
     pub fn netns_path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/{}/ns/net", self.ready.pid))
+        PathBuf::from(format!("/proc/{}/ns/net", self.ready.process.pid))
     }
 
     /// Starts a container and returns once its own program runs.
@@ -297,35 +305,6 @@ fn spawn_process(exe: &Path, label: &str, stdin: OwnedFd) -> io::Result<OwnedFd>
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()?;
-    let pid = Pid::from_raw(child.id() as i32).ok_or(io::ErrorKind::InvalidData)?;
     // The child is ours and not yet waited for, so the pid cannot be another process's.
-    Ok(rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK)?)
-}
-
-/// The process as a descriptor, or nothing if it is gone or its pid is another process's now.
-fn open_process(expected: &Ready) -> io::Result<Option<OwnedFd>> {
-    let Some(pid) = Pid::from_raw(expected.pid as i32) else { return Ok(None) };
-    let pidfd = match rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK) {
-        Ok(pidfd) => pidfd,
-        Err(rustix::io::Errno::SRCH) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
-    let alive = start_time(expected.pid)? == Some(expected.start_time);
-    Ok(alive.then_some(pidfd))
-}
-
-/// Field 22 of `/proc/PID/stat`; nothing if the process is gone or a zombie.
-fn start_time(pid: u32) -> io::Result<Option<u64>> {
-    let stat = match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let mut fields = fields.split(' ');
-    if fields.next() == Some("Z") {
-        return Ok(None);
-    }
-    Ok(fields.nth(18).and_then(|field| field.parse().ok()))
+    host::process::pidfd_open(child.id() as i32)?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }

@@ -101,10 +101,9 @@ fn parse_payload(payload: &[u8]) -> Result<Payload<'_>, FrameError> {
 pub fn encode_json<T: Serialize>(out: &mut Vec<u8>, message: &T) -> Result<(), EncodeError> {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    let result = serde_json::to_writer(&mut *out, message).map_err(EncodeError::Json);
+    let written = serde_json::to_writer(&mut *out, message).map_err(EncodeError::Json);
     let length = out.len() - start - 4;
-    let result =
-        result.and_then(|()| if length > MAX_FRAME { Err(EncodeError::TooLarge(length)) } else { Ok(()) });
+    let result = if length > MAX_FRAME { Err(EncodeError::TooLarge(length)) } else { written };
     match result {
         Ok(()) => out[start..start + 4].copy_from_slice(&(length as u32).to_le_bytes()),
         Err(_) => out.truncate(start),

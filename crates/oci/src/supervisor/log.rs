@@ -63,11 +63,10 @@ impl LogWriter {
 
     /// `entries` are whole lines.
     fn write(&mut self, entries: &[u8]) {
-        if self.lost > 0 || !self.torn.is_empty() {
-            if self.recover().is_err() {
-                self.lost += count_lines(entries);
-                return;
-            }
+        let behind = self.lost > 0 || !self.torn.is_empty();
+        if behind && self.recover().is_err() {
+            self.lost += count_lines(entries);
+            return;
         }
         if let Err((written, cause)) = write_all(&self.file, entries) {
             self.tear(&entries[written..], written > 0 && entries[written - 1] != b'\n', cause);

@@ -15,12 +15,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use host::process::ProcessId;
 use serde::{Deserialize, Serialize};
 
-/// Stands in until the planner's type is here.
-pub type LaunchPlan = serde_json::Value;
-/// Stands in until the planner's type is here.
-pub type ExecPlan = serde_json::Value;
+use crate::plan::{ExecPlan, LaunchPlan};
 
 /// Newest version of this protocol that the code in this tree speaks.
 pub const VERSION: u32 = 1;
@@ -48,9 +46,10 @@ pub struct Setup {
     /// Sysctls written inside the pod's namespaces; one that is not namespaced, or whose namespace is the node's, is refused.
     #[serde(default)]
     pub sysctls: BTreeMap<String, String>,
-    /// Files into which the supervisor writes `0` to enter its own leaf cgroup: `tasks` of each v1 hierarchy, or `cgroup.procs` of v2.
-    #[serde(default)]
-    pub cgroup_files: Vec<PathBuf>,
+    /// The supervisor's own leaf cgroup, as `host::cgroup::CgroupManager::create` takes it; made and entered by the supervisor,
+    /// removed by whoever tears the sandbox down. `None` stays in the agent's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
     /// Score of the supervisor itself; where the kernel refuses it, set-up goes on. Containers set their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oom_score_adj: Option<i32>,
@@ -247,13 +246,11 @@ pub enum ServerMessage {
 /// Says who the supervisor is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ready {
-    /// Its process id, in the namespace it was started in.
-    pub pid: u32,
-    /// Its start time in clock ticks since boot (field 22 of `/proc/PID/stat`).
-    pub start_time: u64,
+    /// Its process.
+    pub process: ProcessId,
     /// The pause process of a pod PID namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pause_pid: Option<u32>,
+    pub pause_pid: Option<i32>,
 }
 
 /// Why set-up went wrong.
@@ -299,7 +296,7 @@ pub struct HelloReply {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Started {
     /// Process id of its first process, in the supervisor's namespace.
-    pub pid: u32,
+    pub pid: i32,
     /// Its start time in clock ticks since boot.
     pub start_time: u64,
     /// Wall clock in nanoseconds since 1970.

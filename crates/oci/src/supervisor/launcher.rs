@@ -1,0 +1,106 @@
+//! Between the event loop and `launch`: makes the pipes, words the errors, acts on a container's cgroup.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use host::cgroup::CgroupManager;
+use host::process::{self, ProcessId};
+use rustix::fs::{Mode, OFlags};
+
+use super::output;
+use super::protocol::{ErrorCode, ErrorReply};
+use crate::launch::{self, Child, LaunchError, Stdio};
+use crate::plan::{ExecPlan, ExecTarget, LaunchPlan};
+
+/// Starts what the supervisor is asked to start.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    cgroups: CgroupManager,
+}
+
+/// A started process with the reading ends of its output.
+#[derive(Debug)]
+pub(super) struct Launched {
+    pub(super) child: Child,
+    pub(super) stdout: OwnedFd,
+    pub(super) stderr: OwnedFd,
+}
+
+impl Launcher {
+    pub(super) fn new(cgroups: CgroupManager) -> Self {
+        Self { cgroups }
+    }
+
+    pub(super) fn start(&self, plan: &LaunchPlan) -> Result<Launched, ErrorReply> {
+        with_pipes(|stdio| launch::start(&self.cgroups, plan, stdio, None))
+    }
+
+    pub(super) fn exec(&self, target: &ExecTarget, plan: &ExecPlan) -> Result<Launched, ErrorReply> {
+        with_pipes(|stdio| launch::exec(&self.cgroups, target, plan, stdio))
+    }
+
+    /// The cgroup of a container that was started from this plan.
+    pub(super) fn cgroup(&self, plan: &LaunchPlan) -> Cgroup {
+        let cgroup = plan.cgroup.as_ref().and_then(|cgroup| self.cgroups.open(&cgroup.path).ok());
+        Cgroup(cgroup)
+    }
+}
+
+/// Whom an exec joins.
+pub(super) fn exec_target(launched: &Launched, plan: &LaunchPlan) -> Result<ExecTarget, ErrorReply> {
+    let boot_id = process::boot_id().map_err(|error| failed("read boot id", &error))?;
+    let init = ProcessId { pid: launched.child.pid, start_time: launched.child.start_time, boot_id };
+    Ok(ExecTarget { init, namespaces: plan.own_namespaces() })
+}
+
+fn with_pipes(start: impl FnOnce(Stdio) -> Result<Child, LaunchError>) -> Result<Launched, ErrorReply> {
+    let make_stdio = || -> io::Result<_> {
+        let stdin = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok((stdin, output::pipe()?, output::pipe()?))
+    };
+    let (stdin, (stdout, out), (stderr, err)) = make_stdio().map_err(|error| failed("make pipes", &error))?;
+    let child = start(Stdio { stdin, stdout: out, stderr: err })
+        .map_err(|error| ErrorReply { code: ErrorCode::Launch, message: chain(&error) })?;
+    Ok(Launched { child, stdout, stderr })
+}
+
+/// The whole chain in one line: causes do not travel otherwise.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+fn failed(what: &str, error: &io::Error) -> ErrorReply {
+    ErrorReply { code: ErrorCode::Failed, message: format!("{what}: {error}") }
+}
+
+/// A container's cgroup, if it has one of its own.
+#[derive(Debug)]
+pub(super) struct Cgroup(Option<host::cgroup::Cgroup>);
+
+impl Cgroup {
+    /// Signals every process in it; SIGKILL reaches those that are being born too.
+    pub(super) fn signal_all(&self, signal: i32) -> io::Result<()> {
+        let Some(cgroup) = &self.0 else { return Ok(()) };
+        if signal == libc::SIGKILL {
+            return cgroup.kill().map_err(io::Error::other);
+        }
+        for pid in cgroup.pids().map_err(io::Error::other)? {
+            if let Some(pidfd) = process::pidfd_open(pid)? {
+                process::pidfd_send_signal(pidfd.as_fd(), signal)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel has killed a process of it for lack of memory.
+    pub(super) fn out_of_memory(&self) -> bool {
+        self.0.as_ref().is_some_and(|cgroup| cgroup.oom_kills() > 0)
+    }
+}

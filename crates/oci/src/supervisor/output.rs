@@ -1,0 +1,37 @@
+//! The reading end of a pipe that a process writes its output to.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+/// What one read brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Read {
+    /// So many bytes.
+    Data(usize),
+    /// Nothing now.
+    Empty,
+    /// Nothing ever again: every writer is gone.
+    End,
+}
+
+/// Makes a pipe whose reading end does not wait, and whose writing end is an ordinary one for a program.
+pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    Ok((reader, writer))
+}
+
+pub(super) fn read(pipe: &OwnedFd, buffer: &mut [u8]) -> Read {
+    loop {
+        match rustix::io::read(pipe, &mut *buffer) {
+            Ok(0) => return Read::End,
+            Ok(length) => return Read::Data(length),
+            Err(Errno::AGAIN) => return Read::Empty,
+            Err(Errno::INTR) => {}
+            Err(_) => return Read::End,
+        }
+    }
+}

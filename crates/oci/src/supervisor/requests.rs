@@ -1,0 +1,251 @@
+//! What each request does. Answers at once, but for execs and shutdown, which end later in the event loop.
+
+use std::os::fd::AsFd;
+
+use host::process::pidfd_send_signal;
+use serde::Deserialize;
+
+use super::clock::Millis;
+use super::container::{Container, State};
+use super::exec::Exec;
+use super::launcher;
+use super::log::LogWriter;
+use super::protocol::{
+    ClientMessage, ErrorCode, ErrorReply, ExecContainer, Hello, HelloReply, PidMode, Reply, Request,
+    ServerMessage, SignalScope, StartContainer, VERSION,
+};
+use super::server::Server;
+
+/// Execs at once in one pod; more are refused.
+const MAX_EXECS: usize = 128;
+/// Containers not yet removed in one pod; more are refused.
+const MAX_CONTAINERS: usize = 4096;
+
+/// A message, or what to answer to one that is not understood, or nothing if not even its id is.
+pub(super) fn parse(json: &[u8]) -> Option<Result<ClientMessage, (u64, ErrorReply)>> {
+    #[derive(Deserialize)]
+    struct Envelope {
+        id: u64,
+        request: Method,
+    }
+    #[derive(Deserialize)]
+    struct Method {
+        method: String,
+    }
+    let error = match serde_json::from_slice::<ClientMessage>(json) {
+        Ok(message) => return Some(Ok(message)),
+        Err(error) => error,
+    };
+    let Envelope { id, request: Method { method } } = serde_json::from_slice(json).ok()?;
+    let reply = if is_known(&method) {
+        ErrorReply { code: ErrorCode::BadRequest, message: format!("parameters of {method}: {error}") }
+    } else {
+        ErrorReply {
+            code: ErrorCode::Unsupported,
+            message: format!("this supervisor does not know {method:?}"),
+        }
+    };
+    Some(Err((id, reply)))
+}
+
+fn is_known(method: &str) -> bool {
+    let probe = serde_json::json!({ "method": method });
+    !serde_json::from_value::<Request>(probe)
+        .is_err_and(|error| error.to_string().starts_with("unknown variant"))
+}
+
+impl Server {
+    /// Carries out one message of a connection. One that cannot be answered, and one before the greeting, ends the connection.
+    pub(super) fn handle(
+        &mut self,
+        key: u64,
+        message: Option<Result<ClientMessage, (u64, ErrorReply)>>,
+        now: Millis,
+    ) {
+        let (id, outcome) = match message {
+            None => {
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.give_up();
+                }
+                return;
+            }
+            Some(Err((id, error))) => (id, Err(error)),
+            Some(Ok(ClientMessage { id, request })) => {
+                let greeted = self.peers.get(&key).is_some_and(|peer| peer.greeted);
+                if greeted || matches!(request, Request::Hello(_)) {
+                    (id, self.carry_out(key, id, request, now))
+                } else {
+                    (id, Err(refuse(ErrorCode::BadRequest, "the first request must be hello")))
+                }
+            }
+        };
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        match outcome {
+            Ok(Some(reply)) => peer.send(&ServerMessage::Reply { id, reply }),
+            Ok(None) => {}
+            Err(error) => peer.send(&ServerMessage::Error { id, error }),
+        }
+    }
+
+    /// The reply, or nothing if it comes later.
+    fn carry_out(
+        &mut self,
+        key: u64,
+        id: u64,
+        request: Request,
+        now: Millis,
+    ) -> Result<Option<Reply>, ErrorReply> {
+        match request {
+            Request::Hello(hello) => return self.greet(key, &hello).map(Some),
+            Request::Subscribe {} => {
+                if let Some(peer) = self.peers.get_mut(&key) {
+                    peer.subscribed = true;
+                }
+            }
+            Request::Start(start) => return self.start(*start).map(Some),
+            Request::Exec(exec) => return self.exec(key, id, *exec, now).map(|()| None),
+            Request::CancelExec { request } => {
+                if let Some(exec) =
+                    self.execs.values().find(|exec| (exec.peer, exec.request) == (key, request))
+                {
+                    exec.kill();
+                }
+            }
+            Request::Signal { container, signal, scope } => self.signal(&container, signal, scope)?,
+            Request::Stop { container, signal, grace_ms } => {
+                self.signal(&container, signal, SignalScope::Init)?;
+                self.container(&container)?.kill_not_later_than(now.after(grace_ms));
+            }
+            Request::ReopenLog { container } => self.reopen_log(&container)?,
+            Request::List {} => {
+                return Ok(Some(Reply::List(self.containers.values().map(Container::status).collect())));
+            }
+            Request::Remove { container } => self.remove(&container)?,
+            Request::Shutdown {} => {
+                self.begin_shutdown(key, id, now);
+                return Ok(None);
+            }
+        }
+        Ok(Some(Reply::Done))
+    }
+
+    fn greet(&mut self, key: u64, hello: &Hello) -> Result<Reply, ErrorReply> {
+        let version = hello.version.min(VERSION);
+        if version == 0 {
+            return Err(refuse(ErrorCode::BadRequest, "there is no protocol version 0"));
+        }
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.greeted = true;
+        }
+        Ok(Reply::Hello(HelloReply {
+            version,
+            build: env!("CARGO_PKG_VERSION").to_owned(),
+            sandbox_id: self.setup.sandbox_id.clone(),
+            ready: self.ready.clone(),
+        }))
+    }
+
+    fn start(&mut self, start: StartContainer) -> Result<Reply, ErrorReply> {
+        let StartContainer { container: id, plan, log, exit_file, stdin, tty } = start;
+        if stdin || tty {
+            let what = if tty { "a terminal" } else { "standard input" };
+            return Err(refuse(
+                ErrorCode::Unsupported,
+                format!("container {id} asks for {what}, which is not supported yet"),
+            ));
+        }
+        if self.shutdown.is_some() {
+            return Err(refuse(ErrorCode::WrongState, "the pod is being shut down"));
+        }
+        if self.containers.contains_key(&id) {
+            return Err(refuse(ErrorCode::AlreadyExists, format!("container {id} was started before")));
+        }
+        if self.containers.len() >= MAX_CONTAINERS {
+            return Err(refuse(ErrorCode::Failed, format!("the pod has {MAX_CONTAINERS} containers")));
+        }
+        let log = log
+            .map(LogWriter::open)
+            .transpose()
+            .map_err(|error| refuse(ErrorCode::Failed, format!("open log of container {id}: {error}")))?;
+        let launched = self.launcher.start(&plan)?;
+        let cgroup = self.launcher.cgroup(&plan);
+        let exec_target = launcher::exec_target(&launched, &plan)?;
+        let outlives_init = self.setup.namespaces.pid != PidMode::Container;
+        let container =
+            Container::new(id.clone(), launched, log, exit_file, cgroup, exec_target, outlives_init);
+        let started = container.started;
+        self.containers.insert(id, container);
+        Ok(Reply::Started(started))
+    }
+
+    fn exec(&mut self, key: u64, id: u64, request: ExecContainer, now: Millis) -> Result<(), ErrorReply> {
+        if self.execs.len() >= MAX_EXECS {
+            return Err(refuse(ErrorCode::Failed, format!("{MAX_EXECS} commands run in this pod already")));
+        }
+        let ExecContainer { container: name, plan, timeout_ms } = request;
+        let container = self.container(&name)?;
+        running(container)?;
+        let target = container.exec_target.clone();
+        let launched = self.launcher.exec(&target, &plan)?;
+        let time_limit = timeout_ms.map(|milliseconds| now.after(milliseconds));
+        let exec = Exec::new(key, id, launched, time_limit);
+        let exec_key = self.key();
+        self.execs.insert(exec_key, exec);
+        Ok(())
+    }
+
+    fn signal(&mut self, name: &str, signal: i32, scope: SignalScope) -> Result<(), ErrorReply> {
+        if !(1..=64).contains(&signal) {
+            return Err(refuse(ErrorCode::BadRequest, format!("{signal} is not a signal")));
+        }
+        let container = self.container(name)?;
+        let result = match (scope, container.pidfd()) {
+            (SignalScope::Init, Some(pidfd)) => pidfd_send_signal(pidfd.as_fd(), signal).map(drop),
+            (SignalScope::Init, None) => Ok(()),
+            (SignalScope::All, _) => container.cgroup.signal_all(signal),
+        };
+        result.map_err(|error| refuse(ErrorCode::Failed, format!("signal container {name}: {error}")))
+    }
+
+    fn reopen_log(&mut self, name: &str) -> Result<(), ErrorReply> {
+        let container = self.container(name)?;
+        running(container)?;
+        match &mut container.log {
+            None => Ok(()),
+            Some(log) => log
+                .reopen()
+                .map_err(|error| refuse(ErrorCode::Failed, format!("open log of container {name}: {error}"))),
+        }
+    }
+
+    fn remove(&mut self, name: &str) -> Result<(), ErrorReply> {
+        match self.containers.get(name).map(|container| &container.state) {
+            Some(State::Running { .. } | State::Draining { .. }) => {
+                Err(refuse(ErrorCode::WrongState, format!("container {name} is running")))
+            }
+            Some(State::Exited(_)) | None => {
+                self.containers.remove(name);
+                Ok(())
+            }
+        }
+    }
+
+    fn container(&mut self, name: &str) -> Result<&mut Container, ErrorReply> {
+        self.containers.get_mut(name).ok_or_else(|| {
+            refuse(ErrorCode::NotFound, format!("container {name} was not started in this pod"))
+        })
+    }
+}
+
+fn running(container: &Container) -> Result<(), ErrorReply> {
+    match container.state {
+        State::Running { .. } => Ok(()),
+        State::Draining { .. } | State::Exited(_) => {
+            Err(refuse(ErrorCode::WrongState, format!("container {} is not running", container.id)))
+        }
+    }
+}
+
+fn refuse(code: ErrorCode, message: impl Into<String>) -> ErrorReply {
+    ErrorReply { code, message: message.into() }
+}

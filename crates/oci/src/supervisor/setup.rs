@@ -1,0 +1,187 @@
+//! From a fresh process to a pod's supervisor: one straight ladder of steps. A step that goes wrong ends the process, and with
+//! it everything that earlier steps made.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+
+use host::cgroup::{CgroupManager, Limits};
+use host::namespace::{self, Namespace};
+use host::process::ProcessId;
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::process::DumpableBehavior;
+
+use super::frame::{FrameReader, Payload, encode_json};
+use super::protocol::{NamespaceMode, PidMode, Ready, SOCKET_NAME, ServerMessage, Setup, SetupFailure};
+use super::{pause, sys, sysctl};
+
+/// What set-up leaves for the event loop.
+#[derive(Debug)]
+pub(super) struct Pod {
+    pub(super) setup: Setup,
+    pub(super) ready: Ready,
+    pub(super) cgroups: CgroupManager,
+    /// The connection that brought the set-up.
+    pub(super) agent: OwnedFd,
+    /// Accepts later agents.
+    pub(super) listener: OwnedFd,
+    /// Readable after SIGCHLD.
+    pub(super) children: OwnedFd,
+}
+
+/// Sets everything up and tells the agent. Returns nothing if the process has to end; the agent knows why, if it lives.
+pub(super) fn run() -> Option<Pod> {
+    let (agent, children) = isolate_process().ok()?;
+    let setup = read_setup(&agent)?;
+    match build(&setup) {
+        Ok((ready, listener, cgroups)) => {
+            // An agent that is gone never learns of this supervisor, so nobody would ever end it.
+            if send(&agent, &ServerMessage::Ready(ready.clone())).is_err() {
+                remove_socket(&setup.directory);
+                return None;
+            }
+            Some(Pod { setup, ready, cgroups, agent, listener, children })
+        }
+        Err(failure) => {
+            remove_socket(&setup.directory);
+            let _ = send(&agent, &ServerMessage::SetupFailed(failure));
+            None
+        }
+    }
+}
+
+/// Cuts what ties the process to the agent: descriptors, session, signals, working directory.
+fn isolate_process() -> io::Result<(OwnedFd, OwnedFd)> {
+    let agent = sys::take_stdin()?;
+    let agent = if agent.as_raw_fd() == 3 { agent } else { sys::move_to_three(agent.as_raw_fd())? };
+    sys::close_from(4)?;
+    sys::null_stdio()?;
+    let children = sys::install_signal_handlers()?;
+    // Fails only for a process that leads its group already, which is as good.
+    let _ = rustix::process::setsid();
+    rustix::process::chdir("/")?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    let _ = rustix::thread::set_name(c"podwright-sup");
+    Ok((agent, children))
+}
+
+fn read_setup(agent: &OwnedFd) -> Option<Setup> {
+    let mut frames = FrameReader::default();
+    let mut buffer = [0; 4096];
+    loop {
+        match frames.next_payload() {
+            Ok(Some(Payload::Json(json))) => match serde_json::from_slice(json) {
+                Ok(setup) => return Some(setup),
+                Err(error) => {
+                    let failure = SetupFailure { phase: "read set-up".into(), message: error.to_string() };
+                    let _ = send(agent, &ServerMessage::SetupFailed(failure));
+                    return None;
+                }
+            },
+            Ok(Some(Payload::Output { .. })) | Err(_) => return None,
+            Ok(None) => match rustix::io::read(agent, &mut buffer) {
+                Ok(0) => return None,
+                Ok(length) => frames.push(&buffer[..length]),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return None,
+            },
+        }
+    }
+}
+
+fn send(agent: &OwnedFd, message: &ServerMessage) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    encode_json(&mut bytes, message).map_err(io::Error::other)?;
+    let mut rest = &bytes[..];
+    while !rest.is_empty() {
+        let sent = rustix::net::send(agent, rest, rustix::net::SendFlags::NOSIGNAL)?;
+        rest = &rest[sent..];
+    }
+    Ok(())
+}
+
+fn build(setup: &Setup) -> Result<(Ready, OwnedFd, CgroupManager), SetupFailure> {
+    let cgroups = step("find cgroups", CgroupManager::detect().map_err(io::Error::other))?;
+    if let Some(path) = &setup.cgroup {
+        step(&format!("enter cgroup {path}"), enter_cgroup(&cgroups, path))?;
+    }
+    if let Some(score) = setup.oom_score_adj {
+        // Lowering it needs CAP_SYS_RESOURCE, which nested machines lack; a supervisor without it is only less protected.
+        let _ = write_file(Path::new("/proc/self/oom_score_adj"), score.to_string().as_bytes());
+    }
+    // Before the pod's network namespace, whose /proc/net/unix would show it, and whose somaxconn the pod may choose.
+    let listener = step("bind supervisor socket", bind_socket(&setup.directory))?;
+    step("unshare namespaces", namespace::unshare(&namespaces_to_unshare(setup)))?;
+    if let (Some(hostname), NamespaceMode::Pod) = (&setup.hostname, setup.namespaces.uts) {
+        let set = rustix::system::sethostname(hostname.as_bytes()).map_err(io::Error::from);
+        step(&format!("set host name {hostname:?}"), set)?;
+    }
+    if setup.namespaces.network == NamespaceMode::Pod {
+        step("bring loopback up", sys::loopback_up())?;
+    }
+    sysctl::write_all(&setup.sysctls, setup.namespaces)
+        .map_err(|(name, error)| failure(&format!("write sysctl {name}"), &error))?;
+    let process = step("read own identity", ProcessId::of(rustix::process::getpid().as_raw_nonzero().get()))?;
+    let pause_pid = match setup.namespaces.pid {
+        PidMode::Pod => Some(step("start pause process", pause::start(&setup.directory))?),
+        PidMode::Container | PidMode::Node => None,
+    };
+    Ok((Ready { process, pause_pid }, listener, cgroups))
+}
+
+fn namespaces_to_unshare(setup: &Setup) -> Vec<Namespace> {
+    let namespaces = setup.namespaces;
+    let own = [
+        (Namespace::Net, namespaces.network == NamespaceMode::Pod),
+        (Namespace::Ipc, namespaces.ipc == NamespaceMode::Pod),
+        (Namespace::Uts, namespaces.uts == NamespaceMode::Pod),
+        (Namespace::Pid, namespaces.pid == PidMode::Pod),
+    ];
+    own.into_iter().filter_map(|(namespace, own)| own.then_some(namespace)).collect()
+}
+
+fn enter_cgroup(cgroups: &CgroupManager, path: &str) -> io::Result<()> {
+    let cgroup = cgroups.create(path, &Limits::default()).map_err(io::Error::other)?;
+    cgroup.entry().map_err(io::Error::other)?.join()
+}
+
+fn step<T>(phase: &str, result: io::Result<T>) -> Result<T, SetupFailure> {
+    result.map_err(|error| failure(phase, &error))
+}
+
+fn failure(phase: &str, error: &io::Error) -> SetupFailure {
+    SetupFailure { phase: phase.to_owned(), message: error.to_string() }
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, bytes)?;
+    Ok(())
+}
+
+/// Binds through the directory's descriptor, because the path may not fit into `sockaddr_un`.
+fn bind_socket(directory: &Path) -> io::Result<OwnedFd> {
+    let directory =
+        rustix::fs::open(directory, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    match rustix::fs::unlinkat(&directory, SOCKET_NAME, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET_NAME}", directory.as_raw_fd()))?;
+    let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
+    let bound = bind(&socket, &address);
+    rustix::process::umask(umask);
+    bound?;
+    listen(&socket, 512)?;
+    Ok(socket)
+}
+
+/// Removes the socket of a supervisor that ends.
+pub(super) fn remove_socket(directory: &Path) {
+    let _ = std::fs::remove_file(directory.join(SOCKET_NAME));
+}
