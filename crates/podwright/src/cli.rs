@@ -184,9 +184,9 @@ pub(crate) struct ResetArgs {
     /// Stop a running agent first
     #[arg(long)]
     pub(crate) force: bool,
-    /// Remove the images too; without it they stay for the next start
+    /// Keep the images for the next start
     #[arg(long)]
-    pub(crate) images: bool,
+    pub(crate) keep_images: bool,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 }

@@ -6,17 +6,29 @@
 //! Exit codes: 0 done; 1 the command failed, with the reason on stderr; 2 the command line or a configuration
 //! file is wrong. `podwright oci` has runc's, the plugins have CNI's.
 
+mod admin;
+mod agent {
+    pub(crate) mod parts;
+}
 mod cli;
 mod config;
+mod demo {
+    mod isolation;
+    mod network;
+    mod times;
+    mod traffic;
+}
+mod image;
 mod lock;
 mod logging;
 mod node;
 mod output;
+mod reset;
 mod signals;
 mod status;
 mod web;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -25,8 +37,16 @@ use clap::Parser;
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let argv0 = std::env::args_os().next().unwrap_or_default();
-    tracing::debug!(program = program(&argv0), "starting");
+    let mut args = std::env::args_os();
+    let argv0 = args.next().unwrap_or_default();
+    match program(&argv0) {
+        "podwright-supervisor" => oci::supervisor::main(),
+        _ => {}
+    }
+    let args: Vec<OsString> = args.collect();
+    if args.first().is_some_and(|first| first == "oci") {
+        return oci::cli::main(args.into_iter().skip(1).collect());
+    }
     command(Cli::parse())
 }
 
@@ -54,20 +74,14 @@ fn command(cli: Cli) -> ExitCode {
             let _ = args;
             Err(anyhow::anyhow!("not wired yet"))
         }
-        Command::Reset(args) => {
-            let _ = args;
-            Err(anyhow::anyhow!("not wired yet"))
-        }
-        Command::Image(args) => {
-            let _ = args;
-            Err(anyhow::anyhow!("not wired yet"))
-        }
+        Command::Reset(args) => reset::main(&args),
+        Command::Image(args) => image::main(&args),
         Command::Version => {
             output::line(&format!("podwright {}", env!("CARGO_PKG_VERSION")));
             Ok(())
         }
         Command::Web(args) => web::main(&args),
-        Command::Oci { .. } => Err(anyhow::anyhow!("not wired yet")),
+        Command::Oci { .. } => unreachable!("answered before the command line is parsed"),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -57,7 +57,7 @@ impl ProgressLine {
     }
 
     /// Takes the line away, for instance before an error is printed.
-    pub(crate) fn clear(mut self) {
+    pub(crate) fn clear(&mut self) {
         if self.live {
             self.show("");
             let mut err = std::io::stderr().lock();

@@ -1,4 +1,4 @@
 //! `podwright status`.
 
 pub(crate) mod report;
-mod table;
+pub(crate) mod table;

@@ -1,0 +1,60 @@
+//! From the kubelet's report to what the proxy wants to know: this node's pods, and which of them are ready.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Pod;
+use kubelet::NodeReport;
+use proxy::LocalPod;
+use tokio::sync::watch;
+
+/// Hands on every change that matters to the proxy, until either end goes away.
+pub(crate) async fn follow(
+    mut reports: watch::Receiver<Arc<NodeReport>>,
+    pods: watch::Sender<Arc<Vec<LocalPod>>>,
+) {
+    loop {
+        let local: Vec<LocalPod> = reports.borrow_and_update().pods.iter().filter_map(local_pod).collect();
+        pods.send_if_modified(|known| {
+            let changed = **known != local;
+            *known = Arc::new(local);
+            changed
+        });
+        tokio::select! {
+            changed = reports.changed() => if changed.is_err() { return },
+            () = pods.closed() => return,
+        }
+    }
+}
+
+/// A pod as an endpoint; one without an address is none.
+fn local_pod(pod: &Pod) -> Option<LocalPod> {
+    let status = pod.status.as_ref()?;
+    let ips: Vec<IpAddr> = match &status.pod_ips {
+        Some(ips) => ips.iter().filter_map(|ip| ip.ip.parse().ok()).collect(),
+        None => status.pod_ip.iter().filter_map(|ip| ip.parse().ok()).collect(),
+    };
+    if ips.is_empty() {
+        return None;
+    }
+    let condition = |name: &str| {
+        status.conditions.iter().flatten().any(|condition| condition.type_ == name && condition.status == "True")
+    };
+    Some(LocalPod {
+        namespace: pod.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        name: pod.metadata.name.clone().unwrap_or_default(),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        ips,
+        ready: condition("Ready") && pod.metadata.deletion_timestamp.is_none(),
+        ports: named_ports(pod),
+    })
+}
+
+fn named_ports(pod: &Pod) -> BTreeMap<String, u16> {
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten());
+    ports
+        .filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?)))
+        .collect()
+}

@@ -1,0 +1,186 @@
+//! Wiring: which part of the node is given what, in which order they start and end. Nothing is decided here.
+//!
+//! ```text
+//!  manifests ──watch──► kubelet ──CRI──► runtime ──► OCI core, supervisors
+//!      │                   │                └──► CNI ──┐
+//!      └──watch──► proxy ◄─┘ ready pods               ├──► netfilter writer
+//!                    └────────────────────────────────┘
+//!  admin socket: reads what kubelet and proxy report, orders work from the image store
+//! ```
+//!
+//! Stopping the agent stops no pod: that is what supervisors are for.
+
+mod endpoints;
+mod sources;
+
+pub(crate) use sources::Sources;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::cli::{NodeArgs, RunArgs, RuntimeArgs};
+use crate::lock::NodeLock;
+use crate::node::Node;
+use crate::{admin, config, signals};
+
+/// What an agent is made of.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// The CRI socket alone.
+    Runtime,
+    /// A standalone node for these manifests.
+    Node {
+        /// Files and directories, watched.
+        manifests: Vec<PathBuf>,
+    },
+}
+
+/// `podwright run`: until a signal ends it; the pods stay.
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    let flags = config::kubelet(&args.node, args.config.as_deref())?;
+    until_signal(&flags, Role::Node { manifests: args.files.clone() })
+}
+
+/// `podwright runtime`: until a signal ends it; the pods stay.
+pub(crate) fn runtime(args: &RuntimeArgs) -> anyhow::Result<()> {
+    until_signal(&config::runtime(&args.node, args.config.as_deref())?, Role::Runtime)
+}
+
+fn until_signal(flags: &NodeArgs, role: Role) -> anyhow::Result<()> {
+    let node = Node::here(flags)?;
+    if !rustix::process::geteuid().is_root() {
+        bail!("a node makes namespaces, cgroups and mounts: run podwright as root");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let stop = signals::stop_token(signals::Again::EndAtOnce)?;
+        Agent::start(node, role, stop).await?.end().await
+    })
+}
+
+/// A running node: its parts, and what they know.
+pub(crate) struct Agent {
+    sources: Arc<Sources>,
+    /// Kubelet and proxy, which end first, because they call the runtime.
+    callers: Parts,
+    /// The CRI server and the admin socket.
+    servers: Parts,
+    stop: CancellationToken,
+    servers_stop: CancellationToken,
+    _lock: NodeLock,
+}
+
+type Parts = JoinSet<(&'static str, anyhow::Result<()>)>;
+
+impl Agent {
+    /// Starts every part. They end when `stop` is cancelled.
+    pub(crate) async fn start(node: Node, role: Role, stop: CancellationToken) -> anyhow::Result<Self> {
+        let lock = NodeLock::take(&node)?;
+        let writer = parts::netfilter(&node);
+        let runtime = runtime::Runtime::open(parts::runtime(&node), writer.clone()).await.context("open the runtime")?;
+        let listener = cri::bind(&node.listen)?;
+        let admin_listener = admin::server::bind(&node.admin_socket())?;
+        let (channel, in_memory) = cri::connect_in_memory();
+        let servers_stop = CancellationToken::new();
+        let mut agent = Self {
+            sources: Arc::new(Sources::new(node, Arc::clone(&runtime))),
+            callers: JoinSet::new(),
+            servers: JoinSet::new(),
+            stop,
+            servers_stop: servers_stop.clone(),
+            _lock: lock,
+        };
+        let serving = cri::serve(
+            listener,
+            in_memory,
+            runtime.runtime_service(),
+            runtime.image_service(),
+            servers_stop.clone().cancelled_owned(),
+        );
+        agent.servers.spawn(async move { ("the CRI server", serving.await.map_err(Into::into)) });
+        if let Role::Node { manifests } = role {
+            agent.start_node(manifests, channel, writer);
+        }
+        let admin = admin::server::serve(admin_listener, Arc::clone(&agent.sources), agent.stop.clone(), servers_stop);
+        agent.servers.spawn(async move { ("the admin socket", Ok(admin.await)) });
+        tracing::info!(node = agent.sources.node().name, cri = %agent.sources.node().listen.display(), "ready");
+        Ok(agent)
+    }
+
+    /// Kubelet and proxy, joined by what they watch of each other.
+    fn start_node(&mut self, manifests: Vec<PathBuf>, cri: tonic::transport::Channel, writer: WriterHandle) {
+        let node = self.sources.node().clone();
+        let desired = manifest::watch(manifests);
+        let (kubelet_report, seen_pods) = watch::channel(Arc::default());
+        let (proxy_report, seen_services) = watch::channel(Arc::default());
+        let (local_pods, endpoints) = watch::channel(Arc::default());
+        if let Some(sources) = Arc::get_mut(&mut self.sources) {
+            sources.add_node(desired.clone(), seen_pods.clone(), seen_services);
+        }
+        let stop = self.stop.clone();
+        let kubelet = kubelet::run(
+            parts::kubelet(&node),
+            cri,
+            desired.clone(),
+            kubelet_report,
+            stop.clone().cancelled_owned(),
+        );
+        self.callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
+        self.callers.spawn(async move { ("the endpoints", Ok(endpoints::follow(seen_pods, local_pods).await)) });
+        let proxy =
+            proxy::run(parts::proxy(&node), desired, endpoints, writer, proxy_report, stop.cancelled_owned());
+        self.callers.spawn(async move { ("the proxy", proxy.await.map_err(Into::into)) });
+    }
+
+    /// What the parts know.
+    pub(crate) fn sources(&self) -> Arc<Sources> {
+        Arc::clone(&self.sources)
+    }
+
+    /// Waits until the agent is told to stop, or a part cannot go on; then ends them all, callers first.
+    pub(crate) async fn end(mut self) -> anyhow::Result<()> {
+        let first = tokio::select! {
+            () = self.stop.cancelled() => Ok(()),
+            Some(ended) = self.callers.join_next() => unexpected(ended),
+            Some(ended) = self.servers.join_next() => unexpected(ended),
+        };
+        self.stop.cancel();
+        let callers = drain(&mut self.callers).await;
+        self.servers_stop.cancel();
+        let servers = drain(&mut self.servers).await;
+        first.and(callers).and(servers)
+    }
+}
+
+/// A part that ended before it was told to.
+fn unexpected(ended: Result<(&'static str, anyhow::Result<()>), JoinError>) -> anyhow::Result<()> {
+    match ended.context("a part of the agent panicked")? {
+        (part, Ok(())) => bail!("{part} ended by itself"),
+        (part, Err(error)) => Err(error.context(format!("{part} ended"))),
+    }
+}
+
+/// Lets parts that were told to stop come to their end; those that do not in time are dropped.
+async fn drain(parts: &mut Parts) -> anyhow::Result<()> {
+    let mut result = Ok(());
+    let ended = tokio::time::timeout(PATIENCE, async {
+        while let Some(ended) = parts.join_next().await {
+            let (part, outcome) = ended.context("a part of the agent panicked")?;
+            result = std::mem::replace(&mut result, Ok(())).and(outcome.with_context(|| format!("{part} ended")));
+        }
+        Ok(())
+    });
+    match ended.await {
+        Ok(joined) => joined.and(result),
+        Err(_) => {
+            tracing::warn!("parts of the agent did not end in time");
+            parts.abort_all();
+            result
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `podwright demo`: a node in a network of its own, three web pods behind a Service, and the proof that it works.
+//!
+//! Everything it makes is gone when it ends: by itself with `--once`, by Ctrl-C, or by an error.
+
+mod isolation;
+mod network;
+mod progress;
+mod show;
+mod times;
+mod traffic;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::{Agent, Role};
+use crate::cli::{DemoArgs, NodeArgs};
+use crate::node::Node;
+use crate::reset::{self, files::Images};
+use crate::{output, signals};
+use isolation::Isolation;
+
+/// The manifest inside the binary; `deploy/examples/hello.yaml` is the same text.
+const HELLO: &str = include_str!("../../../../deploy/examples/hello.yaml");
+
+/// Shows the node and cleans up, whatever happened.
+pub(crate) fn main(args: &DemoArgs) -> anyhow::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the demo makes network namespaces, cgroups and mounts: run it as root (sudo podwright demo)");
+    }
+    let own_manifest = args.file.as_ref().map(std::path::absolute).transpose().context("find the manifest")?;
+    // One thread until here: namespaces belong to threads, and tokio's threads must inherit these.
+    let isolation = Isolation::enter()?;
+    let shown = in_isolation(&isolation, args, own_manifest.as_deref());
+    let left = isolation.leave();
+    shown.and(left)
+}
+
+fn in_isolation(isolation: &Isolation, args: &DemoArgs, manifest: Option<&Path>) -> anyhow::Result<()> {
+    let manifest = match manifest {
+        Some(path) => path.to_owned(),
+        None => {
+            let path = isolation.dir().join("hello.yaml");
+            std::fs::write(&path, HELLO).context("write the manifest")?;
+            path
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let node = node(isolation.dir())?;
+    let shown = runtime.block_on(demo(&node, manifest, args));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    shown
+}
+
+/// A node that shares nothing with one that may run on this machine.
+fn node(dir: &Path) -> anyhow::Result<Node> {
+    let args = NodeArgs {
+        root: Some(dir.join("root")),
+        state: Some(dir.join("state")),
+        cgroup_root: Some(format!("/podwright-demo-{}", std::process::id())),
+        node_name: Some("demo".to_owned()),
+        node_ip: Some(isolation::NODE_ADDRESS),
+        ..NodeArgs::default()
+    };
+    Ok(Node::resolve(&args, "demo")?)
+}
+
+async fn demo(node: &Node, manifest: PathBuf, args: &DemoArgs) -> anyhow::Result<()> {
+    let stop = signals::stop_token(signals::Again::KeepCleaning)?;
+    network::set_up().await.context("set up the demo's network")?;
+    let shown = run(node, manifest, args, &stop).await;
+    output::note("cleaning up");
+    let cleaned = reset::wipe(node, Images::Remove).await.context("clean up");
+    match (shown, cleaned) {
+        (Ok(Ended::Interrupted), Ok(())) if args.once => bail!("interrupted"),
+        (Ok(_), cleaned) => cleaned,
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(cleaning)) => {
+            output::error(&cleaning);
+            Err(error)
+        }
+    }
+}
+
+/// How a demo came to its end.
+enum Ended {
+    Shown,
+    Interrupted,
+}
+
+async fn run(
+    node: &Node,
+    manifest: PathBuf,
+    args: &DemoArgs,
+    stop: &CancellationToken,
+) -> anyhow::Result<Ended> {
+    let agent_stop = CancellationToken::new();
+    let _stops_with_us = agent_stop.clone().drop_guard();
+    let agent = Agent::start(node.clone(), Role::Node { manifests: vec![manifest] }, agent_stop.clone()).await?;
+    let sources = agent.sources();
+    let mut agent = std::pin::pin!(agent.end());
+    let mut shown = tokio::select! {
+        ended = &mut agent => return Err(ended_by_itself(ended)),
+        shown = show::everything(&sources) => shown.map(|()| Ended::Shown),
+        () = stop.cancelled() => Ok(Ended::Interrupted),
+    };
+    if matches!(shown, Ok(Ended::Shown)) && !args.once {
+        show::how_to_look_around(node);
+        shown = tokio::select! {
+            ended = &mut agent => return Err(ended_by_itself(ended)),
+            () = stop.cancelled() => Ok(Ended::Shown),
+        };
+    }
+    agent_stop.cancel();
+    let ended = agent.await;
+    let shown = shown?;
+    ended.map(|()| shown)
+}
+
+/// An agent ends when it is told to; before that its end is an error.
+fn ended_by_itself(ended: anyhow::Result<()>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow::anyhow!("the agent ended by itself"),
+        Err(error) => error.context("the agent ended"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_manifest_inside_has_no_problem_and_the_documented_objects() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hello.yaml");
+        std::fs::write(&path, HELLO).unwrap();
+        let loaded = manifest::load(&[path]);
+        assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+        assert_eq!((loaded.objects.pods.len(), loaded.objects.services.len()), (3, 2));
+    }
+
+    #[test]
+    fn a_demo_node_lies_in_its_directory() {
+        let node = node(Path::new("/tmp/podwright-demo-x")).unwrap();
+        let paths = [&node.root, &node.state, &node.listen, &node.cni_conf_dir, &node.kubelet_dir];
+        for path in paths.into_iter().chain([&node.pod_logs_dir, &node.registry_config_dir]) {
+            assert!(path.starts_with("/tmp/podwright-demo-x"), "{}", path.display());
+        }
+        assert!(node.runtime_cgroup.starts_with("/podwright-demo-"));
+    }
+}

@@ -1,0 +1,159 @@
+//! Which files and mounts a node leaves, and taking them away. What to remove is decided by pure functions.
+
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::mount::UnmountFlags;
+
+use crate::node::Node;
+
+/// What happens to images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Images {
+    /// They go with everything else.
+    Remove,
+    /// They stay for the next start.
+    Keep,
+}
+
+/// What podwright makes below its root, but for images. Configuration that may lie there is the user's.
+const IN_ROOT: [&str; 9] = [
+    "containers",
+    "networks",
+    "cni/cache",
+    "cni/results",
+    "services.json",
+    "kubelet",
+    "pods",
+    "logs",
+    "lock",
+];
+/// The image store.
+const IMAGES_IN_ROOT: [&str; 6] = ["blobs", "index.json", "oci-layout", "snapshots", "ingest", "tmp"];
+
+/// Everything to remove, in order. The root itself goes only when nothing of the user's is left in it.
+pub(crate) fn leftovers(node: &Node, images: Images) -> Vec<PathBuf> {
+    let mut paths = vec![node.listen.clone()];
+    if images == Images::Remove {
+        paths.extend(IMAGES_IN_ROOT.iter().map(|name| node.root.join(name)));
+    }
+    paths.extend(IN_ROOT.iter().map(|name| node.root.join(name)));
+    paths.push(node.state.clone());
+    paths
+}
+
+/// The mount points below any of `dirs`, innermost first, from the text of `/proc/self/mountinfo`.
+pub(crate) fn mounts_below(mountinfo: &str, dirs: &[&Path]) -> Vec<PathBuf> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    let mut below: Vec<PathBuf> =
+        points.filter(|point| dirs.iter().any(|dir| point.starts_with(dir) && point != dir)).collect();
+    below.reverse();
+    below
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+/// Unmounts what lies below `dirs` in this mount namespace.
+pub(crate) fn unmount_below(dirs: &[&Path]) -> anyhow::Result<()> {
+    let text = std::fs::read_to_string("/proc/self/mountinfo").context("read the table of mounts")?;
+    for point in mounts_below(&text, dirs) {
+        rustix::mount::unmount(&point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
+            .with_context(|| format!("unmount {}", point.display()))?;
+    }
+    Ok(())
+}
+
+/// Removes a file or a tree. What is gone already is no error.
+pub(crate) fn remove(path: &Path) -> anyhow::Result<()> {
+    let removed = match std::fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory if nothing is in it; tells whether it is gone.
+pub(crate) fn remove_empty(path: &Path) -> anyhow::Result<bool> {
+    match std::fs::remove_dir(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy) => {
+            Ok(false)
+        }
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::NodeArgs;
+
+    fn node() -> Node {
+        let args = NodeArgs { root: Some("/r".into()), state: Some("/s".into()), ..NodeArgs::default() };
+        Node::resolve(&args, "box").unwrap()
+    }
+
+    #[test]
+    fn images_and_the_user_s_configuration_stay_where_that_is_asked() {
+        let all = leftovers(&node(), Images::Remove);
+        let kept = leftovers(&node(), Images::Keep);
+        assert!(all.contains(&"/r/snapshots".into()) && !kept.contains(&"/r/snapshots".into()));
+        for path in all.iter().chain(&kept) {
+            assert!(!node().cni_conf_dir.starts_with(path), "{}", path.display());
+            assert!(!node().registry_config_dir.starts_with(path), "{}", path.display());
+        }
+        assert!(all.contains(&"/s".into()) && kept.contains(&"/s".into()));
+    }
+
+    #[test]
+    fn mounts_are_found_innermost_first_and_names_with_spaces_too() {
+        let text = "\
+22 1 8:1 / / rw - ext4 /dev/sda1 rw
+30 22 0:5 / /s rw - tmpfs x rw
+31 30 0:6 / /s/a rw - tmpfs x rw
+32 31 0:7 / /s/a/with\\040space rw - tmpfs x rw
+33 22 0:8 / /sother rw - tmpfs x rw
+";
+        let expect: Vec<PathBuf> = vec!["/s/a/with space".into(), "/s/a".into()];
+        assert_eq!(mounts_below(text, &[Path::new("/s")]), expect);
+    }
+
+    #[test]
+    fn removing_twice_is_removing_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("a");
+        std::fs::create_dir_all(tree.join("b")).unwrap();
+        std::fs::write(tree.join("b/c"), "x").unwrap();
+        assert!(!remove_empty(&tree).unwrap());
+        remove(&tree).unwrap();
+        remove(&tree).unwrap();
+        assert!(remove_empty(&tree).unwrap());
+    }
+}
