@@ -19,7 +19,9 @@ pub(crate) async fn set_up() -> anyhow::Result<()> {
     let netlink = Netlink::open()?;
     let lo = netlink.link("lo").await?;
     netlink.set_up(lo.index, "lo").await?;
-    let here = host::namespace::open("/proc/self/ns/net".as_ref()).context("open the network namespace")?;
+    // This thread's: the process as a whole may be elsewhere.
+    let here =
+        host::namespace::open("/proc/thread-self/ns/net".as_ref()).context("open the network namespace")?;
     let pair = VethPair {
         host_name: ROUTER_LINK,
         host_address: None,
@@ -36,4 +38,29 @@ pub(crate) async fn set_up() -> anyhow::Result<()> {
     netlink.add_route(everywhere, GATEWAY_ADDRESS.into(), link.index).await?;
     write_sysctl("net/ipv4/ip_forward", "1")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host::namespace::{Namespace, unshare};
+
+    #[test]
+    #[ignore = "needs root"]
+    fn the_node_has_an_address_a_default_route_and_reaches_itself() {
+        let work = || {
+            unshare(&[Namespace::Net]).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                set_up().await.unwrap();
+                let socket = tokio::net::UdpSocket::bind("0.0.0.0:0").await.unwrap();
+                socket.connect("198.51.100.1:9").await.expect("a route to everywhere");
+                assert_eq!(socket.local_addr().unwrap().ip(), NODE_ADDRESS);
+                let listener = tokio::net::TcpListener::bind((NODE_ADDRESS, 0)).await.unwrap();
+                tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.expect("itself");
+            });
+        };
+        // A thread of its own: the namespace goes with it.
+        std::thread::spawn(work).join().unwrap();
+    }
 }
