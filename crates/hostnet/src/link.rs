@@ -174,15 +174,15 @@ impl Netlink {
         Ok(existing)
     }
 
-    /// Makes a veth pair in one message: this end on the bridge and up, the other in the namespace and up.
+    /// Makes a veth pair in one message: this end on the bridge and up, the other in the namespace and still down, because
+    /// the kernel brings the peer up before the two ends know each other, and refuses that (ENOTCONN).
     ///
     /// # Errors
     /// When a name is taken or the namespace is gone.
     pub async fn create_veth(&self, pair: &VethPair<'_>) -> Result<(), LinkError> {
         let mut peer = LinkMessageBuilder::<LinkUnspec>::new()
             .name(pair.pod_name)
-            .setns_by_fd(pair.namespace.as_raw_fd())
-            .up();
+            .setns_by_fd(pair.namespace.as_raw_fd());
         if let Some(address) = pair.pod_address {
             peer = peer.address(address.to_vec());
         }

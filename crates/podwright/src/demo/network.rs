@@ -33,6 +33,7 @@ pub(crate) async fn set_up() -> anyhow::Result<()> {
     };
     netlink.create_veth(&pair).await?;
     let link = netlink.link(NODE_LINK).await?;
+    netlink.set_up(link.index, NODE_LINK).await?;
     netlink.add_address(link.index, IpNet::V4(Ipv4Net::new(NODE_ADDRESS, 24)?)).await?;
     let everywhere = IpNet::V4(Ipv4Net::new(Ipv4Addr::UNSPECIFIED, 0)?);
     netlink.add_route(everywhere, GATEWAY_ADDRESS.into(), link.index).await?;
