@@ -67,7 +67,7 @@ impl Programs {
             save: format!("{name}-save").into(),
             restore: format!("{name}-restore").into(),
         };
-        let version = call(Command::new(prefix).arg("--version"), prefix)?;
+        let version = call(program(prefix).arg("--version"), prefix)?;
         let default = match String::from_utf8_lossy(&version.stdout).contains("nf_tables") {
             true => Backend::Nft,
             false => Backend::Legacy,
@@ -88,7 +88,7 @@ impl Programs {
     /// When it fails.
     pub fn save(&self) -> Result<String, ProgramError> {
         let name = self.save.display().to_string();
-        let output = call(&mut Command::new(&self.save), &name)?;
+        let output = call(&mut program(&self.save), &name)?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
@@ -99,7 +99,7 @@ impl Programs {
     pub fn restore(&self, input: &str) -> Result<(), ProgramError> {
         let name = self.restore.display().to_string();
         let fail = |source| ProgramError::Run { program: name.clone(), source };
-        let mut child = Command::new(&self.restore)
+        let mut child = program(&self.restore)
             .args(["--noflush", "-w", "10"])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -116,6 +116,11 @@ impl Programs {
         let stderr = String::from_utf8_lossy(&output.stderr);
         Err(ProgramError::Failed { program: name.clone(), message: with_line(&stderr, input) })
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that starts iptables")]
+fn program(name: impl AsRef<std::ffi::OsStr>) -> Command {
+    Command::new(name)
 }
 
 fn call(command: &mut Command, name: &str) -> Result<Output, ProgramError> {

@@ -1,0 +1,346 @@
+//! The bridge plugin: a veth pair between the container's namespace and a bridge of the node.
+
+use std::net::IpAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use host::namespace;
+use hostnet::link::{LinkError, Netlink, VethPair, write_sysctl};
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::error::{CniError, Code};
+use crate::host_local::HostLocal;
+use crate::result::{AddResult, Interface};
+
+/// The plugin's fields as upstream names them. What we do not do is refused when it is asked for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Fields {
+    #[serde(rename = "type")]
+    _type: String,
+    name: String,
+    #[serde(rename = "cniVersion")]
+    _cni_version: String,
+    #[serde(default = "default_bridge")]
+    bridge: String,
+    #[serde(default)]
+    is_gateway: bool,
+    #[serde(default)]
+    is_default_gateway: bool,
+    #[serde(default)]
+    ip_masq: bool,
+    #[serde(default)]
+    hairpin_mode: bool,
+    mtu: Option<u32>,
+    ipam: Option<Value>,
+    // Refused below unless they ask for nothing.
+    #[serde(default)]
+    force_address: bool,
+    #[serde(default)]
+    promisc_mode: bool,
+    #[serde(default)]
+    vlan: u32,
+    #[serde(default)]
+    vlan_trunk: Vec<Value>,
+    #[serde(default)]
+    macspoofchk: bool,
+    #[serde(default)]
+    enabledad: bool,
+    #[serde(default)]
+    port_isolation: bool,
+    #[serde(default)]
+    disable_container_interface: bool,
+    ip_masq_backend: Option<String>,
+    #[serde(default)]
+    capabilities: Value,
+    #[serde(default)]
+    runtime_config: Value,
+    #[serde(default)]
+    prev_result: Value,
+    #[serde(default)]
+    dns: Value,
+}
+
+fn default_bridge() -> String {
+    "cni0".into()
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct BridgeConfig {
+    /// The network's name.
+    pub network: String,
+    /// The bridge's name.
+    pub bridge: String,
+    /// Whether the bridge gets the gateway's address.
+    pub is_gateway: bool,
+    /// Whether traffic that leaves the subnet gets the node's address.
+    pub ip_masq: bool,
+    /// Whether a port sends packets back out of itself: a pod that reaches itself through a Service.
+    pub hairpin: bool,
+    /// The MTU in bytes; the kernel's choice without.
+    pub mtu: Option<u32>,
+    /// Whether the container gets a default route through the bridge.
+    pub default_route: bool,
+    /// Where addresses come from.
+    pub ipam: HostLocal,
+}
+
+impl BridgeConfig {
+    /// Parses a plugin configuration.
+    ///
+    /// # Errors
+    /// With the name of the field that is wrong or not supported.
+    pub fn parse(config: &Value) -> Result<Self, CniError> {
+        let fields: Fields = serde_json::from_value(config.clone()).map_err(|error| {
+            CniError::caused(Code::InvalidConfig, "parse the bridge configuration", error)
+        })?;
+        let unsupported = [
+            ("forceAddress", fields.force_address),
+            ("promiscMode", fields.promisc_mode),
+            ("vlan", fields.vlan != 0),
+            ("vlanTrunk", !fields.vlan_trunk.is_empty()),
+            ("macspoofchk", fields.macspoofchk),
+            ("enabledad", fields.enabledad),
+            ("portIsolation", fields.port_isolation),
+            ("disableContainerInterface", fields.disable_container_interface),
+            ("ipMasqBackend", fields.ip_masq_backend.as_deref().is_some_and(|backend| backend != "iptables")),
+        ];
+        if let Some((name, _)) = unsupported.iter().find(|(_, asked)| *asked) {
+            return Err(CniError::new(
+                Code::UnsupportedField,
+                format!("bridge: {name} is not supported yet"),
+            ));
+        }
+        let _ = (fields.capabilities, fields.runtime_config, fields.prev_result, fields.dns);
+        let ipam = fields.ipam.unwrap_or_default();
+        match ipam["type"].as_str() {
+            Some("host-local") => {}
+            Some(other) => {
+                let message = format!("bridge: IPAM plugin {other:?} is not bundled (host-local)");
+                return Err(CniError::new(Code::InvalidConfig, message));
+            }
+            None => return Err(CniError::new(Code::InvalidConfig, "bridge: ipam.type is missing")),
+        }
+        Ok(Self {
+            ipam: HostLocal::parse(&fields.name, &ipam)?,
+            network: fields.name,
+            bridge: fields.bridge,
+            is_gateway: fields.is_gateway || fields.is_default_gateway,
+            ip_masq: fields.ip_masq,
+            hairpin: fields.hairpin_mode,
+            mtu: fields.mtu.filter(|mtu| *mtu != 0),
+            default_route: fields.is_default_gateway,
+        })
+    }
+
+    /// The subnets that addresses come from.
+    pub fn subnets(&self) -> impl Iterator<Item = IpNet> {
+        self.ipam.range_sets.iter().flatten().map(|range| range.subnet)
+    }
+
+    /// Makes the bridge what the configuration says: up, with the gateway's addresses; forwarding on.
+    ///
+    /// # Errors
+    /// When the kernel refuses, or the name belongs to something else.
+    pub async fn set_up_bridge(&self, netlink: &Netlink) -> Result<u32, CniError> {
+        let gateways = || self.ipam.range_sets.iter().flatten().map(|range| (range.gateway, range.subnet));
+        let address = gateways().next().map_or([2, 0, 0, 0, 0, 1], |(gateway, _)| hardware_address(gateway));
+        let bridge = netlink.ensure_bridge(&self.bridge, address, self.mtu).await?;
+        if self.is_gateway {
+            for (gateway, subnet) in gateways() {
+                netlink.add_address(bridge.index, IpNet::new_assert(gateway, subnet.prefix_len())).await?;
+                let forwarding =
+                    if gateway.is_ipv4() { "net/ipv4/ip_forward" } else { "net/ipv6/conf/all/forwarding" };
+                write_sysctl(forwarding, "1")?;
+            }
+        }
+        // Services between pods of one bridge are translated by netfilter only where the bridge calls it. Without
+        // br_netfilter there is no such setting; then such packets pass the node's addresses anyway.
+        let _ = write_sysctl("net/bridge/bridge-nf-call-iptables", "1");
+        // No neighbour may announce itself as our router (CVE-2020-10749).
+        let _ = write_sysctl(&format!("net/ipv6/conf/{}/accept_ra", self.bridge), "0");
+        Ok(bridge.index)
+    }
+
+    /// Makes the veth pair and configures the container's side. The lease is there already.
+    ///
+    /// # Errors
+    /// When the kernel refuses; the caller releases the lease.
+    pub async fn connect(
+        &self,
+        netlink: &Netlink,
+        bridge: u32,
+        container_id: &str,
+        namespace: &OwnedFd,
+        path: &str,
+        interface: &str,
+        mut leased: AddResult,
+    ) -> Result<AddResult, CniError> {
+        let host_name = host_interface(container_id, interface);
+        let address = leased.ips.first().map(|ip| hardware_address(ip.address.addr()));
+        let pair = VethPair {
+            host_name: &host_name,
+            host_address: None,
+            bridge: Some(bridge),
+            pod_name: interface,
+            pod_address: address,
+            mtu: self.mtu,
+            namespace: namespace.as_fd(),
+        };
+        netlink.create_veth(&pair).await?;
+        if self.hairpin {
+            netlink.set_hairpin(&host_name, true).await?;
+        }
+        if self.default_route {
+            leased.routes.extend(default_routes(&leased));
+        }
+        let (ips, routes) = (leased.ips.clone(), leased.routes.clone());
+        inside(namespace, async move |pod| {
+            let link = pod.link(interface).await?;
+            for ip in &ips {
+                pod.add_address(link.index, ip.address).await?;
+            }
+            for route in &routes {
+                let family =
+                    |ip: &&crate::result::IpConfig| ip.address.addr().is_ipv4() == route.dst.addr().is_ipv4();
+                let gateway = route.gw.or_else(|| ips.iter().find(family)?.gateway);
+                if let Some(gateway) = gateway {
+                    pod.add_route(route.dst, gateway, link.index).await?;
+                }
+            }
+            Ok::<_, CniError>(())
+        })?;
+        for ip in &mut leased.ips {
+            ip.interface = Some(2);
+        }
+        leased.interfaces = vec![
+            Interface { name: self.bridge.clone(), ..Interface::default() },
+            Interface { name: host_name, ..Interface::default() },
+            Interface {
+                name: interface.to_owned(),
+                mac: address.map(text_of).unwrap_or_default(),
+                sandbox: path.to_owned(),
+            },
+        ];
+        leased.dns = json!({});
+        Ok(leased)
+    }
+}
+
+fn default_routes(leased: &AddResult) -> Vec<crate::result::Route> {
+    let routes = leased.ips.iter().map(|ip| {
+        let any = match ip.address {
+            IpNet::V4(_) => IpNet::new_assert(IpAddr::from([0; 4]), 0),
+            IpNet::V6(_) => IpNet::new_assert(IpAddr::from([0_u16; 8]), 0),
+        };
+        crate::result::Route { dst: any, gw: ip.gateway }
+    });
+    routes.filter(|route| !leased.routes.iter().any(|known| known.dst == route.dst)).collect()
+}
+
+/// The node's end of the pair, from the container's id: known without a record.
+#[must_use]
+pub fn host_interface(container_id: &str, interface: &str) -> String {
+    // FNV-1a: a name needs no cryptography, and the id itself is random.
+    let hash = |seed: u64| {
+        container_id
+            .bytes()
+            .chain([0])
+            .chain(interface.bytes())
+            .fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    };
+    format!("veth{:011x}", hash(0xcbf2_9ce4_8422_2325) & 0xfff_ffff_ffff)
+}
+
+/// A hardware address that belongs to the IP address: no neighbour's cache is wrong when an address is used again.
+fn hardware_address(address: IpAddr) -> [u8; 6] {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            [0x0a, 0x58, a, b, c, d]
+        }
+        IpAddr::V6(address) => {
+            let octets = address.octets();
+            [0x0a, 0x58, octets[12], octets[13], octets[14], octets[15]]
+        }
+    }
+}
+
+fn text_of(address: [u8; 6]) -> String {
+    address.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Opens a container's network namespace.
+///
+/// # Errors
+/// When it is gone.
+pub(crate) fn open_namespace(path: &Path) -> Result<OwnedFd, CniError> {
+    namespace::open(path).map_err(|error| {
+        CniError::caused(Code::Io, format!("open the network namespace {}", path.display()), error)
+    })
+}
+
+/// Runs netlink work inside a network namespace, on a thread of its own.
+///
+/// # Errors
+/// What the work gives, or that the namespace cannot be entered.
+pub(crate) fn inside<T: Send>(
+    namespace: impl AsFd,
+    work: impl AsyncFnOnce(Netlink) -> Result<T, CniError> + Send,
+) -> Result<T, CniError> {
+    let enter =
+        |error: std::io::Error| CniError::caused(Code::Io, "enter the container's network namespace", error);
+    namespace::with_network(namespace, move || {
+        let tokio = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(enter)?;
+        tokio.block_on(async { work(Netlink::open().map_err(CniError::from)?).await })
+    })
+    .map_err(enter)?
+}
+
+/// DEL as a stand-alone plugin must do it: the caller still holds the namespace, so the pair is deleted here.
+///
+/// # Errors
+/// When the kernel refuses; a pair that is gone is no error.
+pub async fn delete_pair(netlink: &Netlink, container_id: &str, interface: &str) -> Result<(), LinkError> {
+    netlink.delete(&host_interface(container_id, interface)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(extra: Value) -> Value {
+        let mut config = json!({
+            "type": "bridge", "name": "n", "cniVersion": "1.0.0", "isGateway": true,
+            "ipam": { "type": "host-local", "subnet": "10.9.0.0/24" },
+        });
+        for (key, value) in extra.as_object().into_iter().flatten() {
+            config[key] = value.clone();
+        }
+        config
+    }
+
+    #[test]
+    fn what_is_not_supported_is_refused_by_name() {
+        for (field, value) in [("vlan", json!(5)), ("macspoofchk", json!(true)), ("promiscMode", json!(true))]
+        {
+            let error = BridgeConfig::parse(&config(json!({ field: value }))).expect_err(field);
+            assert!(error.message.contains(field), "{error}");
+        }
+        let error = BridgeConfig::parse(&config(json!({ "isGatway": true }))).expect_err("a typo");
+        assert!(format!("{:?}", error.source).contains("isGatway"));
+        BridgeConfig::parse(&config(json!({ "vlan": 0, "hairpinMode": true })))
+            .expect("nothing is asked for");
+    }
+
+    #[test]
+    fn interface_names_fit_and_differ() {
+        let names: std::collections::BTreeSet<String> =
+            (0..1000).map(|id| host_interface(&format!("{id:064}"), "eth0")).collect();
+        assert_eq!(names.len(), 1000);
+        assert!(names.iter().all(|name| name.len() == 15));
+    }
+}

@@ -1,0 +1,384 @@
+//! The host-local IPAM plugin: addresses from ranges, leases as files in upstream's layout.
+//!
+//! `<dataDir>/<network>/<address>` holds the container's id and the interface's name; `last_reserved_ip.N` the address
+//! that range N gave last, so that an address rests as long as possible before it is used again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::error::{CniError, Code};
+use crate::result::{AddResult, IpConfig, Route};
+
+const DEFAULT_DATA_DIR: &str = "/var/lib/cni/networks";
+
+/// A range of addresses as it is configured.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RangeConfig {
+    subnet: IpNet,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+}
+
+/// The `ipam` object of a configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct IpamConfig {
+    #[serde(rename = "type")]
+    _type: String,
+    #[serde(default)]
+    ranges: Vec<Vec<RangeConfig>>,
+    // The form of one range, older than `ranges`.
+    subnet: Option<IpNet>,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+    #[serde(default)]
+    routes: Vec<Route>,
+    data_dir: Option<PathBuf>,
+}
+
+/// A range to give addresses from, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The subnet: its prefix length goes with each address.
+    pub subnet: IpNet,
+    /// The first address that is given.
+    pub start: IpAddr,
+    /// The last address that is given.
+    pub end: IpAddr,
+    /// The gateway: never given to a container.
+    pub gateway: IpAddr,
+}
+
+impl Range {
+    /// The whole of a subnet but its network address, its broadcast address and the gateway, which is the first one.
+    ///
+    /// # Errors
+    /// When the subnet is too small to give any.
+    pub fn whole(subnet: IpNet) -> Result<Self, CniError> {
+        Self::checked(&RangeConfig { subnet, range_start: None, range_end: None, gateway: None })
+    }
+
+    fn checked(config: &RangeConfig) -> Result<Self, CniError> {
+        let invalid =
+            |why: String| CniError::new(Code::InvalidConfig, format!("range {}: {why}", config.subnet));
+        let subnet = config.subnet.trunc();
+        let bits = u32::from(subnet.max_prefix_len() - subnet.prefix_len());
+        if bits < 2 {
+            return Err(invalid("too small to give addresses from".into()));
+        }
+        let first = offset(subnet.network(), 1);
+        let last = match subnet {
+            IpNet::V4(net) => offset(IpAddr::V4(net.broadcast()), -1),
+            IpNet::V6(net) => IpAddr::V6(net.broadcast()),
+        };
+        let range = Self {
+            subnet,
+            start: config.range_start.unwrap_or(first),
+            end: config.range_end.unwrap_or(last),
+            gateway: config.gateway.unwrap_or(first),
+        };
+        for (name, address) in [("rangeStart", range.start), ("rangeEnd", range.end)] {
+            if !subnet.contains(&address) {
+                return Err(invalid(format!("{name} {address} is not in the subnet")));
+            }
+        }
+        if range.start > range.end {
+            return Err(invalid(format!("rangeStart {} is after rangeEnd {}", range.start, range.end)));
+        }
+        Ok(range)
+    }
+
+    /// Every address of the range once, beginning after `last`, going round, without the gateway.
+    pub fn candidates(&self, last: Option<IpAddr>) -> impl Iterator<Item = IpAddr> {
+        let first = match last {
+            Some(last) if last >= self.start && last < self.end => offset(last, 1),
+            _ => self.start,
+        };
+        let (start, end, gateway) = (self.start, self.end, self.gateway);
+        let mut next = Some(first);
+        std::iter::from_fn(move || {
+            let current = next?;
+            let following = if current == end { start } else { offset(current, 1) };
+            next = (following != first).then_some(following);
+            Some(current)
+        })
+        .filter(move |address| *address != gateway)
+    }
+}
+
+fn offset(address: IpAddr, by: i8) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => IpAddr::V4(u32::from(address).wrapping_add_signed(by.into()).into()),
+        IpAddr::V6(address) => IpAddr::V6(u128::from(address).wrapping_add_signed(by.into()).into()),
+    }
+}
+
+/// The plugin's configuration, checked.
+#[derive(Clone, Debug)]
+pub struct HostLocal {
+    /// One address is given from each set; a set's ranges are tried in order.
+    pub range_sets: Vec<Vec<Range>>,
+    /// The routes that the container gets.
+    pub routes: Vec<Route>,
+    directory: PathBuf,
+}
+
+impl HostLocal {
+    /// A configuration of our own: one subnet, a default route.
+    ///
+    /// # Errors
+    /// When the subnet is too small.
+    pub fn of_subnet(network: &str, subnet: IpNet, data_dir: &Path) -> Result<Self, CniError> {
+        let any = match subnet {
+            IpNet::V4(_) => IpNet::new_assert(IpAddr::from([0; 4]), 0),
+            IpNet::V6(_) => IpNet::new_assert(IpAddr::from([0_u16; 8]), 0),
+        };
+        let routes = vec![Route { dst: any, gw: None }];
+        Ok(Self { range_sets: vec![vec![Range::whole(subnet)?]], routes, directory: data_dir.join(network) })
+    }
+
+    /// Parses the `ipam` object.
+    ///
+    /// # Errors
+    /// With the name of what is wrong or not supported.
+    pub fn parse(network: &str, ipam: &Value) -> Result<Self, CniError> {
+        let config: IpamConfig = serde_json::from_value(ipam.clone()).map_err(|error| {
+            CniError::caused(Code::InvalidConfig, "parse the host-local configuration", error)
+        })?;
+        let mut sets = config.ranges.clone();
+        if let Some(subnet) = config.subnet {
+            let (range_start, range_end, gateway) = (config.range_start, config.range_end, config.gateway);
+            sets.insert(0, vec![RangeConfig { subnet, range_start, range_end, gateway }]);
+        }
+        if sets.iter().all(Vec::is_empty) {
+            return Err(CniError::new(Code::InvalidConfig, "host-local: no ranges are configured"));
+        }
+        let check = |set: &Vec<RangeConfig>| set.iter().map(Range::checked).collect::<Result<Vec<_>, _>>();
+        let data_dir = config.data_dir.unwrap_or_else(|| DEFAULT_DATA_DIR.into());
+        Ok(Self {
+            range_sets: sets.iter().map(check).collect::<Result<_, _>>()?,
+            routes: config.routes,
+            directory: data_dir.join(network),
+        })
+    }
+
+    /// Leases one address of each set to the container's interface.
+    ///
+    /// # Errors
+    /// When it holds a lease already, a set is exhausted, or the files cannot be written: then nothing is leased.
+    pub fn add(&self, container_id: &str, interface: &str) -> Result<AddResult, CniError> {
+        let _lock = self.lock()?;
+        let mut result = AddResult { routes: self.routes.clone(), ..AddResult::default() };
+        for (index, set) in self.range_sets.iter().enumerate() {
+            match self.lease(index, set, container_id, interface) {
+                Ok(ip) => result.ips.push(ip),
+                Err(error) => {
+                    for ip in &result.ips {
+                        let _ = std::fs::remove_file(self.directory.join(ip.address.addr().to_string()));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(result)
+    }
+
+    fn lease(
+        &self,
+        index: usize,
+        set: &[Range],
+        container_id: &str,
+        interface: &str,
+    ) -> Result<IpConfig, CniError> {
+        let last_file = self.directory.join(format!("last_reserved_ip.{index}"));
+        let last = std::fs::read_to_string(&last_file).ok().and_then(|text| text.trim().parse().ok());
+        for range in set {
+            for address in range.candidates(last) {
+                let file = self.directory.join(address.to_string());
+                match OpenOptions::new().write(true).create_new(true).open(&file) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    Err(error) => return Err(self.io("create a lease in", error)),
+                    Ok(mut lease) => {
+                        write!(lease, "{container_id}\r\n{interface}")
+                            .map_err(|error| self.io("write a lease in", error))?;
+                        std::fs::write(&last_file, address.to_string())
+                            .map_err(|error| self.io("write the last lease in", error))?;
+                        let address = IpNet::new_assert(address, range.subnet.prefix_len());
+                        return Ok(IpConfig { interface: None, address, gateway: Some(range.gateway) });
+                    }
+                }
+            }
+        }
+        let subnets: Vec<String> = set.iter().map(|range| range.subnet.to_string()).collect();
+        let message = format!(
+            "no free address in {}; every one is leased in {}",
+            subnets.join(", "),
+            self.directory.display()
+        );
+        Err(CniError::new(Code::TryAgain, message))
+    }
+
+    /// Frees the leases of the container's interface; none is no error.
+    ///
+    /// # Errors
+    /// When the files cannot be removed.
+    pub fn del(&self, container_id: &str, interface: &str) -> Result<(), CniError> {
+        if !self.directory.exists() {
+            return Ok(());
+        }
+        let _lock = self.lock()?;
+        for lease in self.leases()? {
+            if lease.container_id == container_id && lease.interface == interface {
+                self.free(&lease)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Frees one lease, if it is still that container's.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn free(&self, lease: &Lease) -> Result<(), CniError> {
+        let file = self.directory.join(lease.address.to_string());
+        if read_lease(&file).is_some_and(|now| now == *lease) {
+            std::fs::remove_file(&file).map_err(|error| self.io("remove a lease in", error))?;
+        }
+        Ok(())
+    }
+
+    /// Every lease.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn leases(&self) -> Result<Vec<Lease>, CniError> {
+        let entries = match std::fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(|error| self.io("list the leases in", error))?,
+        };
+        let mut leases: Vec<Lease> =
+            entries.flatten().filter_map(|entry| read_lease(&entry.path())).collect();
+        leases.sort_by_key(|lease| lease.address);
+        Ok(leases)
+    }
+
+    /// Upstream's lock: the directory's `lock` file, by flock(2).
+    fn lock(&self) -> Result<File, CniError> {
+        std::fs::create_dir_all(&self.directory).map_err(|error| self.io("create", error))?;
+        let open =
+            OpenOptions::new().create(true).truncate(false).write(true).open(self.directory.join("lock"));
+        let file = open.map_err(|error| self.io("open the lock of", error))?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)
+            .map_err(|error| self.io("lock", error.into()))?;
+        Ok(file)
+    }
+
+    fn io(&self, what: &str, error: io::Error) -> CniError {
+        CniError::caused(Code::Io, format!("{what} {}", self.directory.display()), error)
+    }
+}
+
+/// An address that a container holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The address.
+    pub address: IpAddr,
+    /// Whose it is.
+    pub container_id: String,
+    /// On which interface.
+    pub interface: String,
+}
+
+fn read_lease(file: &Path) -> Option<Lease> {
+    let address = file.file_name()?.to_str()?.parse().ok()?;
+    let text = std::fs::read_to_string(file).ok()?;
+    let (container_id, interface) = text.split_once("\r\n").unwrap_or((&text, ""));
+    Some(Lease {
+        address,
+        container_id: container_id.trim().to_owned(),
+        interface: interface.trim().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn allocator(subnet: &str, directory: &Path) -> HostLocal {
+        HostLocal::of_subnet("net", subnet.parse().expect("a subnet"), directory).expect("valid")
+    }
+
+    #[test]
+    fn addresses_go_round_before_one_is_used_again() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ipam = allocator("10.1.0.0/29", directory.path());
+        let mut given = Vec::new();
+        for id in 0..8 {
+            let result = ipam.add(&format!("c{id}"), "eth0").expect("a lease");
+            given.push(result.ips[0].address.addr().to_string());
+            ipam.del(&format!("c{id}"), "eth0").expect("freed");
+        }
+        assert_eq!(given[..6], ["10.1.0.2", "10.1.0.3", "10.1.0.4", "10.1.0.5", "10.1.0.6", "10.1.0.2"]);
+    }
+
+    #[test]
+    fn an_exhausted_range_is_told_and_leases_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ipam = allocator("10.1.0.0/30", directory.path());
+        ipam.add("a", "eth0").expect("the only one");
+        let error = ipam.add("b", "eth0").expect_err("exhausted").to_string();
+        assert!(error.contains("10.1.0.0/30"), "{error}");
+        assert_eq!(ipam.leases().expect("listed").len(), 1);
+    }
+
+    #[test]
+    fn del_succeeds_without_a_lease() {
+        let directory = tempfile::tempdir().expect("a directory");
+        allocator("10.1.0.0/24", directory.path()).del("nobody", "eth0").expect("nothing to do");
+    }
+
+    #[test]
+    fn unknown_fields_are_refused_by_name() {
+        let error =
+            HostLocal::parse("n", &serde_json::json!({ "type": "host-local", "subnett": "10.0.0.0/8" }))
+                .expect_err("a typo");
+        assert!(format!("{:?}", error.source).contains("subnett"), "{error:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn every_lease_is_unique_and_in_the_range(operations in prop::collection::vec((0_u8..20, any::<bool>()), 1..60)) {
+            let directory = tempfile::tempdir().expect("a directory");
+            let ipam = allocator("10.1.0.0/28", directory.path());
+            let mut held = BTreeSet::new();
+            for (id, add) in operations {
+                let id = format!("c{id}");
+                if add && held.len() < 13 && !held.contains(&id) {
+                    ipam.add(&id, "eth0").expect("a lease");
+                    held.insert(id);
+                } else {
+                    ipam.del(&id, "eth0").expect("freed");
+                    held.remove(&id);
+                }
+                let leases = ipam.leases().expect("listed");
+                let owners: BTreeSet<String> = leases.iter().map(|lease| lease.container_id.clone()).collect();
+                prop_assert_eq!(&owners, &held);
+                prop_assert_eq!(leases.len(), held.len());
+                prop_assert!(leases.iter().all(|lease| lease.address.to_string() != "10.1.0.1"));
+            }
+        }
+    }
+}

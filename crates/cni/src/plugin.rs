@@ -1,0 +1,198 @@
+//! The bundled plugins as CNI binaries, chosen by argv[0]: environment and standard input in, JSON out (CNI 1.1 §2).
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use hostnet::link::Netlink;
+use serde_json::{Value, json};
+
+use crate::bridge::{self, BridgeConfig, open_namespace};
+use crate::config::{VERSIONS, check_version};
+use crate::error::{CniError, Code};
+use crate::host_local::HostLocal;
+use crate::loopback;
+
+/// What a plugin is called with.
+struct Call {
+    command: String,
+    container_id: String,
+    netns: Option<PathBuf>,
+    interface: String,
+    config: Value,
+}
+
+#[derive(Clone, Copy)]
+enum Plugin {
+    Bridge,
+    HostLocal,
+    Loopback,
+}
+
+/// Runs as the CNI plugin that `argv0` names; nothing when it names none.
+#[must_use]
+pub fn plugin_main(argv0: &str) -> Option<ExitCode> {
+    let plugin = match Path::new(argv0).file_name()?.to_str()? {
+        "bridge" => Plugin::Bridge,
+        "host-local" => Plugin::HostLocal,
+        "loopback" => Plugin::Loopback,
+        _ => return None,
+    };
+    let mut version = VERSIONS[VERSIONS.len() - 1].to_owned();
+    let outcome = read_call(&mut version).and_then(|call| run(plugin, &call, &version));
+    let (output, code) = match outcome {
+        Ok(None) => return Some(ExitCode::SUCCESS),
+        Ok(Some(value)) => (value, ExitCode::SUCCESS),
+        Err(error) => (error.to_json(&version), ExitCode::FAILURE),
+    };
+    #[expect(clippy::print_stdout, reason = "the CNI protocol")]
+    {
+        println!("{output}");
+    }
+    Some(code)
+}
+
+fn read_call(version: &mut String) -> Result<Call, CniError> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let command = variable("CNI_COMMAND").ok_or_else(|| {
+        CniError::new(
+            Code::InvalidEnvironment,
+            "CNI_COMMAND is not set; a CNI plugin is run by a container runtime",
+        )
+    })?;
+    let mut text = String::new();
+    std::io::stdin()
+        .read_to_string(&mut text)
+        .map_err(|error| CniError::caused(Code::Io, "read the configuration from standard input", error))?;
+    let config: Value = serde_json::from_str(&text).map_err(|error| {
+        CniError::caused(Code::Decode, "parse the configuration on standard input", error)
+    })?;
+    if let Some(given) = config["cniVersion"].as_str() {
+        if command != "VERSION" {
+            check_version(given)?;
+        }
+        given.clone_into(version);
+    }
+    let needed = |name: &str, needed: bool| match variable(name) {
+        None if needed => {
+            Err(CniError::new(Code::InvalidEnvironment, format!("{name} is not set; {command} needs it")))
+        }
+        value => Ok(value.unwrap_or_default()),
+    };
+    let attachment = matches!(command.as_str(), "ADD" | "DEL" | "CHECK");
+    Ok(Call {
+        container_id: needed("CNI_CONTAINERID", attachment)?,
+        interface: needed("CNI_IFNAME", attachment)?,
+        netns: variable("CNI_NETNS").map(PathBuf::from),
+        command,
+        config,
+    })
+}
+
+fn run(plugin: Plugin, call: &Call, version: &str) -> Result<Option<Value>, CniError> {
+    match call.command.as_str() {
+        "VERSION" => Ok(Some(json!({ "cniVersion": version, "supportedVersions": VERSIONS }))),
+        "ADD" => add(plugin, call).map(|result| Some(result.to_json(version))),
+        "DEL" => del(plugin, call).map(|()| None),
+        "CHECK" => check(plugin, call).map(|()| None),
+        "STATUS" => Ok(None),
+        "GC" => garbage_collect(plugin, call).map(|()| None),
+        other => Err(CniError::new(Code::InvalidEnvironment, format!("CNI_COMMAND {other:?} is not known"))),
+    }
+}
+
+fn add(plugin: Plugin, call: &Call) -> Result<crate::AddResult, CniError> {
+    match plugin {
+        Plugin::HostLocal => ipam(call)?.add(&call.container_id, &call.interface),
+        Plugin::Loopback => {
+            let path = netns(call)?;
+            loopback::add(open_namespace(path)?, &path.display().to_string())
+        }
+        Plugin::Bridge => {
+            let config = BridgeConfig::parse(&call.config)?;
+            if config.ip_masq {
+                let message = "bridge: ipMasq is not supported by the stand-alone plugin yet; the runtime's own client does it";
+                return Err(CniError::new(Code::UnsupportedField, message));
+            }
+            let path = netns(call)?;
+            let namespace = open_namespace(path)?;
+            block_on(async {
+                let netlink = Netlink::open()?;
+                let index = config.set_up_bridge(&netlink).await?;
+                let leased = config.ipam.add(&call.container_id, &call.interface)?;
+                let (id, interface) = (&call.container_id, &call.interface);
+                let path = path.display().to_string();
+                let connected =
+                    config.connect(&netlink, index, id, &namespace, &path, interface, leased).await;
+                if connected.is_err() {
+                    config.ipam.del(id, interface)?;
+                }
+                connected
+            })
+        }
+    }
+}
+
+fn del(plugin: Plugin, call: &Call) -> Result<(), CniError> {
+    match plugin {
+        Plugin::HostLocal => ipam(call)?.del(&call.container_id, &call.interface),
+        Plugin::Loopback => Ok(()),
+        Plugin::Bridge => {
+            let config = BridgeConfig::parse(&call.config)?;
+            block_on(async {
+                bridge::delete_pair(&Netlink::open()?, &call.container_id, &call.interface).await?;
+                config.ipam.del(&call.container_id, &call.interface)
+            })
+        }
+    }
+}
+
+fn check(plugin: Plugin, call: &Call) -> Result<(), CniError> {
+    let leases = match plugin {
+        Plugin::Loopback => return Ok(()),
+        Plugin::HostLocal => ipam(call)?.leases()?,
+        Plugin::Bridge => BridgeConfig::parse(&call.config)?.ipam.leases()?,
+    };
+    let held = leases
+        .iter()
+        .any(|lease| lease.container_id == call.container_id && lease.interface == call.interface);
+    if held {
+        return Ok(());
+    }
+    Err(CniError::new(Code::Internal, format!("container {} holds no address", call.container_id)))
+}
+
+/// CNI 1.1 §4 "GC": what is not in `cni.dev/valid-attachments` is freed.
+fn garbage_collect(plugin: Plugin, call: &Call) -> Result<(), CniError> {
+    let ipam = match plugin {
+        Plugin::Loopback => return Ok(()),
+        Plugin::HostLocal => ipam(call)?,
+        Plugin::Bridge => BridgeConfig::parse(&call.config)?.ipam,
+    };
+    let valid = call.config["cni.dev/valid-attachments"].as_array().cloned().unwrap_or_default();
+    let is_valid = |id: &str, interface: &str| {
+        valid.iter().any(|one| one["containerID"] == id && one["ifname"] == interface)
+    };
+    for lease in ipam.leases()? {
+        if !is_valid(&lease.container_id, &lease.interface) {
+            ipam.free(&lease)?;
+        }
+    }
+    Ok(())
+}
+
+fn ipam(call: &Call) -> Result<HostLocal, CniError> {
+    let name = call.config["name"].as_str().unwrap_or_default();
+    HostLocal::parse(name, &call.config["ipam"])
+}
+
+fn netns(call: &Call) -> Result<&Path, CniError> {
+    call.netns
+        .as_deref()
+        .ok_or_else(|| CniError::new(Code::InvalidEnvironment, "CNI_NETNS is not set; ADD needs it"))
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, CniError>>) -> Result<T, CniError> {
+    let tokio = tokio::runtime::Builder::new_current_thread().enable_io().build();
+    tokio.map_err(|error| CniError::caused(Code::Io, "start", error))?.block_on(work)
+}
