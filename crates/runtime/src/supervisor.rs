@@ -57,6 +57,9 @@ pub enum SpawnError {
         /// Cause.
         source: io::Error,
     },
+    /// The task that started it ended before its time.
+    #[error("start of a supervisor was aborted: {0}")]
+    Aborted(String),
     /// It started and a step of its set-up went wrong; nothing of it remains.
     #[error("set up sandbox {sandbox}: {}: {}", failure.phase, failure.message)]
     Setup {
@@ -104,21 +107,22 @@ pub enum RequestError {
 }
 
 impl Supervisor {
-    /// Starts a supervisor from `exe` (the sealed copy of this program) and waits until the pod's namespaces are set up.
+    /// Starts a supervisor from `exe` (the sealed copy of this program) and waits until the pod's namespaces are set up. Dropping
+    /// the future ends a supervisor that is being started.
     pub async fn spawn(exe: &Path, setup: &Setup) -> Result<Self, SpawnError> {
-        let failed = |source| SpawnError::Spawn { sandbox: setup.sandbox_id.clone(), source };
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
-        let exe = exe.to_owned();
-        let directory = setup.directory.clone();
-        let label = setup.sandbox_id.get(..12).unwrap_or(&setup.sandbox_id).to_owned();
-        let pidfd = tokio::task::spawn_blocking(move || spawn_process(&exe, &label, theirs.into()))
-            .await
-            .map_err(|error| failed(io::Error::other(error)))?
-            .map_err(failed)?;
-        let (connection, outcome) = Connection::set_up(ours, pidfd.as_fd(), setup).await.map_err(failed)?;
-        match outcome {
-            Ok(ready) => Ok(Self::run(connection, ready, pidfd, directory).map_err(failed)?),
-            Err(failure) => Err(SpawnError::Setup { sandbox: setup.sandbox_id.clone(), failure }),
+        let (exe, setup) = (exe.to_owned(), setup.clone());
+        let (respond, outcome) = oneshot::channel();
+        // A task of its own, so that the process is collected whatever becomes of the caller.
+        let task = tokio::spawn(async move {
+            if let Err(Ok(supervisor)) = respond.send(spawn_and_set_up(exe, setup).await) {
+                let _ = supervisor.shutdown().await;
+            }
+        });
+        match outcome.await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                Err(SpawnError::Aborted(task.await.err().map(|error| error.to_string()).unwrap_or_default()))
+            }
         }
     }
 
@@ -291,6 +295,20 @@ impl Drop for CancelOnDrop<'_> {
             Command { id: self.supervisor.next_id(), request: Request::CancelExec { request }, respond };
         // A full queue means that the supervisor hangs; the exec then runs to its own end or time limit.
         let _ = self.supervisor.commands.try_send(command);
+    }
+}
+
+async fn spawn_and_set_up(exe: PathBuf, setup: Setup) -> Result<Supervisor, SpawnError> {
+    let sandbox = setup.sandbox_id.clone();
+    let failed = |source| SpawnError::Spawn { sandbox: sandbox.clone(), source };
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
+    let label = sandbox.get(..12).unwrap_or(&sandbox).to_owned();
+    let spawning = tokio::task::spawn_blocking(move || spawn_process(&exe, &label, theirs.into()));
+    let pidfd = spawning.await.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)?;
+    let (connection, outcome) = Connection::set_up(ours, pidfd.as_fd(), &setup).await.map_err(failed)?;
+    match outcome {
+        Ok(ready) => Supervisor::run(connection, ready, pidfd, setup.directory).map_err(failed),
+        Err(failure) => Err(SpawnError::Setup { sandbox: sandbox.clone(), failure }),
     }
 }
 

@@ -110,30 +110,30 @@ impl Container {
         }
     }
 
-    /// Reads one piece of output into the log. True if there may be more.
-    pub(super) fn read(&mut self, which: OutputStream, scratch: &mut [u8]) -> bool {
+    /// Reads one piece of output into the log.
+    pub(super) fn read(&mut self, which: OutputStream, scratch: &mut [u8]) -> Read {
         let Self { stdout, stderr, log, .. } = self;
         let stream = match which {
             OutputStream::Stdout => stdout,
             OutputStream::Stderr => stderr,
         };
-        let Some(pipe) = &stream.pipe else { return false };
-        match output::read(pipe, scratch) {
+        let Some(pipe) = &stream.pipe else { return Read::End };
+        let read = output::read(pipe, scratch);
+        match read {
             Read::Data(length) => {
                 if let Some(log) = log {
                     log.append(which, &mut stream.splitter, &scratch[..length]);
                 }
-                true
             }
-            Read::Empty => false,
+            Read::Empty => {}
             Read::End => {
                 if let Some(log) = log {
                     log.finish(which, &mut stream.splitter);
                 }
                 stream.pipe = None;
-                false
             }
         }
+        read
     }
 
     /// Sees whether the first process has ended; if so what it wrote is read and the record made.
@@ -157,7 +157,7 @@ impl Container {
     fn drain(&mut self, scratch: &mut [u8]) {
         for which in [OutputStream::Stdout, OutputStream::Stderr] {
             for _ in 0..DRAIN_READS {
-                if !self.read(which, scratch) {
+                if !matches!(self.read(which, scratch), Read::Data(_)) {
                     break;
                 }
             }

@@ -87,7 +87,7 @@ pub(super) struct Cgroup(Option<host::cgroup::Cgroup>);
 impl Cgroup {
     /// Signals every process in it; SIGKILL reaches those that are being born too.
     pub(super) fn signal_all(&self, signal: i32) -> io::Result<()> {
-        let Some(cgroup) = &self.0 else { return Ok(()) };
+        let Some(cgroup) = &self.0 else { return Err(io::Error::other("it has no cgroup of its own")) };
         if signal == libc::SIGKILL {
             return cgroup.kill().map_err(io::Error::other);
         }

@@ -10,6 +10,8 @@
 //! - Unknown fields are ignored, so a field may be added at any time if its absence means what was true before
 //!   (`#[serde(default)]`). A field never changes meaning; a request that needs that gets a new name and a new version.
 //! - An unknown request is answered with [`ErrorCode::Unsupported`] and the connection goes on.
+//! - A launch plan is stricter: a new field of it is absent from the JSON where it says nothing new, and a supervisor refuses
+//!   fields it does not know, because a container must not start without what they ask for.
 //! - [`Setup`] is exempt: it is written and read by the same binary.
 
 use std::collections::BTreeMap;

@@ -73,6 +73,7 @@ impl Server {
             Some(Ok(ClientMessage { id, request })) => {
                 let greeted = self.peers.get(&key).is_some_and(|peer| peer.greeted);
                 if greeted || matches!(request, Request::Hello(_)) {
+                    self.adopted = true;
                     (id, self.carry_out(key, id, request, now))
                 } else {
                     (id, Err(refuse(ErrorCode::BadRequest, "the first request must be hello")))

@@ -14,10 +14,13 @@ use super::container::Container;
 use super::exec::Exec;
 use super::frame::{OutputStream, Payload};
 use super::launcher::Launcher;
+use super::output::Read;
 use super::peer::Peer;
 use super::protocol::{Event, Ready, Reply, ServerMessage, Setup};
 use super::setup::Pod;
 
+/// Full buffers taken from one busy pipe before anything else gets its turn.
+const OUTPUT_TURNS: usize = 4;
 /// Connections at most; one more is closed at once.
 const MAX_PEERS: usize = 256;
 /// Size of the one buffer all reads go through.
@@ -41,6 +44,8 @@ pub(super) struct Server {
     pub(super) execs: BTreeMap<u64, Exec>,
     pub(super) shutdown: Option<Shutdown>,
     pub(super) launcher: Launcher,
+    /// False until some agent has asked for something.
+    pub(super) adopted: bool,
     listener: OwnedFd,
     children: OwnedFd,
     orphans: Orphans,
@@ -81,6 +86,7 @@ impl Server {
             execs: BTreeMap::new(),
             shutdown: None,
             launcher: Launcher::new(pod.cgroups),
+            adopted: false,
             listener: pod.listener,
             children: pod.children,
             orphans: Orphans::AllCollected,
@@ -89,7 +95,8 @@ impl Server {
         }
     }
 
-    /// Serves until a shutdown is complete.
+    /// Serves until a shutdown is complete, or the agent vanishes before it has asked for anything: then nobody may ever have
+    /// learned of this supervisor.
     pub(super) fn run(mut self) {
         let mut scratch = vec![0; SCRATCH];
         loop {
@@ -101,6 +108,9 @@ impl Server {
             self.advance(now, &mut scratch);
             if self.shutdown_is_complete(now) {
                 return;
+            }
+            if !self.adopted && self.peers.is_empty() {
+                return super::setup::remove_socket(&self.setup.directory);
             }
         }
     }
@@ -189,7 +199,10 @@ impl Server {
             }
             Source::ContainerOutput(id, which) => {
                 if let Some(container) = self.containers.get_mut(&id) {
-                    container.read(which, scratch);
+                    let mut turns = OUTPUT_TURNS;
+                    while turns > 0 && container.read(which, scratch) == Read::Data(scratch.len()) {
+                        turns -= 1;
+                    }
                 }
             }
             // Collected by `advance`.

@@ -1,7 +1,11 @@
 //! A real supervisor, spoken to by the real client. Needs root. The test program re-executes itself as the supervisor, so it
 //! has a main function of its own; it understands the flags of the usual harness that matter here.
 
-#![expect(clippy::unwrap_used, reason = "a test program; the lint knows only those of the usual harness")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test program; the lints know only those of the usual harness"
+)]
 
 mod pod;
 mod stories;
