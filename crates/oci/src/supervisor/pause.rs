@@ -2,31 +2,57 @@
 //! read-only root: its `/proc/1/root` is in reach of containers that may trace.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use host::namespace::Namespace;
+use host::process::{pidfd_send_signal, try_wait, wait_ended};
+use host::sys::{Forked, fork_into};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::process::{Pid, WaitOptions};
 
 use super::sys;
 
 /// The user that pause containers run as.
 const PAUSE_ID: u32 = 65_535;
 
+/// A running pause process.
+#[derive(Debug)]
+pub(super) struct Pause {
+    pub(super) pid: i32,
+    pidfd: OwnedFd,
+}
+
+/// How long [`Pause::end`] waits for everything in the namespace to be gone.
+const END: Duration = Duration::from_secs(2);
+
+impl Pause {
+    /// Ends the namespace, with everything in it, and collects its first process.
+    pub(super) fn end(&self) {
+        let _ = pidfd_send_signal(self.pidfd.as_fd(), libc::SIGKILL);
+        if wait_ended(&self.pidfd, END).is_ok_and(|ended| ended) {
+            let _ = try_wait(self.pidfd.as_fd());
+        }
+    }
+}
+
 /// Starts the pause process; the caller has unshared the PID namespace and started nothing in it. `mount_point` is any
 /// directory; nothing is mounted on it outside the new process.
-pub(super) fn start(mount_point: &Path) -> io::Result<i32> {
+pub(super) fn start(mount_point: &Path) -> io::Result<Pause> {
     let (report, failure) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    let Some(pid) = sys::fork()? else { run(failure.as_raw_fd(), mount_point) };
+    let (pid, pidfd) = match fork_into(0, None)? {
+        Forked::Child => run(failure.as_raw_fd(), mount_point),
+        Forked::Parent { pid, pidfd } => (pid, pidfd),
+    };
     drop(failure);
+    let pause = Pause { pid, pidfd };
     let mut errno = [0; 4];
     // The end of the pipe without a word means that the process is set up.
     match rustix::io::read(&report, &mut errno)? {
-        0 => Ok(pid),
+        0 => Ok(pause),
         _ => {
-            let _ = rustix::process::waitpid(Pid::from_raw(pid), WaitOptions::empty());
+            pause.end();
             Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)))
         }
     }
@@ -35,10 +61,10 @@ pub(super) fn start(mount_point: &Path) -> io::Result<i32> {
 fn run(failure: std::os::fd::RawFd, mount_point: &Path) -> ! {
     sys::reset_signal_handlers();
     // Number 3 is the only descriptor kept besides the null device on 0, 1 and 2.
-    let Ok(failure) = keep_only(failure) else { std::process::exit(1) };
+    let Ok(failure) = keep_only(failure) else { host::sys::exit_now(1) };
     if let Err(error) = isolate(mount_point) {
         let _ = rustix::io::write(&failure, &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
-        std::process::exit(1);
+        host::sys::exit_now(1);
     }
     drop(failure);
     sys::sleep_for_ever()

@@ -15,6 +15,7 @@ use super::exec::Exec;
 use super::frame::{OutputStream, Payload};
 use super::launcher::Launcher;
 use super::output::Read;
+use super::pause::Pause;
 use super::peer::Peer;
 use super::protocol::{Event, Ready, Reply, ServerMessage, Setup};
 use super::setup::Pod;
@@ -46,6 +47,7 @@ pub(super) struct Server {
     pub(super) launcher: Launcher,
     /// False until some agent has asked for something.
     pub(super) adopted: bool,
+    pause: Option<Pause>,
     listener: OwnedFd,
     children: OwnedFd,
     orphans: Orphans,
@@ -57,7 +59,7 @@ pub(super) struct Server {
 #[derive(Debug)]
 pub(super) struct Shutdown {
     /// Peer and request id of everyone to answer.
-    pub(super) waiting: Vec<(u64, u64)>,
+    waiting: Vec<(u64, u64)>,
     until: Millis,
 }
 
@@ -87,6 +89,7 @@ impl Server {
             shutdown: None,
             launcher: Launcher::new(pod.cgroups),
             adopted: false,
+            pause: pod.pause,
             listener: pod.listener,
             children: pod.children,
             orphans: Orphans::AllCollected,
@@ -106,11 +109,20 @@ impl Server {
                 self.serve(source, now, &mut scratch);
             }
             self.advance(now, &mut scratch);
-            if self.shutdown_is_complete(now) {
-                return;
+            if self.shutdown_is_complete(now) || (!self.adopted && self.peers.is_empty()) {
+                return self.end();
             }
-            if !self.adopted && self.peers.is_empty() {
-                return super::setup::remove_socket(&self.setup.directory);
+        }
+    }
+
+    fn end(mut self) {
+        if let Some(pause) = &self.pause {
+            pause.end();
+        }
+        super::setup::remove_socket(&self.setup.directory);
+        for (key, id) in self.shutdown.into_iter().flat_map(|shutdown| shutdown.waiting) {
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.send(&ServerMessage::Reply { id, reply: Reply::Done });
             }
         }
     }
@@ -299,19 +311,10 @@ impl Server {
         self.shutdown.get_or_insert(Shutdown { waiting: Vec::new(), until }).waiting.push((peer, request));
     }
 
-    fn shutdown_is_complete(&mut self, now: Millis) -> bool {
+    fn shutdown_is_complete(&self, now: Millis) -> bool {
         let Some(shutdown) = &self.shutdown else { return false };
         let running = self.containers.values().any(|container| container.status().exit.is_none());
-        if running && shutdown.until > now {
-            return false;
-        }
-        super::setup::remove_socket(&self.setup.directory);
-        for (key, id) in &shutdown.waiting {
-            if let Some(peer) = self.peers.get_mut(key) {
-                peer.send(&ServerMessage::Reply { id: *id, reply: Reply::Done });
-            }
-        }
-        true
+        !running || shutdown.until <= now
     }
 }
 

@@ -13,14 +13,16 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use rustix::process::DumpableBehavior;
 
 use super::frame::{FrameReader, Payload, encode_json};
+use super::pause::{self, Pause};
 use super::protocol::{NamespaceMode, PidMode, Ready, SOCKET_NAME, ServerMessage, Setup, SetupFailure};
-use super::{pause, sys, sysctl};
+use super::{sys, sysctl};
 
 /// What set-up leaves for the event loop.
 #[derive(Debug)]
 pub(super) struct Pod {
     pub(super) setup: Setup,
     pub(super) ready: Ready,
+    pub(super) pause: Option<Pause>,
     pub(super) cgroups: CgroupManager,
     /// The connection that brought the set-up.
     pub(super) agent: OwnedFd,
@@ -35,13 +37,13 @@ pub(super) fn run() -> Option<Pod> {
     let (agent, children) = isolate_process().ok()?;
     let setup = read_setup(&agent)?;
     match build(&setup) {
-        Ok((ready, listener, cgroups)) => {
+        Ok(Built { ready, pause, listener, cgroups }) => {
             // An agent that is gone never learns of this supervisor, so nobody would ever end it.
             if send(&agent, &ServerMessage::Ready(ready.clone())).is_err() {
                 remove_socket(&setup.directory);
                 return None;
             }
-            Some(Pod { setup, ready, cgroups, agent, listener, children })
+            Some(Pod { setup, ready, pause, cgroups, agent, listener, children })
         }
         Err(failure) => {
             remove_socket(&setup.directory);
@@ -103,7 +105,14 @@ fn send(agent: &OwnedFd, message: &ServerMessage) -> io::Result<()> {
     Ok(())
 }
 
-fn build(setup: &Setup) -> Result<(Ready, OwnedFd, CgroupManager), SetupFailure> {
+struct Built {
+    ready: Ready,
+    pause: Option<Pause>,
+    listener: OwnedFd,
+    cgroups: CgroupManager,
+}
+
+fn build(setup: &Setup) -> Result<Built, SetupFailure> {
     let cgroups = step("find cgroups", CgroupManager::detect().map_err(io::Error::other))?;
     if let Some(path) = &setup.cgroup {
         step(&format!("enter cgroup {path}"), enter_cgroup(&cgroups, path))?;
@@ -125,11 +134,12 @@ fn build(setup: &Setup) -> Result<(Ready, OwnedFd, CgroupManager), SetupFailure>
     sysctl::write_all(&setup.sysctls, setup.namespaces)
         .map_err(|(name, error)| failure(&format!("write sysctl {name}"), &error))?;
     let process = step("read own identity", ProcessId::of(rustix::process::getpid().as_raw_nonzero().get()))?;
-    let pause_pid = match setup.namespaces.pid {
+    let pause = match setup.namespaces.pid {
         PidMode::Pod => Some(step("start pause process", pause::start(&setup.directory))?),
         PidMode::Container | PidMode::Node => None,
     };
-    Ok((Ready { process, pause_pid }, listener, cgroups))
+    let ready = Ready { process, pause_pid: pause.as_ref().map(|pause| pause.pid) };
+    Ok(Built { ready, pause, listener, cgroups })
 }
 
 fn namespaces_to_unshare(setup: &Setup) -> Vec<Namespace> {

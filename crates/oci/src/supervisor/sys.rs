@@ -1,5 +1,8 @@
 //! The system calls of the supervisor that the compiler cannot check. Nothing else here is unsafe, and nothing here decides.
-#![expect(unsafe_code, reason = "fork, signal handlers, ioctl and capset have no safe form; see each block")]
+#![expect(
+    unsafe_code,
+    reason = "signal handlers, ioctl, waitid and changing users have no safe form; see each block"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -13,13 +16,6 @@ static CHILD_EVENT: AtomicI32 = AtomicI32::new(-1);
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-/// Copies this single-threaded process; nothing in the copy, the child's pid in the original.
-pub(super) fn fork() -> io::Result<Option<i32>> {
-    // SAFETY: the supervisor has one thread, so the child inherits no lock that another thread holds, and may run any code.
-    let pid = check(unsafe { libc::fork() })?;
-    Ok((pid != 0).then_some(pid))
 }
 
 /// Closes every descriptor from `first` on.

@@ -97,18 +97,20 @@ pub(crate) fn plan(pod: &Path, name: &str, args: &[&str]) -> LaunchPlan {
     for directory in ["bin", "proc", "dev", "tmp"] {
         std::fs::create_dir_all(root.join(directory)).unwrap();
     }
-    std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-    for applet in ["sh", "sleep", "cat", "head", "hostname", "grep", "wc", "true", "yes", "kill"] {
+    if !root.join("bin/busybox").exists() {
+        std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    }
+    for applet in ["sh", "sleep", "cat", "head", "hostname", "grep", "wc", "true", "tail"] {
         let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
     }
     LaunchPlan {
         new_namespaces: vec![Namespace::Pid, Namespace::Mnt],
         join_namespaces: Vec::new(),
-        cgroup: Some(CgroupPlan { path: cgroup(pod, name), limits: Limits::default() }),
+        cgroup: Some(CgroupPlan { path: container_cgroup(pod, name), limits: Limits::default() }),
         rootfs: Rootfs::Directory(root),
         readonly_rootfs: false,
         root_propagation: 1 << 18,
-        mounts: vec![mount("/proc", "proc"), bind(pod)],
+        mounts: vec![mount("/proc", "proc"), bind(Path::new("/dev")), bind(pod)],
         devices: Vec::new(),
         masked_paths: Vec::new(),
         readonly_paths: Vec::new(),
@@ -119,9 +121,13 @@ pub(crate) fn plan(pod: &Path, name: &str, args: &[&str]) -> LaunchPlan {
     }
 }
 
-/// Where the container's processes are counted.
-pub(crate) fn cgroup(pod: &Path, name: &str) -> String {
-    format!("/podwright-test/{}/{name}", pod.file_name().unwrap().to_str().unwrap().trim_start_matches('.'))
+/// The cgroup of a pod's containers, one for each pod so that each can be removed as a whole.
+fn pod_cgroup(pod: &Path) -> String {
+    format!("/podwright-test-{}", pod.file_name().unwrap().to_str().unwrap().trim_start_matches(".tmp"))
+}
+
+fn container_cgroup(pod: &Path, name: &str) -> String {
+    format!("{}/{name}", pod_cgroup(pod))
 }
 
 fn mount(target: &str, filesystem: &str) -> MountPlan {
@@ -161,11 +167,11 @@ fn process(args: &[&str]) -> ProcessPlan {
 
 impl Pod {
     pub(crate) fn cgroup(&self, container: &str) -> host::cgroup::Cgroup {
-        CgroupManager::detect().unwrap().open(&cgroup(self.directory.path(), container)).unwrap()
+        CgroupManager::detect().unwrap().open(&container_cgroup(self.directory.path(), container)).unwrap()
     }
 
     pub(crate) fn exec_plan(&self, container: &str, script: &str) -> ExecPlan {
-        let cgroup = Some(cgroup(self.directory.path(), container));
+        let cgroup = Some(container_cgroup(self.directory.path(), container));
         ExecPlan { process: process(&["/bin/sh", "-c", script]), cgroup }
     }
 }
@@ -177,8 +183,7 @@ impl Drop for Pod {
         if let Ok(Some(pidfd)) = process.pidfd() {
             let _ = host::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         }
-        let path = cgroup(self.directory.path(), "x");
-        let pod = CgroupManager::detect().unwrap().open(path.trim_end_matches("/x")).unwrap();
+        let pod = CgroupManager::detect().unwrap().open(&pod_cgroup(self.directory.path())).unwrap();
         pod.kill().unwrap();
         while pod.remove().is_err() {
             let _ = rustix::process::wait(rustix::process::WaitOptions::NOHANG);

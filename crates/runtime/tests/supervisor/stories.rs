@@ -1,8 +1,10 @@
 //! What a supervisor does for its pod, one story each.
 
 use std::future::Future;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
+use host::namespace::Namespace;
 use host::process::ProcessId;
 use oci::supervisor::protocol::{ErrorCode, ExitRecord, PidMode, SignalScope};
 use runtime::supervisor::{ConnectError, RequestError, SpawnError, Supervisor};
@@ -17,6 +19,7 @@ pub(crate) const ALL: &[(&str, Story)] = &[
     ("namespaces_host_name_and_sysctls_are_the_pods_own", || run(namespaces())),
     ("a_setup_step_that_goes_wrong_is_named_and_leaves_nothing", || run(setup_failure())),
     ("output_is_logged_and_the_exit_file_written_before_anyone_is_told", || run(output_and_exit())),
+    ("a_container_over_its_memory_limit_is_reported_as_such", || run(out_of_memory())),
     ("a_daemon_that_keeps_the_output_open_does_not_hold_back_the_exit", || run(daemon_keeps_output())),
     ("a_command_that_does_not_exist_is_an_error_and_no_container", || run(not_found())),
     ("exec_returns_both_streams_and_the_exit_code", || run(exec())),
@@ -34,6 +37,7 @@ pub(crate) const ALL: &[(&str, Story)] = &[
     ("an_exit_is_told_only_once_however_late_one_listens", || run(late_listener())),
     ("shutdown_kills_what_runs_and_leaves_no_process", || run(shutdown())),
     ("a_pod_pid_namespace_has_a_pause_process_that_dies_with_the_supervisor", || run(pause())),
+    ("a_container_in_a_shared_pid_namespace_ends_with_its_first_process", || run(shared_pid())),
     ("a_long_directory_name_is_no_obstacle", || run(long_path())),
 ];
 
@@ -94,6 +98,16 @@ async fn output_and_exit() {
     assert_eq!(log, ["stderr F err", "stdout F out", "stdout P half"]);
     pod.supervisor.remove("c").await.unwrap();
     assert!(pod.supervisor.list().await.unwrap().is_empty());
+    pod.end().await;
+}
+
+async fn out_of_memory() {
+    let mut pod = Pod::new().await;
+    let mut container = pod.container("c", &["/bin/tail", "/dev/zero"]);
+    container.plan.cgroup.as_mut().unwrap().limits.memory_limit = Some(16 << 20);
+    pod.supervisor.start(container).await.unwrap();
+    let (_, exit) = pod.exit().await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(libc::SIGKILL), true));
     pod.end().await;
 }
 
@@ -198,11 +212,14 @@ async fn exec_cancelled() {
 
 async fn signals() {
     let mut pod = Pod::new().await;
-    pod.start("gentle", "trap 'echo bye; exit 9' TERM; while :; do sleep 0.05; done").await;
-    wait_for_log(&pod, "gentle", 0).await;
+    pod.start("gentle", "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.05; done").await;
+    wait_for_log(&pod, "gentle", 1).await;
     pod.supervisor.stop("gentle", libc::SIGTERM, Duration::from_secs(50)).await.unwrap();
     let (_, exit) = pod.exit().await;
-    assert_eq!((exit.code, pod.log("gentle")), (9, vec!["stdout F bye".to_owned()]));
+    assert_eq!(
+        (exit.code, pod.log("gentle")),
+        (9, vec!["stdout F ready".to_owned(), "stdout F bye".to_owned()])
+    );
     pod.start("stubborn", "trap '' TERM; echo ready; while :; do sleep 0.05; done").await;
     wait_for_log(&pod, "stubborn", 1).await;
     pod.supervisor.stop("stubborn", libc::SIGTERM, Duration::from_millis(50)).await.unwrap();
@@ -397,15 +414,29 @@ async fn pause() {
         ("0".repeat(16), "0".repeat(16), "1".into())
     );
     assert_eq!(std::fs::read_dir(format!("/proc/{pause}/root/")).unwrap().count(), 0);
-    let pidfd = rustix::process::pidfd_open(
-        rustix::process::Pid::from_raw(pause).unwrap(),
-        rustix::process::PidfdFlags::empty(),
-    );
-    let pidfd = pidfd.unwrap();
+    let pidfd = host::process::pidfd_open(pause).unwrap().unwrap();
     kill(pod.supervisor.process().pid);
     pod.supervisor.died().await;
-    let mut wait = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
-    rustix::event::poll(&mut wait, None).unwrap();
+    // It came to this program, a subreaper, when its parent was killed.
+    assert_eq!(host::process::wait(pidfd.as_fd()).unwrap(), host::process::Exit::Signal(libc::SIGKILL));
+}
+
+async fn shared_pid() {
+    for mode in [PidMode::Pod, PidMode::Node] {
+        let mut pod = Pod::with(|setup| setup.namespaces.pid = mode).await;
+        let mut container = pod.container("c", &["/bin/sh", "-c", "sleep 1000 & echo $$; exit 3"]);
+        container.plan.new_namespaces.retain(|namespace| *namespace != Namespace::Pid);
+        let started = pod.supervisor.start(container).await.unwrap();
+        assert_eq!(pod.exit().await.1.code, 3);
+        // 1 is the pause process, or the node's init.
+        let pid = if mode == PidMode::Pod { 2 } else { started.pid };
+        assert_eq!(pod.log("c"), [format!("stdout F {pid}")]);
+        // The background process was killed with it; being gone may take it a moment more.
+        while !pod.cgroup("c").pids().unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        pod.end().await;
+    }
 }
 
 async fn long_path() {
@@ -426,7 +457,7 @@ fn assert_code<T: std::fmt::Debug>(outcome: Result<T, RequestError>, expect: Err
     }
 }
 
-/// Waits until a log has so many entries (zero: until the file is there), by looking again whenever other tasks have run.
+/// Waits until a log has so many entries, by looking again whenever other tasks have run.
 async fn wait_for_log(pod: &Pod, name: &str, entries: usize) {
     while std::fs::read_to_string(pod.log_path(name)).map_or(true, |text| text.lines().count() < entries) {
         tokio::time::sleep(Duration::from_millis(2)).await;
