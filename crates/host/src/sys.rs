@@ -213,3 +213,99 @@ pub(crate) fn own_fd(raw: i64) -> OwnedFd {
     // SAFETY: callers pass the fresh result of a successful system call.
     unsafe { OwnedFd::from_raw_fd(raw as RawFd) }
 }
+
+/// Sets a resource limit of the calling process by its `RLIMIT_*` number.
+pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: `limit` lives through the call, and no old value is asked for.
+    let value = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            &raw const limit,
+            std::ptr::null_mut::<libc::rlimit64>(),
+        )
+    };
+    check(value).map(drop)
+}
+
+/// sethostname(2).
+pub fn set_hostname(name: &[u8]) -> io::Result<()> {
+    // SAFETY: pointer and length describe `name`.
+    check(unsafe { libc::syscall(libc::SYS_sethostname, name.as_ptr(), name.len()) }).map(drop)
+}
+
+/// setdomainname(2).
+pub fn set_domainname(name: &[u8]) -> io::Result<()> {
+    // SAFETY: pointer and length describe `name`.
+    check(unsafe { libc::syscall(libc::SYS_setdomainname, name.as_ptr(), name.len()) }).map(drop)
+}
+
+/// Gives every signal its default action and unblocks all: what a program expects to begin with.
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        if signal != libc::SIGKILL && signal != libc::SIGSTOP {
+            // SAFETY: the default action runs no code of this program. Numbers that libc keeps for itself are refused.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+    let none = [0_u64; 1];
+    // SAFETY: an empty kernel signal set of 8 bytes, and no old set is asked for.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            none.as_ptr(),
+            std::ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        );
+    }
+}
+
+/// Installs a system call filter given as `struct sock_filter`s.
+pub fn install_seccomp(program: &[u8], flags: u32) -> io::Result<()> {
+    let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+    if program.is_empty() || !program.len().is_multiple_of(size_of::<libc::sock_filter>()) {
+        return Err(invalid());
+    }
+    // A vector of the right type, as bytes need not be aligned.
+    let ops: Vec<libc::sock_filter> = program
+        .chunks_exact(size_of::<libc::sock_filter>())
+        .map(|op| libc::sock_filter {
+            code: u16::from_ne_bytes([op[0], op[1]]),
+            jt: op[2],
+            jf: op[3],
+            k: u32::from_ne_bytes([op[4], op[5], op[6], op[7]]),
+        })
+        .collect();
+    let length = u16::try_from(ops.len()).map_err(|_| invalid())?;
+    let filter = libc::sock_fprog { len: length, filter: ops.as_ptr().cast_mut() };
+    // SAFETY: `filter` and the operations it points to live through the call; the kernel copies and checks them.
+    let value =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) };
+    check(value).map(drop)
+}
+
+/// Blocks every signal and gives a descriptor from which they are read instead, with [`read_signal`].
+pub fn signals_as_descriptor() -> io::Result<OwnedFd> {
+    // SAFETY: sigset_t is plain data, filled by sigfillset before use; the kernel copies it.
+    let fd = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+        libc::signalfd(-1, &raw const all, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)
+    };
+    check(fd.into()).map(own_fd)
+}
+
+/// The next signal that has arrived, if any.
+pub fn read_signal(signals: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+    let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
+    match rustix::io::read(signals, &mut info) {
+        // ssi_signo is the first member.
+        Ok(_) => Ok(Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))),
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}

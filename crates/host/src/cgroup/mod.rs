@@ -299,6 +299,37 @@ impl Cgroup {
         first_error.map_or(Ok(()), Err)
     }
 
+    /// Removes the cgroup; if there still are processes, kills them and waits until they are gone, at most this long.
+    pub fn destroy(&self, patience: std::time::Duration) -> Result<(), CgroupError> {
+        if self.remove().is_ok() {
+            return Ok(());
+        }
+        self.kill()?;
+        let mut left = patience;
+        while self.remove().is_err() && !left.is_zero() {
+            let pause = left.min(std::time::Duration::from_millis(50));
+            self.wait_for_change(pause);
+            left = left.saturating_sub(pause);
+        }
+        self.remove()
+    }
+
+    /// Waits until `cgroup.events` of the v2 directory changes; without one, a millisecond.
+    fn wait_for_change(&self, at_most: std::time::Duration) {
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        let events = self.unified().map(|directory| std::fs::File::open(directory.join("cgroup.events")));
+        let Some(Ok(events)) = events else {
+            // v1 tells nobody when its last process has gone.
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            return;
+        };
+        let timeout = Timespec { tv_sec: 0, tv_nsec: at_most.subsec_nanos().into() };
+        // Between opening and here it may have become empty: then the change is not seen, and the time limit ends the wait.
+        if v2::count_in(&events, "populated") == Some(1) {
+            let _ = rustix::event::poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&timeout));
+        }
+    }
+
     /// How many processes of this cgroup the kernel has killed for lack of memory.
     pub fn oom_kills(&self) -> u64 {
         match self.version {

@@ -122,9 +122,15 @@ pub(super) fn oom_kills(cgroup: &Cgroup) -> u64 {
 
 /// One number of a file of `name number` lines; 0 when file or line is missing.
 pub(super) fn count(path: &Path, name: &str) -> u64 {
-    let Ok(text) = std::fs::read_to_string(path) else { return 0 };
+    std::fs::File::open(path).ok().and_then(|file| count_in(&file, name)).unwrap_or(0)
+}
+
+/// One number of an open file of `name number` lines.
+pub(super) fn count_in(mut file: &std::fs::File, name: &str) -> Option<u64> {
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut file, &mut text).ok()?;
     let value = text.lines().filter_map(|line| line.split_once(' ')).find(|(key, _)| *key == name);
-    value.and_then(|(_, value)| value.trim().parse().ok()).unwrap_or(0)
+    value.and_then(|(_, value)| value.trim().parse().ok())
 }
 
 #[cfg(test)]

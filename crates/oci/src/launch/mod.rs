@@ -1,11 +1,25 @@
 //! Starts containers and exec sessions from plans. Single-threaded callers only (the supervisor, `podwright oci`).
+//!
+//! The caller makes the cgroup and clones once; the child sets itself up (`container`, `session`), tells over a close-on-exec pipe what
+//! went wrong (`report`), and executes the program. Nothing is mounted, joined or written on the host's side.
+
+mod container;
+mod credentials;
+mod dev;
+mod program;
+mod report;
+mod rootfs;
+mod session;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use host::cgroup::{CgroupError, CgroupManager};
+use host::cgroup::{Cgroup, CgroupError, CgroupManager, Entry};
+use host::namespace::{self, Namespace};
+use host::sys::{self, Forked};
 
-use crate::plan::{ExecPlan, ExecTarget, LaunchPlan};
+use crate::plan::{ExecPlan, ExecTarget, LaunchPlan, ProcessPlan, SeccompPlan};
+use report::{Message, Reporter};
 
 /// Standard streams of a new process. Closed in the caller once it is started.
 #[derive(Debug)]
@@ -91,8 +105,46 @@ pub fn start(
     stdio: Stdio,
     gate: Option<Gate>,
 ) -> Result<Child, LaunchError> {
-    let _ = (cgroups, plan, stdio, gate);
-    Err(LaunchError::NotRunning)
+    let cgroup = match &plan.cgroup {
+        Some(wanted) => Some(cgroups.create(&wanted.path, &wanted.limits)?),
+        None => None,
+    };
+    let outcome = start_in(cgroup.as_ref(), plan, stdio, gate);
+    if let (Err(_), Some(cgroup)) = (&outcome, &cgroup) {
+        // The child was collected, so nothing is inside any more; what cannot be removed is reported by nobody better than the cause.
+        let _ = cgroup.kill();
+        let _ = cgroup.remove();
+    }
+    outcome
+}
+
+fn start_in(
+    cgroup: Option<&Cgroup>,
+    plan: &LaunchPlan,
+    stdio: Stdio,
+    gate: Option<Gate>,
+) -> Result<Child, LaunchError> {
+    let entry = cgroup.map(Cgroup::entry).transpose()?;
+    let filter = read_filter(&plan.process)?;
+    let joins = open_joins(plan)?;
+    let mut flags = 0;
+    for kind in &plan.new_namespaces {
+        // A cgroup namespace has its root where its maker stands, so the child makes it itself once it is inside.
+        if *kind != Namespace::Cgroup {
+            flags |= kind.clone_flag();
+        }
+    }
+    let pid_namespace = joins.iter().find(|(kind, _)| *kind == Namespace::Pid).map(|(_, fd)| fd.as_fd());
+    let seed = container::Seed {
+        plan,
+        stdio: &stdio,
+        gate: gate.as_ref(),
+        cgroup,
+        entry: entry.as_ref(),
+        joins: &joins,
+        filter,
+    };
+    launch(flags, entry.as_ref(), pid_namespace, &plan.process, |reporter| container::run(&seed, reporter))
 }
 
 /// Starts a process inside a running container, and returns when its program was executed.
@@ -102,6 +154,110 @@ pub fn exec(
     plan: &ExecPlan,
     stdio: Stdio,
 ) -> Result<Child, LaunchError> {
-    let _ = (cgroups, target, plan, stdio);
-    Err(LaunchError::NotRunning)
+    let starter = |step: &str| {
+        let step = step.to_owned();
+        move |source| LaunchError::Starter { step, source }
+    };
+    let init =
+        target.init.pidfd().map_err(starter("open the container's init"))?.ok_or(LaunchError::NotRunning)?;
+    if !target.init.is_alive() {
+        return Err(LaunchError::NotRunning);
+    }
+    let entry = match &plan.cgroup {
+        Some(path) => Some(cgroups.open(path)?.entry()?),
+        None => None,
+    };
+    let filter = read_filter(&plan.process)?;
+    let pid_namespace = target.namespaces.contains(&Namespace::Pid).then(|| init.as_fd());
+    let seed =
+        session::Seed { plan, target, stdio: &stdio, init: init.as_fd(), entry: entry.as_ref(), filter };
+    launch(0, entry.as_ref(), pid_namespace, &plan.process, |reporter| session::run(&seed, reporter))
+}
+
+/// Clones, lets the child run `set_up`, and listens to what it says.
+fn launch(
+    flags: u64,
+    entry: Option<&Entry>,
+    pid_namespace: Option<std::os::fd::BorrowedFd<'_>>,
+    process: &ProcessPlan,
+    set_up: impl FnOnce(&mut Reporter) -> report::Failure,
+) -> Result<Child, LaunchError> {
+    let starter = |step: &str| {
+        let step = step.to_owned();
+        move |source: io::Error| LaunchError::Starter { step, source }
+    };
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| starter("make a pipe")(error.into()))?;
+    let into = entry.and_then(|entry| entry.into.as_ref()).map(AsFd::as_fd);
+    let forked = in_pid_namespace(pid_namespace, || sys::fork_into(flags, into)).map_err(starter("clone"))?;
+    let (pid, pidfd) = match forked {
+        Forked::Child => {
+            drop(reader);
+            let mut reporter = Reporter::new(writer);
+            let failure = set_up(&mut reporter);
+            reporter.fail(&failure);
+            sys::exit_now(255)
+        }
+        Forked::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    drop(writer);
+    match report::receive(reader) {
+        Ok(Message::Started | Message::AtGate) => {
+            let start_time = host::process::start_time(pid).map_err(starter("read the start time"))?;
+            Ok(Child { pid, pidfd, start_time })
+        }
+        Ok(Message::Failed(failure)) => {
+            let _ = host::process::wait(pidfd.as_fd());
+            Err(failure.into_error(process))
+        }
+        Err(source) => {
+            let _ = host::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = host::process::wait(pidfd.as_fd());
+            Err(starter("read the report of the new process")(source))
+        }
+    }
+}
+
+/// Runs `work` so that a child it makes lands in the given pid namespace (a namespace file or a pidfd); the caller's next children will
+/// land where they did before.
+fn in_pid_namespace<T>(
+    target: Option<std::os::fd::BorrowedFd<'_>>,
+    work: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let Some(target) = target else { return work() };
+    let before = namespace::open(std::path::Path::new("/proc/self/ns/pid_for_children"));
+    namespace::join(target, Namespace::Pid)?;
+    let outcome = work();
+    // In the child (which has no children yet) this changes nothing that matters, and it may not be allowed to.
+    if let Ok(before) = before {
+        let _ = namespace::join(&before, Namespace::Pid);
+    }
+    outcome
+}
+
+fn read_filter(process: &ProcessPlan) -> Result<Option<(Vec<u8>, u32)>, LaunchError> {
+    match &process.seccomp {
+        None => Ok(None),
+        Some(SeccompPlan::Inline { program, flags }) => Ok(Some((program.clone(), *flags))),
+        Some(SeccompPlan::File { path, flags }) => match std::fs::read(path) {
+            Ok(program) => Ok(Some((program, *flags))),
+            // Never without the filter that was asked for.
+            Err(source) => Err(LaunchError::Starter {
+                step: format!("read the seccomp filter {}", path.display()),
+                source,
+            }),
+        },
+    }
+}
+
+type Joins = Vec<(Namespace, OwnedFd)>;
+
+fn open_joins(plan: &LaunchPlan) -> Result<Joins, LaunchError> {
+    let open = |(kind, path): &(Namespace, std::path::PathBuf)| match namespace::open(path) {
+        Ok(fd) => Ok((*kind, fd)),
+        Err(source) => {
+            Err(LaunchError::Starter { step: format!("open namespace {}", path.display()), source })
+        }
+    };
+    plan.join_namespaces.iter().map(open).collect()
 }

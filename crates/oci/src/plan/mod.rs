@@ -1,16 +1,25 @@
-//! From an OCI runtime spec to a [`LaunchPlan`]. Pure: no file is opened, nothing is looked up.
+//! From an OCI runtime spec to a [`LaunchPlan`]. Pure: no file is opened, nothing is looked up. What it does not do is refused by the
+//! name of the field, never dropped.
 
+mod capability;
+mod mounts;
+mod process;
+mod refuse;
+mod resources;
 mod types;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use host::cgroup::{DeviceRule, Limits};
-use oci_spec::runtime::{Process, Spec};
+use host::namespace::Namespace;
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
 
+pub use capability::{CAPABILITY_NAMES, capability_mask};
 pub use types::{
     Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountKind, MountPlan,
     ProcessPlan, Rootfs, SeccompPlan,
 };
+
+use crate::seccomp;
 
 /// What the spec does not say.
 #[derive(Debug, Clone)]
@@ -61,18 +70,225 @@ pub enum PlanError {
     },
 }
 
-/// Checks a spec and turns it into a plan.
-pub fn plan_launch(spec: &Spec, options: &LaunchOptions) -> Result<LaunchPlan, PlanError> {
-    let _ = (spec, options, Limits::default(), DeviceRule::char);
-    Err(PlanError::Unsupported { field: "root".into(), reason: "under construction".into() })
+impl PlanError {
+    fn unsupported(field: &str, reason: impl Into<String>) -> Self {
+        Self::Unsupported { field: field.to_owned(), reason: reason.into() }
+    }
+
+    fn invalid(field: &str, reason: impl Into<String>) -> Self {
+        Self::Invalid { field: field.to_owned(), reason: reason.into() }
+    }
 }
 
-/// Turns the process of an exec session into a plan. `seccomp` as in [`LaunchOptions`].
+/// Checks a spec and turns it into a plan.
+pub fn plan_launch(spec: &Spec, options: &LaunchOptions) -> Result<LaunchPlan, PlanError> {
+    refuse::whole_spec(spec)?;
+    let none = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&none);
+    refuse::linux(linux)?;
+    let process = spec.process().as_ref().ok_or_else(|| PlanError::invalid("process", "it is missing"))?;
+    let (new_namespaces, join_namespaces) = plan_namespaces(linux, options.inherit)?;
+    let has =
+        |kind: Namespace| new_namespaces.contains(&kind) || join_namespaces.iter().any(|join| join.0 == kind);
+    let names = plan_names(spec, has(Namespace::Uts), options.inherit.uts)?;
+    let reaches = Reach {
+        net: has(Namespace::Net) || options.inherit.net,
+        ipc: has(Namespace::Ipc) || options.inherit.ipc,
+        uts: has(Namespace::Uts) || options.inherit.uts,
+    };
+    let filter = plan_filter(linux, options.seccomp.as_deref())?;
+    Ok(LaunchPlan {
+        cgroup: plan_cgroup(linux, options.cgroup.as_deref())?,
+        rootfs: options.rootfs.clone(),
+        readonly_rootfs: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
+        root_propagation: mounts::root_propagation(linux.rootfs_propagation().as_deref())?,
+        mounts: mounts::plan_mounts(spec.mounts().as_deref().unwrap_or(&[]), &options.bundle)?,
+        devices: linux.devices().iter().flatten().map(plan_device).collect::<Result<_, _>>()?,
+        masked_paths: absolute_paths("linux.maskedPaths", linux.masked_paths().as_deref())?,
+        readonly_paths: absolute_paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
+        sysctls: plan_sysctls(linux, reaches)?,
+        hostname: names.0,
+        domainname: names.1,
+        process: process::plan_process(process, filter)?,
+        new_namespaces,
+        join_namespaces,
+    })
+}
+
+/// Turns the process of an exec session into a plan. `seccomp` is the container's filter.
 pub fn plan_exec(
     process: &Process,
     cgroup: Option<String>,
     seccomp: Option<SeccompPlan>,
 ) -> Result<ExecPlan, PlanError> {
-    let _ = (process, cgroup, seccomp);
-    Err(PlanError::Unsupported { field: "process".into(), reason: "under construction".into() })
+    Ok(ExecPlan { process: process::plan_process(process, seccomp)?, cgroup })
 }
+
+type NamespacePlan = (Vec<Namespace>, Vec<(Namespace, PathBuf)>);
+
+fn plan_namespaces(linux: &Linux, inherit: InheritedNamespaces) -> Result<NamespacePlan, PlanError> {
+    const FIELD: &str = "linux.namespaces";
+    let mut new = Vec::new();
+    let mut join: Vec<(Namespace, PathBuf)> = Vec::new();
+    for entry in linux.namespaces().iter().flatten() {
+        let (kind, inherited) = match entry.typ() {
+            LinuxNamespaceType::Mount => (Namespace::Mnt, false),
+            LinuxNamespaceType::Cgroup => (Namespace::Cgroup, false),
+            LinuxNamespaceType::Uts => (Namespace::Uts, inherit.uts),
+            LinuxNamespaceType::Ipc => (Namespace::Ipc, inherit.ipc),
+            LinuxNamespaceType::Pid => (Namespace::Pid, inherit.pid),
+            LinuxNamespaceType::Network => (Namespace::Net, inherit.net),
+            LinuxNamespaceType::User => return Err(PlanError::unsupported(FIELD, "user namespaces")),
+            LinuxNamespaceType::Time => return Err(PlanError::unsupported(FIELD, "time namespaces")),
+        };
+        if new.contains(&kind) || join.iter().any(|(other, _)| *other == kind) {
+            return Err(PlanError::invalid(FIELD, format!("two entries for {}", kind.file_name())));
+        }
+        match entry.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
+            None => new.push(kind),
+            Some(_) if inherited => {}
+            Some(_) if kind == Namespace::Mnt => {
+                return Err(PlanError::unsupported(FIELD, "joining a mount namespace by path"));
+            }
+            Some(path) if path.is_absolute() => join.push((kind, path.clone())),
+            Some(path) => {
+                return Err(PlanError::invalid(FIELD, format!("{} is not absolute", path.display())));
+            }
+        }
+    }
+    if !new.contains(&Namespace::Mnt) {
+        return Err(PlanError::unsupported(FIELD, "a container without a mount namespace of its own"));
+    }
+    Ok((new, join))
+}
+
+/// Host and domain name; in an inherited namespace its owner has set them already.
+fn plan_names(
+    spec: &Spec,
+    own_uts: bool,
+    inherited: bool,
+) -> Result<(Option<String>, Option<String>), PlanError> {
+    let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+    let (hostname, domainname) = (given(spec.hostname()), given(spec.domainname()));
+    if own_uts {
+        return Ok((hostname, domainname));
+    }
+    if !inherited && (hostname.is_some() || domainname.is_some()) {
+        return Err(PlanError::invalid("hostname", "unable to set hostname without a private UTS namespace"));
+    }
+    Ok((None, None))
+}
+
+fn plan_cgroup(linux: &Linux, path: Option<&str>) -> Result<Option<CgroupPlan>, PlanError> {
+    let limits = resources::plan_limits(linux.resources().as_ref())?;
+    let from_spec = linux.cgroups_path().as_ref().map(|path| path.to_string_lossy().into_owned());
+    let path = path.map(str::to_owned).or(from_spec).filter(|path| !path.is_empty());
+    if let Some(path) = &path
+        && path.contains(':')
+    {
+        return Err(PlanError::unsupported("linux.cgroupsPath", "systemd slices (slice:prefix:name)"));
+    }
+    if path.is_none() && limits != host::cgroup::Limits::default() {
+        return Err(PlanError::invalid("linux.resources", "there are limits but no linux.cgroupsPath"));
+    }
+    Ok(path.map(|path| CgroupPlan { path, limits }))
+}
+
+fn plan_filter(linux: &Linux, file: Option<&Path>) -> Result<Option<SeccompPlan>, PlanError> {
+    if let Some(path) = file {
+        return Ok(Some(SeccompPlan::File { path: path.to_owned(), flags: seccomp::default_flags() }));
+    }
+    let Some(filter) = linux.seccomp() else { return Ok(None) };
+    let unsupported =
+        |error: seccomp::SeccompError| PlanError::unsupported("linux.seccomp", error.to_string());
+    let program = seccomp::compile(filter).map_err(unsupported)?;
+    let flags = seccomp::flags(filter).map_err(unsupported)?;
+    Ok(Some(SeccompPlan::Inline { program, flags }))
+}
+
+fn plan_device(device: &LinuxDevice) -> Result<DeviceNode, PlanError> {
+    const FIELD: &str = "linux.devices";
+    let invalid = |what: &str| PlanError::invalid(FIELD, format!("{}: {what}", device.path().display()));
+    let file_type = match device.typ() {
+        LinuxDeviceType::B => libc::S_IFBLK,
+        LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+        LinuxDeviceType::P => libc::S_IFIFO,
+        LinuxDeviceType::A => return Err(invalid("type a is no kind of device node")),
+    };
+    if !device.path().is_absolute() {
+        return Err(invalid("the path is not absolute"));
+    }
+    let number = |number: i64| u32::try_from(number).map_err(|_| invalid("a device number is out of range"));
+    Ok(DeviceNode {
+        path: device.path().clone(),
+        file_type,
+        major: number(device.major())?,
+        minor: number(device.minor())?,
+        mode: device.file_mode().unwrap_or(0o666) & 0o7777,
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
+}
+
+fn absolute_paths(field: &str, paths: Option<&[String]>) -> Result<Vec<String>, PlanError> {
+    let paths = paths.unwrap_or(&[]);
+    match paths.iter().find(|path| !path.starts_with('/') || path.contains('\0')) {
+        Some(path) => Err(PlanError::invalid(field, format!("{path:?} is not an absolute path"))),
+        None => Ok(paths.to_vec()),
+    }
+}
+
+/// Whether the container's view of a kind of namespace is not the host's.
+#[derive(Clone, Copy)]
+struct Reach {
+    net: bool,
+    ipc: bool,
+    uts: bool,
+}
+
+/// Only parameters of namespaces that are not the host's may be set (cri-o CVE-2022-0811).
+fn plan_sysctls(linux: &Linux, reach: Reach) -> Result<Vec<(String, String)>, PlanError> {
+    const IPC: [&str; 9] = [
+        "kernel.msgmax",
+        "kernel.msgmnb",
+        "kernel.msgmni",
+        "kernel.sem",
+        "kernel.shmall",
+        "kernel.shmmax",
+        "kernel.shmmni",
+        "kernel.shm_rmid_forced",
+        "kernel.auto_msgmni",
+    ];
+    let mut sysctls = Vec::new();
+    for (name, value) in linux.sysctl().iter().flatten() {
+        // net/ipv4/conf/eth0.1/x and net.ipv4.conf.eth0/1.x mean the same: the first separator tells which.
+        let slashes = name.find(['.', '/']).is_some_and(|at| name.as_bytes()[at] == b'/');
+        let swap = |c| {
+            if c == '.' {
+                '/'
+            } else if c == '/' {
+                '.'
+            } else {
+                c
+            }
+        };
+        let path: String = if slashes { name.clone() } else { name.chars().map(swap).collect() };
+        let dotted = path.replace('/', ".");
+        let allowed = (reach.net && path.starts_with("net/"))
+            || (reach.ipc && (IPC.contains(&dotted.as_str()) || path.starts_with("fs/mqueue/")))
+            || (reach.uts && (dotted == "kernel.hostname" || dotted == "kernel.domainname"));
+        let clean = !path.split('/').any(|part| matches!(part, "" | "." | ".."));
+        let plain = !value.contains(['\n', '\0']) && !name.contains(['\n', '\0']);
+        if !(allowed && clean && plain) {
+            let reason =
+                format!("{name:?} is not a parameter of a namespace that the container has of its own");
+            return Err(PlanError::invalid("linux.sysctl", reason));
+        }
+        sysctls.push((path, value.clone()));
+    }
+    sysctls.sort();
+    Ok(sysctls)
+}
+
+#[cfg(test)]
+mod tests;

@@ -105,8 +105,6 @@ pub enum MountKind {
         source: String,
         /// Options of the file system: name, and value if it has one.
         options: Vec<(String, Option<String>)>,
-        /// `tmpcopyup`: begins with what the image has at the target.
-        copy_up: bool,
     },
     /// The container's own cgroups.
     Cgroup,

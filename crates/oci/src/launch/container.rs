@@ -1,0 +1,152 @@
+//! The way of a container's init from the clone to its program, in the new process.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use host::cgroup::{Cgroup, Entry};
+use host::namespace::{self, Namespace};
+use host::{path, sys};
+use rustix::fs::{Mode, OFlags};
+
+use super::report::{Failure, Reporter, Step};
+use super::{Gate, Joins, Stdio, credentials, program, rootfs};
+use crate::plan::LaunchPlan;
+
+/// What the starter has prepared.
+pub(super) struct Seed<'a> {
+    pub(super) plan: &'a LaunchPlan,
+    pub(super) stdio: &'a Stdio,
+    pub(super) gate: Option<&'a Gate>,
+    pub(super) cgroup: Option<&'a Cgroup>,
+    pub(super) entry: Option<&'a Entry>,
+    pub(super) joins: &'a Joins,
+    pub(super) filter: Option<(Vec<u8>, u32)>,
+}
+
+/// Becomes the container's init; comes back only with what went wrong.
+pub(super) fn run(seed: &Seed<'_>, reporter: &mut Reporter) -> Failure {
+    match set_up(seed, reporter) {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    }
+}
+
+enum Never {}
+
+fn set_up(seed: &Seed<'_>, reporter: &mut Reporter) -> Result<Never, Failure> {
+    let plan = seed.plan;
+    let process = &plan.process;
+    shield(process.preserve_fds)?;
+    if let Some(entry) = seed.entry {
+        entry.join_tasks().step(|| "join the cgroup".to_owned())?;
+    }
+    join_namespaces(seed)?;
+    name_host(plan)?;
+    let root = rootfs::build(plan, seed.cgroup, &|procfs| {
+        if let Some(score) = process.oom_score_adj {
+            set_oom_score(procfs, score)?;
+        }
+        plan.sysctls.iter().try_for_each(|(name, value)| write_sysctl(procfs, name, value))
+    })?;
+    rustix::process::setsid().step(|| "start a session".to_owned())?;
+    take_stdio(seed.stdio)?;
+    rootfs::enter(&root, plan)?;
+    let env = program::environment(process);
+    let filter = seed.filter.as_ref();
+    credentials::set_rlimits(process)?;
+    program::change_directory(&process.cwd)?;
+    if let Some((filter, flags)) = filter.filter(|_| !process.no_new_privileges) {
+        // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the process is about to lose.
+        sys::install_seccomp(filter, *flags).step(|| "install the seccomp filter".to_owned())?;
+    }
+    credentials::drop_privileges(process)?;
+    program::check_directory()?;
+    let found = program::find(process, &env)?;
+    if let Some(gate) = seed.gate {
+        reporter.at_gate();
+        wait_at(gate)?;
+    }
+    if let Some((filter, flags)) = filter.filter(|_| process.no_new_privileges) {
+        sys::install_seccomp(filter, *flags).step(|| "install the seccomp filter".to_owned())?;
+    }
+    Err(program::execute(&found, process, &env))
+}
+
+/// Before anything that the container chose: nobody may look into this process, and no descriptor outlives the exec (CVE-2024-21626).
+pub(super) fn shield(preserve_fds: u32) -> Result<(), Failure> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .step(|| "become undumpable".to_owned())?;
+    sys::close_on_exec_from(3 + preserve_fds).step(|| "mark descriptors close-on-exec".to_owned())?;
+    sys::reset_signals();
+    rustix::process::umask(Mode::empty());
+    Ok(())
+}
+
+fn join_namespaces(seed: &Seed<'_>) -> Result<(), Failure> {
+    for (kind, fd) in seed.joins {
+        if *kind != Namespace::Pid {
+            namespace::join(fd, *kind).step(|| format!("join the {} namespace", kind.file_name()))?;
+        }
+    }
+    if seed.plan.new_namespaces.contains(&Namespace::Cgroup) {
+        namespace::unshare(&[Namespace::Cgroup]).step(|| "make a cgroup namespace".to_owned())?;
+    }
+    Ok(())
+}
+
+fn name_host(plan: &LaunchPlan) -> Result<(), Failure> {
+    if let Some(name) = &plan.hostname {
+        sys::set_hostname(name.as_bytes()).step(|| format!("set the host name {name:?}"))?;
+    }
+    if let Some(name) = &plan.domainname {
+        sys::set_domainname(name.as_bytes()).step(|| format!("set the domain name {name:?}"))?;
+    }
+    Ok(())
+}
+
+/// Lowering it needs CAP_SYS_RESOURCE, which not every root has: then it stays, as with other runtimes.
+pub(super) fn set_oom_score(procfs: &OwnedFd, score: i32) -> Result<(), Failure> {
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    match write_proc(procfs, &format!("{pid}/oom_score_adj"), score.to_string().as_bytes()) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(()),
+        other => other.step(|| format!("set oom_score_adj to {score}")),
+    }
+}
+
+fn write_sysctl(procfs: &OwnedFd, name: &str, value: &str) -> Result<(), Failure> {
+    write_proc(procfs, &format!("sys/{name}"), value.as_bytes())
+        .step(|| format!("set sysctl {name} to {value:?}"))
+}
+
+/// Writes below a procfs that was mounted by this process a moment ago and is attached nowhere (CVE-2025-52881).
+fn write_proc(procfs: &OwnedFd, name: &str, value: &[u8]) -> io::Result<()> {
+    let file = path::open_strict(procfs, Path::new(name), OFlags::WRONLY)?;
+    rustix::io::write(&file, value)?;
+    Ok(())
+}
+
+pub(super) fn take_stdio(stdio: &Stdio) -> Result<(), Failure> {
+    let step = || "take over the standard streams".to_owned();
+    // First out of the way, in case one of them is a standard descriptor itself.
+    let aside = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 64);
+    let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
+    let [stdin, stdout, stderr] = streams.map(aside);
+    rustix::stdio::dup2_stdin(stdin.step(step)?).step(step)?;
+    rustix::stdio::dup2_stdout(stdout.step(step)?).step(step)?;
+    rustix::stdio::dup2_stderr(stderr.step(step)?).step(step)
+}
+
+fn wait_at(gate: &Gate) -> Result<(), Failure> {
+    let mut byte = [0_u8; 8];
+    loop {
+        match rustix::io::read(&gate.0, &mut byte) {
+            Err(rustix::io::Errno::INTR) => {}
+            // Closed on the other side: whoever held the gate is gone, and the container never starts.
+            Ok(0) => {
+                return Err(Failure::step("wait for the start", &io::Error::from_raw_os_error(libc::EPIPE)));
+            }
+            other => return other.map(drop).step(|| "wait for the start".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Who the process is: limits, user, groups, capabilities.
+
+use rustix::fs::Mode;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{self, CapabilitySet, CapabilitySets};
+
+use host::sys;
+
+use super::report::{Failure, Step};
+use crate::plan::{CAPABILITY_NAMES, Capabilities, ProcessPlan};
+
+/// Raising a hard limit needs CAP_SYS_RESOURCE, which not every root has: then it stays, as with other runtimes.
+pub(super) fn set_rlimits(process: &ProcessPlan) -> Result<(), Failure> {
+    for (resource, soft, hard) in &process.rlimits {
+        match sys::set_rlimit(*resource, *soft, *hard) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+            other => other.step(|| format!("set resource limit {resource} to {soft}:{hard}"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Takes user, groups, umask and capabilities, in the order in which each still may be changed.
+pub(super) fn drop_privileges(process: &ProcessPlan) -> Result<(), Failure> {
+    let step = |what: &'static str| move || what.to_owned();
+    let own = thread::capabilities(None).step(step("read capabilities"))?;
+    let available = own.permitted.bits();
+    let wanted = &process.capabilities;
+    for number in 0..CAPABILITY_NAMES.len() {
+        let bit = CapabilitySet::from_bits_retain(1 << number);
+        if wanted.bounding & bit.bits() == 0 {
+            match thread::remove_capability_from_bounding_set(bit) {
+                // A kernel older than the capability.
+                Err(rustix::io::Errno::INVAL) => {}
+                other => other.step(step("limit the bounding set"))?,
+            }
+        }
+    }
+    rustix::process::umask(Mode::from_raw_mode(process.umask.unwrap_or(0o022)));
+    thread::set_keep_capabilities(true).step(step("keep capabilities"))?;
+    let groups: Vec<Gid> = process.additional_gids.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    thread::set_thread_groups(&groups).step(step("set the supplementary groups"))?;
+    let (uid, gid) = (Uid::from_raw(process.uid), Gid::from_raw(process.gid));
+    thread::set_thread_res_gid(gid, gid, gid).step(|| format!("set group {}", process.gid))?;
+    thread::set_thread_res_uid(uid, uid, uid).step(|| format!("set user {}", process.uid))?;
+    thread::set_keep_capabilities(false).step(step("stop keeping capabilities"))?;
+    set_capabilities(wanted, available)?;
+    if process.no_new_privileges {
+        thread::set_no_new_privs(true).step(step("set no_new_privs"))?;
+    }
+    Ok(())
+}
+
+/// Inheritable is what ambient needs and nothing else (CVE-2022-29162). What this process does not have itself cannot be given.
+fn set_capabilities(wanted: &Capabilities, available: u64) -> Result<(), Failure> {
+    let set = |bits: u64| CapabilitySet::from_bits_retain(bits & available);
+    let sets = CapabilitySets {
+        effective: set(wanted.effective),
+        permitted: set(wanted.permitted),
+        inheritable: set(wanted.ambient),
+    };
+    thread::set_capabilities(None, sets).step(|| "set capabilities".to_owned())?;
+    for number in 0..CAPABILITY_NAMES.len() {
+        let bit = set(wanted.ambient & 1 << number);
+        if !bit.is_empty() {
+            thread::configure_capability_in_ambient_set(bit, true)
+                .step(|| "raise ambient capabilities".to_owned())?;
+        }
+    }
+    Ok(())
+}

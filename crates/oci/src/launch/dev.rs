@@ -1,0 +1,75 @@
+//! The container's /dev: a fresh tmpfs that is filled before anything can see it, so that no link of the image is ever followed
+//! (runc CVE-2026-41579).
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use host::path::{self, Leaf};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+
+use super::report::{Failure, Step};
+use crate::plan::DeviceNode;
+
+/// Devices every container has (OCI runtime spec, default devices).
+const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+    ("core", "/proc/kcore"),
+];
+
+/// Fills a tmpfs that is not attached yet. Mount points for what usually lies below are made too, as the mount may be read-only later.
+pub(super) fn fill(dev: &OwnedFd) -> Result<(), Failure> {
+    for (name, major, minor) in DEFAULT_DEVICES {
+        let number = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number)
+            .step(|| format!("make /dev/{name}"))?;
+    }
+    for (name, target) in LINKS {
+        // The kernel's own image of memory is linked only where the machine has it.
+        if name == "core" && !Path::new(target).exists() {
+            continue;
+        }
+        rustix::fs::symlinkat(target, dev, name).step(|| format!("link /dev/{name}"))?;
+    }
+    for name in ["pts", "shm", "mqueue"] {
+        rustix::fs::mkdirat(dev, name, Mode::from_raw_mode(0o755)).step(|| format!("make /dev/{name}"))?;
+    }
+    Ok(())
+}
+
+/// Makes the device nodes of the spec, in root.
+pub(super) fn make_nodes(root: &OwnedFd, devices: &[DeviceNode]) -> Result<(), Failure> {
+    devices.iter().try_for_each(|device| make_node(root, device))
+}
+
+fn make_node(root: &OwnedFd, device: &DeviceNode) -> Result<(), Failure> {
+    let step = || format!("make device {}", device.path.display());
+    let invalid = || std::io::Error::from_raw_os_error(libc::EINVAL);
+    let (Some(parent), Some(name)) = (device.path.parent(), device.path.file_name()) else {
+        return Err(Failure::step(step(), &invalid()));
+    };
+    let parent = path::make_in_root(root, parent, Leaf::Directory).step(step)?;
+    let kind = FileType::from_raw_mode(device.file_type);
+    let number = rustix::fs::makedev(device.major, device.minor);
+    let mode = Mode::from_raw_mode(device.mode);
+    let make = || rustix::fs::mknodat(&parent, name, kind, mode, number);
+    match make() {
+        Err(Errno::EXIST) => {
+            rustix::fs::unlinkat(&parent, name, AtFlags::empty()).step(step)?;
+            make().step(step)?;
+        }
+        other => other.step(step)?,
+    }
+    if (device.uid, device.gid) != (0, 0) {
+        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).step(step)?;
+    }
+    Ok(())
+}

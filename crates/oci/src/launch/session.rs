@@ -1,0 +1,68 @@
+//! The way of an exec session's process from the clone to its program, in the new process.
+
+use std::os::fd::BorrowedFd;
+
+use host::cgroup::Entry;
+use host::namespace::{self, Namespace};
+use host::{mount, sys};
+
+use super::container::{set_oom_score, shield, take_stdio};
+use super::report::{Failure, Reporter, Step};
+use super::{Stdio, credentials, program};
+use crate::plan::{ExecPlan, ExecTarget};
+
+/// What the starter has prepared.
+pub(super) struct Seed<'a> {
+    pub(super) plan: &'a ExecPlan,
+    pub(super) target: &'a ExecTarget,
+    pub(super) stdio: &'a Stdio,
+    pub(super) init: BorrowedFd<'a>,
+    pub(super) entry: Option<&'a Entry>,
+    pub(super) filter: Option<(Vec<u8>, u32)>,
+}
+
+/// Becomes the session's process; comes back only with what went wrong.
+pub(super) fn run(seed: &Seed<'_>, _reporter: &mut Reporter) -> Failure {
+    let outcome = set_up(seed);
+    match outcome {
+        Ok((found, env)) => program::execute(&found, &seed.plan.process, &env),
+        Err(failure) => failure,
+    }
+}
+
+fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), Failure> {
+    let process = &seed.plan.process;
+    shield(process.preserve_fds)?;
+    if let Some(entry) = seed.entry {
+        entry.join_tasks().step(|| "join the cgroup".to_owned())?;
+    }
+    // The clone has put this process into the pid namespace already.
+    let kinds: Vec<Namespace> =
+        seed.target.namespaces.iter().copied().filter(|kind| *kind != Namespace::Pid).collect();
+    if !kinds.is_empty() {
+        namespace::join_process(seed.init, &kinds).step(|| "join the container's namespaces".to_owned())?;
+    }
+    if let Some(score) = process.oom_score_adj {
+        let procfs = mount::new_filesystem("proc", "proc", &[], 0).step(|| "mount a procfs".to_owned())?;
+        set_oom_score(&procfs, score)?;
+    }
+    rustix::process::setsid().step(|| "start a session".to_owned())?;
+    take_stdio(seed.stdio)?;
+    let env = program::environment(process);
+    credentials::set_rlimits(process)?;
+    program::change_directory(&process.cwd)?;
+    let filter = seed.filter.as_ref();
+    let install = |(filter, flags): &(Vec<u8>, u32)| {
+        sys::install_seccomp(filter, *flags).step(|| "install the seccomp filter".to_owned())
+    };
+    if let Some(filter) = filter.filter(|_| !process.no_new_privileges) {
+        install(filter)?;
+    }
+    credentials::drop_privileges(process)?;
+    program::check_directory()?;
+    let found = program::find(process, &env)?;
+    if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
+        install(filter)?;
+    }
+    Ok((found, env))
+}

@@ -1,0 +1,56 @@
+//! Fields that mean something which is not done here: each is refused by its name.
+
+use oci_spec::runtime::{Linux, Spec};
+
+use super::PlanError;
+
+pub(super) fn whole_spec(spec: &Spec) -> Result<(), PlanError> {
+    let hooks = spec.hooks().as_ref().is_some_and(has_hooks);
+    let mapped =
+        [spec.uid_mappings(), spec.gid_mappings()].into_iter().flatten().any(|maps| !maps.is_empty());
+    first([
+        (hooks, "hooks", "lifecycle hooks"),
+        (mapped, "uidMappings", "user namespaces"),
+        (spec.solaris().is_some(), "solaris", "another operating system"),
+        (spec.windows().is_some(), "windows", "another operating system"),
+        (spec.vm().is_some(), "vm", "virtual machines"),
+        (spec.zos().is_some(), "zos", "another operating system"),
+    ])
+}
+
+fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
+    let lists = [
+        hooks.prestart(),
+        hooks.create_runtime(),
+        hooks.create_container(),
+        hooks.start_container(),
+        hooks.poststart(),
+        hooks.poststop(),
+    ];
+    lists.into_iter().flatten().any(|list| !list.is_empty())
+}
+
+pub(super) fn linux(linux: &Linux) -> Result<(), PlanError> {
+    let mapped =
+        [linux.uid_mappings(), linux.gid_mappings()].into_iter().flatten().any(|maps| !maps.is_empty());
+    let label = linux.mount_label().as_ref().is_some_and(|label| !label.is_empty());
+    let offsets = linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty());
+    let devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
+    first([
+        (mapped, "linux.uidMappings", "user namespaces"),
+        (label, "linux.mountLabel", "SELinux"),
+        (linux.intel_rdt().is_some(), "linux.intelRdt", "resource director technology"),
+        (linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies"),
+        (linux.personality().is_some(), "linux.personality", "execution domains"),
+        (offsets, "linux.timeOffsets", "time namespaces"),
+        (devices, "linux.netDevices", "moving network devices"),
+    ])
+}
+
+/// The first that is given, as an error.
+pub(super) fn first<const N: usize>(refusals: [(bool, &str, &str); N]) -> Result<(), PlanError> {
+    match refusals.into_iter().find(|(given, ..)| *given) {
+        Some((_, field, reason)) => Err(PlanError::unsupported(field, reason)),
+        None => Ok(()),
+    }
+}
