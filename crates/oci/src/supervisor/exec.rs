@@ -34,13 +34,32 @@ pub(super) struct Exec {
 #[derive(Debug)]
 struct Stream {
     pipe: Option<OwnedFd>,
+    allowance: Allowance,
+}
+
+/// How much of a stream is still passed on.
+#[derive(Debug)]
+struct Allowance {
     left: u64,
-    truncated: bool,
+    exceeded: bool,
+}
+
+impl Allowance {
+    /// How many of `length` bytes are passed on.
+    fn take(&mut self, length: usize) -> usize {
+        let kept = (length as u64).min(self.left) as usize;
+        self.left -= kept as u64;
+        self.exceeded |= kept < length;
+        kept
+    }
 }
 
 impl Exec {
     pub(super) fn new(peer: u64, request: u64, launched: Launched, time_limit: Option<Millis>) -> Self {
-        let stream = |pipe| Stream { pipe: Some(pipe), left: EXEC_OUTPUT_LIMIT, truncated: false };
+        let stream = |pipe| Stream {
+            pipe: Some(pipe),
+            allowance: Allowance { left: EXEC_OUTPUT_LIMIT, exceeded: false },
+        };
         Self {
             peer,
             request,
@@ -96,9 +115,7 @@ impl Exec {
         let Some(pipe) = &stream.pipe else { return false };
         match output::read(pipe, scratch) {
             Read::Data(length) => {
-                let kept = (length as u64).min(stream.left) as usize;
-                stream.left -= kept as u64;
-                stream.truncated |= kept < length;
+                let kept = stream.allowance.take(length);
                 if let (Some(peer), 1..) = (peer, kept) {
                     peer.send_output(request, which, &scratch[..kept]);
                 }
@@ -140,7 +157,7 @@ impl Exec {
             code: exit.code(),
             signal: child::signal_of(exit),
             timed_out: self.timed_out,
-            truncated: self.stdout.truncated || self.stderr.truncated,
+            truncated: self.stdout.allowance.exceeded || self.stderr.allowance.exceeded,
         })
     }
 
@@ -153,5 +170,21 @@ impl Exec {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_passed_on_up_to_the_limit_and_what_follows_is_noted_as_lost() {
+        let mut allowance = Allowance { left: 10, exceeded: false };
+        let passed = [4, 6].map(|length| allowance.take(length));
+        assert_eq!((passed, allowance.exceeded), ([4, 6], false));
+        assert_eq!((allowance.take(0), allowance.exceeded), (0, false));
+        assert_eq!((allowance.take(1), allowance.exceeded), (0, true));
+        let mut allowance = Allowance { left: 10, exceeded: false };
+        assert_eq!((allowance.take(16), allowance.exceeded), (10, true));
     }
 }

@@ -250,3 +250,32 @@ fn running(container: &Container) -> Result<(), ErrorReply> {
 fn refuse(code: ErrorCode, message: impl Into<String>) -> ErrorReply {
     ErrorReply { code, message: message.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_understood_refused_or_given_up_as_the_protocol_says() {
+        check(r#"{"id":1,"request":{"method":"list","params":{}}}"#, "understood");
+        check(r#"{"id":1,"new":2,"request":{"method":"list","params":{"new":3},"new":4}}"#, "understood");
+        check(r#"{"id":1,"request":{"params":{"version":1},"method":"hello"}}"#, "understood");
+        check(r#"{"id":1,"request":{"method":"levitate","params":{"height":1}}}"#, "1 Unsupported");
+        check(r#"{"id":1,"request":{"method":"levitate"}}"#, "1 Unsupported");
+        check(r#"{"id":2,"request":{"method":"hello"}}"#, "2 BadRequest");
+        check(r#"{"id":2,"request":{"method":"remove","params":{"container":5}}}"#, "2 BadRequest");
+        check(r#"{"id":"x","request":{"method":"list","params":{}}}"#, "given up");
+        check(r#"{"request":{"method":"list","params":{}}}"#, "given up");
+        check(r#"{"id":3}"#, "given up");
+        check("{", "given up");
+    }
+
+    fn check(json: &str, expect: &str) {
+        let outcome = match parse(json.as_bytes()) {
+            None => "given up".to_owned(),
+            Some(Ok(_)) => "understood".to_owned(),
+            Some(Err((id, error))) => format!("{id} {:?}", error.code),
+        };
+        assert_eq!(outcome, expect, "{json}");
+    }
+}
