@@ -176,6 +176,7 @@ impl Server {
             Container::new(id.clone(), launched, log, exit_file, cgroup, exec_target, outlives_init);
         let started = container.started;
         self.containers.insert(id, container);
+        self.heap_is_loose = true;
         Ok(Reply::Started(started))
     }
 

@@ -47,6 +47,8 @@ pub(super) struct Server {
     pub(super) launcher: Launcher,
     /// False until some agent has asked for something.
     pub(super) adopted: bool,
+    /// Something larger than usual was on the heap and is not any more.
+    pub(super) heap_is_loose: bool,
     pause: Option<Pause>,
     listener: OwnedFd,
     children: OwnedFd,
@@ -89,6 +91,7 @@ impl Server {
             shutdown: None,
             launcher: Launcher::new(pod.cgroups),
             adopted: false,
+            heap_is_loose: true,
             pause: pod.pause,
             listener: pod.listener,
             children: pod.children,
@@ -103,6 +106,10 @@ impl Server {
     pub(super) fn run(mut self) {
         let mut scratch = vec![0; SCRATCH];
         loop {
+            if std::mem::take(&mut self.heap_is_loose) {
+                // After the answer, before the wait: a pod's share of memory is what it needs at rest.
+                super::sys::trim_heap();
+            }
             let ready = self.wait();
             let now = Millis::now();
             for source in ready {
@@ -267,6 +274,7 @@ impl Server {
         let mut exited = Vec::new();
         for (id, container) in &mut self.containers {
             if let Some(exit) = container.advance(now, scratch) {
+                self.heap_is_loose = true;
                 exited.push(Event::Exited { container: id.clone(), exit });
             }
         }
