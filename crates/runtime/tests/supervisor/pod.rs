@@ -131,12 +131,8 @@ fn container_cgroup(pod: &Path, name: &str) -> String {
 }
 
 fn mount(target: &str, filesystem: &str) -> MountPlan {
-    let kind = MountKind::New {
-        filesystem: filesystem.into(),
-        source: filesystem.into(),
-        options: Vec::new(),
-        copy_up: false,
-    };
+    let kind =
+        MountKind::New { filesystem: filesystem.into(), source: filesystem.into(), options: Vec::new() };
     MountPlan { kind, ..bind(Path::new(target)) }
 }
 
