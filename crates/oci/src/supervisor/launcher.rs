@@ -32,11 +32,11 @@ impl Launcher {
     }
 
     pub(super) fn start(&self, plan: &LaunchPlan) -> Result<Launched, ErrorReply> {
-        with_pipes(|stdio| launch::start(&self.cgroups, plan, stdio, None))
+        with_pipes(plan.process.uid, |stdio| launch::start(&self.cgroups, plan, stdio, None))
     }
 
     pub(super) fn exec(&self, target: &ExecTarget, plan: &ExecPlan) -> Result<Launched, ErrorReply> {
-        with_pipes(|stdio| launch::exec(&self.cgroups, target, plan, stdio))
+        with_pipes(plan.process.uid, |stdio| launch::exec(&self.cgroups, target, plan, stdio))
     }
 
     /// The cgroup of a container that was started from this plan.
@@ -53,10 +53,13 @@ pub(super) fn exec_target(launched: &Launched, plan: &LaunchPlan) -> Result<Exec
     Ok(ExecTarget { init, namespaces: plan.own_namespaces() })
 }
 
-fn with_pipes(start: impl FnOnce(Stdio) -> Result<Child, LaunchError>) -> Result<Launched, ErrorReply> {
+fn with_pipes(
+    user: u32,
+    start: impl FnOnce(Stdio) -> Result<Child, LaunchError>,
+) -> Result<Launched, ErrorReply> {
     let make_stdio = || -> io::Result<_> {
         let stdin = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok((stdin, output::pipe()?, output::pipe()?))
+        Ok((stdin, output::pipe_of(user)?, output::pipe_of(user)?))
     };
     let (stdin, (stdout, out), (stderr, err)) = make_stdio().map_err(|error| failed("make pipes", &error))?;
     let child = start(Stdio { stdin, stdout: out, stderr: err })

@@ -17,10 +17,14 @@ pub(super) enum Read {
     End,
 }
 
-/// Makes a pipe whose reading end does not wait, and whose writing end is an ordinary one for a program.
-pub(super) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+/// Makes a pipe whose reading end does not wait, and whose writing end is an ordinary one for a program. It belongs to the
+/// program's user, who could write to it but else not open it again as `/dev/stdout`.
+pub(super) fn pipe_of(user: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     rustix::io::ioctl_fionbio(&reader, true)?;
+    if user != 0 {
+        rustix::fs::fchown(&writer, Some(rustix::fs::Uid::from_raw(user)), None)?;
+    }
     Ok((reader, writer))
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use host::namespace::Namespace;
 use host::process::ProcessId;
+use oci::plan::Capabilities;
 use oci::supervisor::protocol::{ErrorCode, ExitRecord, PidMode, SignalScope};
 use runtime::supervisor::{ConnectError, RequestError, SpawnError, Supervisor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,6 +20,7 @@ pub(crate) const ALL: &[(&str, Story)] = &[
     ("namespaces_host_name_and_sysctls_are_the_pods_own", || run(namespaces())),
     ("a_setup_step_that_goes_wrong_is_named_and_leaves_nothing", || run(setup_failure())),
     ("output_is_logged_and_the_exit_file_written_before_anyone_is_told", || run(output_and_exit())),
+    ("a_user_other_than_root_can_open_its_output_by_name", || run(other_user())),
     ("a_container_over_its_memory_limit_is_reported_as_such", || run(out_of_memory())),
     ("a_daemon_that_keeps_the_output_open_does_not_hold_back_the_exit", || run(daemon_keeps_output())),
     ("a_command_that_does_not_exist_is_an_error_and_no_container", || run(not_found())),
@@ -98,6 +100,20 @@ async fn output_and_exit() {
     assert_eq!(log, ["stderr F err", "stdout F out", "stdout P half"]);
     pod.supervisor.remove("c").await.unwrap();
     assert!(pod.supervisor.list().await.unwrap().is_empty());
+    pod.end().await;
+}
+
+async fn other_user() {
+    let mut pod = Pod::new().await;
+    let script = "echo one >/proc/self/fd/1; echo two >/proc/self/fd/2; cat /proc/self/status | grep Uid";
+    let mut container = pod.container("c", &["/bin/sh", "-c", script]);
+    container.plan.process.uid = 1000;
+    container.plan.process.capabilities = Capabilities::default();
+    pod.supervisor.start(container).await.unwrap();
+    assert_eq!(pod.exit().await.1.code, 0);
+    let mut log = pod.log("c");
+    log.sort();
+    assert_eq!(log, ["stderr F two", "stdout F Uid:\t1000\t1000\t1000\t1000", "stdout F one"]);
     pod.end().await;
 }
 
