@@ -1,10 +1,72 @@
-//! runc's command line: `create`, `start`, `run`, `state`, `kill`, `delete`.
+//! runc's command line: `create`, `start`, `run`, `state`, `kill`, `delete`, with runc's exit codes, state JSON and texts.
+//!
+//! Arguments are read by hand: on the way of a container start every millisecond counts. Call it before anything starts a thread.
+
+mod args;
+mod commands;
+mod log;
+mod record;
+mod run;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// Runs `podwright oci ARGS…`; `args` are those after `oci`. Call it before anything starts a thread.
+use args::{Command, Global};
+
+/// Why a command did not do what it was asked. The text is the whole chain, as runc prints it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct CliError(String);
+
+impl CliError {
+    fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// What was being done, then why it did not work, down to the last cause.
+    fn because(doing: &str, error: &dyn std::error::Error) -> Self {
+        let mut text = format!("{doing}: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        Self(text)
+    }
+}
+
+/// Runs `podwright oci ARGS…`; `args` are those after `oci`.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let _ = args;
-    ExitCode::FAILURE
+    let (global, command) = match args::parse(args) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            log::report(&Global::default(), &error.0);
+            return ExitCode::FAILURE;
+        }
+    };
+    match dispatch(&global, command) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            log::report(&global, &error.0);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(global: &Global, command: Command) -> Result<u8, CliError> {
+    match command {
+        Command::Help => log::print(args::USAGE).map(|()| 0),
+        Command::Create(create) => in_sealed_copy().and_then(|()| run::create(global, &create)).map(|()| 0),
+        Command::Run(create) => in_sealed_copy().and_then(|()| run::run(global, &create)),
+        Command::Start { id } => commands::start(global, &id).map(|()| 0),
+        Command::State { id } => commands::state(global, &id).map(|()| 0),
+        Command::Kill { id, signal, all } => commands::kill(global, &id, signal, all).map(|()| 0),
+        Command::Delete { id, force } => commands::delete(global, &id, force).map(|()| 0),
+    }
+}
+
+/// The container's processes begin as this program: it must be one that they cannot write to (CVE-2019-5736).
+fn in_sealed_copy() -> Result<(), CliError> {
+    host::self_exe::reexec_sealed()
+        .map_err(|error| CliError::because("make a read-only copy of this program", &error))
 }

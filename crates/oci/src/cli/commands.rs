@@ -1,0 +1,126 @@
+//! `start`, `state`, `kill`, `delete`.
+
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use host::cgroup::CgroupManager;
+use host::process;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::CliError;
+use super::args::Global;
+use super::log;
+use super::record::{FIFO, Record, Status, remove_directory};
+
+/// Lets a created container's init execute its program.
+pub(super) fn start(global: &Global, id: &str) -> Result<(), CliError> {
+    let record = Record::load(global, id)?;
+    match record.status(global) {
+        Status::Created => {}
+        Status::Running => return Err(CliError::new("cannot start an already running container")),
+        Status::Creating | Status::Stopped => {
+            return Err(CliError::new("cannot start a container that has stopped"));
+        }
+    }
+    let fifo = global.root.join(id).join(FIFO);
+    let failed = |error: Errno| match error {
+        // Nobody reads: the init ended between the look and the word.
+        Errno::NXIO => CliError::new("cannot start a container that has stopped"),
+        Errno::NOENT => CliError::new("cannot start an already running container"),
+        other => CliError::because(&format!("open {}", fifo.display()), &std::io::Error::from(other)),
+    };
+    let gate = rustix::fs::open(&fifo, OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed)?;
+    // Whoever removes it has started the container; of two at once, one.
+    rustix::fs::unlink(&fifo).map_err(failed)?;
+    rustix::io::write(&gate, b"0").map_err(failed)?;
+    Ok(())
+}
+
+/// Prints the state (OCI runtime spec, `state`), with runc's additions.
+pub(super) fn state(global: &Global, id: &str) -> Result<(), CliError> {
+    let record = Record::load(global, id)?;
+    let status = record.status(global);
+    let pid = match (&record.init, status) {
+        (Some(init), Status::Created | Status::Running) => init.pid,
+        _ => 0,
+    };
+    let mut state = serde_json::json!({
+        "ociVersion": record.oci_version,
+        "id": record.id,
+        "pid": pid,
+        "status": status.name(),
+        "bundle": record.bundle,
+        "rootfs": record.rootfs,
+        "created": record.created,
+        "owner": "",
+    });
+    if !record.annotations.is_empty() {
+        state["annotations"] = serde_json::json!(record.annotations);
+    }
+    let text =
+        serde_json::to_string_pretty(&state).map_err(|error| CliError::because("write the state", &error))?;
+    log::print(&format!("{text}\n"))
+}
+
+/// Sends a signal to the init, or to everything in the container.
+pub(super) fn kill(global: &Global, id: &str, signal: i32, all: bool) -> Result<(), CliError> {
+    let record = Record::load(global, id)?;
+    if all {
+        return kill_all(&record, signal);
+    }
+    let failed = |error: std::io::Error| CliError::because("signal the container", &error);
+    if !matches!(record.status(global), Status::Created | Status::Running) {
+        return Err(CliError::new("container not running"));
+    }
+    let init = record.init.as_ref().map(process::ProcessId::pidfd).transpose().map_err(failed)?.flatten();
+    let Some(init) = init else { return Err(CliError::new("container not running")) };
+    if process::pidfd_send_signal(init.as_fd(), signal).map_err(failed)? {
+        return Ok(());
+    }
+    Err(CliError::new("container not running"))
+}
+
+fn kill_all(record: &Record, signal: i32) -> Result<(), CliError> {
+    let failed = |error: &dyn std::error::Error| CliError::because("signal the container", error);
+    let cgroups = CgroupManager::detect().map_err(|error| failed(&error))?;
+    let cgroup = cgroups.open(&record.cgroup_path).map_err(|error| failed(&error))?;
+    if signal == libc::SIGKILL {
+        return cgroup.kill().map_err(|error| failed(&error));
+    }
+    for pid in cgroup.pids().map_err(|error| failed(&error))? {
+        if let Some(pidfd) = process::pidfd_open(pid).map_err(|error| failed(&error))? {
+            process::pidfd_send_signal(pidfd.as_fd(), signal).map_err(|error| failed(&error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a stopped container; a created one, or with `force` any, is killed first.
+pub(super) fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliError> {
+    let record = match Record::load(global, id) {
+        Ok(record) => record,
+        Err(_) if force => {
+            // Killed between making the directory and writing the record: then there is only the directory.
+            return remove_directory(&global.root.join(id));
+        }
+        Err(error) => return Err(error),
+    };
+    let status = record.status(global);
+    if status == Status::Running && !force {
+        return Err(CliError::new(format!(
+            "cannot delete container {id} that is not stopped: {}",
+            status.name()
+        )));
+    }
+    if let Some(init) = record.init.as_ref().filter(|init| init.is_alive())
+        && let Ok(Some(pidfd)) = init.pidfd()
+    {
+        let failed = |error: std::io::Error| CliError::because("kill the container", &error);
+        process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL).map_err(failed)?;
+        process::wait_ended(&pidfd, Duration::from_secs(10)).map_err(failed)?;
+    }
+    let cgroups = CgroupManager::detect().map_err(|error| CliError::because("look for cgroups", &error))?;
+    record.destroy(global, &cgroups)
+}
