@@ -123,6 +123,12 @@ pub enum ImageError {
         /// What is wrong.
         detail: String,
     },
+    /// Another process has the store open.
+    #[error("another podwright uses the image store ({path} is locked); ask that one, or stop it")]
+    InUse {
+        /// The lock file.
+        path: PathBuf,
+    },
     /// A file system operation of the store did not work.
     #[error("{action} {path}")]
     Io {

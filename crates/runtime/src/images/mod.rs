@@ -8,20 +8,33 @@
 //! ```
 //! Not here: mounting (the container's own mount namespace does that), garbage collection by age, `docker save` archives.
 
+mod acquire;
 mod error;
+mod layout;
+mod local;
+mod receive;
+mod reference;
+mod registry;
+mod remove;
+mod store;
 mod types;
+mod unpack;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use local::blocking;
+use store::{Inner, Pin};
+
 pub use error::ImageError;
 pub use oci_spec::image::{Config as ImageConfig, ImageConfiguration};
+pub use reference::{Reference, Target};
 pub use types::{Auth, BuiltInContent, BuiltInFile, FsUsage, Image, ImageId, Limits, Progress};
 
-/// The images of this node. Cheap to clone; one per root directory and process.
+/// The images of this node. Cheap to clone; one per root directory and machine (the directory is locked).
 #[derive(Clone)]
 pub struct ImageStore {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
 /// Keeps layers on disk for as long as it lives, even when their image is removed.
@@ -30,7 +43,7 @@ pub struct ImageStore {
 /// container's record and then calls [`ImageStore::collect`].
 #[must_use = "the layers may be deleted once this is dropped"]
 pub struct Hold {
-    _inner: Arc<()>,
+    _pin: Pin,
 }
 
 impl ImageStore {
@@ -41,83 +54,135 @@ impl ImageStore {
 
     /// [`open`](Self::open) with limits of one's own.
     pub async fn open_with(
-        _root: &Path,
-        _registry_config_dir: &Path,
-        _limits: Limits,
+        root: &Path,
+        registry_config_dir: &Path,
+        limits: Limits,
     ) -> Result<Self, ImageError> {
-        Ok(Self { inner: Arc::new(()) })
+        let (root, registry_config_dir) = (root.to_owned(), registry_config_dir.to_owned());
+        let inner = blocking(move || Inner::open(&root, &registry_config_dir, limits)).await?;
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// Fetches an image, unpacked and durable when this returns. Always asks the registry what a tag means now.
     pub async fn pull(
         &self,
         reference: &str,
-        _auth: Option<Auth>,
-        _progress: impl Fn(Progress) + Send + Sync + 'static,
+        auth: Option<Auth>,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<ImageId, ImageError> {
-        Err(ImageError::NotFound {
-            reference: reference.to_owned(),
-            detail: "pull is not written yet".to_owned(),
-        })
+        registry::pull(&self.inner, reference, auth, Arc::new(progress)).await
     }
 
     /// Reads an OCI layout: a directory or a tar of one. `name` names its only image; without it, its annotations do.
     pub async fn import(
         &self,
         path: &Path,
-        _name: Option<&str>,
-        _progress: impl Fn(Progress) + Send + Sync + 'static,
+        name: Option<&str>,
+        progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Vec<Arc<Image>>, ImageError> {
-        Err(ImageError::Unsupported {
-            what: path.display().to_string(),
-            detail: "import is not written yet".to_owned(),
-        })
+        let ids = local::import(&self.inner, path, name, Arc::new(progress)).await?;
+        Ok(ids.iter().filter_map(|id| self.get(id)).collect())
     }
 
     /// Makes a one-layer image of these files. Returns at once if this name already holds the same.
     pub async fn import_built_in(
         &self,
         name: &str,
-        _files: Vec<BuiltInFile>,
-        _config: ImageConfig,
+        files: Vec<BuiltInFile>,
+        config: ImageConfig,
     ) -> Result<Arc<Image>, ImageError> {
-        Err(ImageError::Unsupported { what: name.to_owned(), detail: "not written yet".to_owned() })
+        let id = local::built_in(&self.inner, name, files, config).await?;
+        let gone = || ImageError::NotFound {
+            reference: name.to_owned(),
+            detail: "it was removed meanwhile".to_owned(),
+        };
+        self.get(&id).ok_or_else(gone)
     }
 
     /// All images, ordered by id.
     pub fn list(&self) -> Vec<Arc<Image>> {
-        Vec::new()
+        self.inner.images()
     }
 
     /// Finds an image by name (normalised as docker does), id, or a unique beginning of the id.
-    pub fn get(&self, _name_or_id: &str) -> Option<Arc<Image>> {
-        None
+    pub fn get(&self, name_or_id: &str) -> Option<Arc<Image>> {
+        find(&self.inner.images(), name_or_id)
     }
 
     /// Removes an image with all its names and frees what nothing else refers to. `false`: there was none.
     ///
-    /// An image in use may be removed: held layers stay until their [`Hold`] goes.
-    pub async fn remove(&self, _name_or_id: &str) -> Result<bool, ImageError> {
-        Ok(false)
+    /// An image in use may be removed: held layers stay until their [`Hold`] goes and someone calls [`collect`](Self::collect).
+    pub async fn remove(&self, name_or_id: &str) -> Result<bool, ImageError> {
+        let change = self.inner.change.lock().await;
+        let Some(image) = self.get(name_or_id) else { return Ok(false) };
+        let names = image.repo_tags.iter().chain(&image.repo_digests).cloned().collect::<Vec<_>>();
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.forget(&names)).await?;
+        drop(change);
+        Ok(true)
     }
 
     /// The directories to give to overlay as lower layers, top first. No I/O: layers are unpacked by pull and import.
-    pub async fn snapshot(&self, _image: &Image) -> Result<Vec<PathBuf>, ImageError> {
-        Ok(Vec::new())
+    ///
+    /// An image without layers has none: the caller takes an empty directory.
+    pub async fn snapshot(&self, image: &Image) -> Result<Vec<PathBuf>, ImageError> {
+        image
+            .chain_ids
+            .iter()
+            .rev()
+            .map(|chain| match self.inner.has_snapshot(chain) {
+                true => Ok(self.inner.snapshot_path(chain)),
+                false => Err(ImageError::NotFound {
+                    reference: image.id.clone(),
+                    detail: format!("its unpacked layer {chain} was removed; pull the image again"),
+                }),
+            })
+            .collect()
     }
 
     /// Keeps these lower directories (as [`snapshot`](Self::snapshot) returned them) until the guard is dropped.
-    pub fn hold(&self, _lower: &[PathBuf]) -> Hold {
-        Hold { _inner: Arc::clone(&self.inner) }
+    pub fn hold(&self, lower: &[PathBuf]) -> Hold {
+        let chain = |path: &PathBuf| path.parent()?.file_name()?.to_str().map(str::to_owned);
+        Hold { _pin: self.inner.pin(lower.iter().filter_map(chain).collect()) }
     }
 
     /// Deletes layers and blobs that no image has and nobody holds.
     pub async fn collect(&self) -> Result<(), ImageError> {
-        Ok(())
+        let change = self.inner.change.lock().await;
+        let inner = Arc::clone(&self.inner);
+        let done = blocking(move || inner.collect()).await;
+        drop(change);
+        done
     }
 
     /// What the store occupies. No I/O.
     pub fn usage(&self) -> FsUsage {
-        FsUsage { path: PathBuf::new(), used_bytes: 0, inodes: 0 }
+        self.inner.usage()
     }
 }
+
+/// By name first: a name that looks like the beginning of an id is still a name.
+fn find(images: &[Arc<Image>], name_or_id: &str) -> Option<Arc<Image>> {
+    if let Ok(reference) = reference::Reference::parse(name_or_id) {
+        let name = reference.to_string();
+        let named =
+            |image: &&Arc<Image>| image.repo_tags.contains(&name) || image.repo_digests.contains(&name);
+        if let Some(image) = images.iter().find(named) {
+            return Some(Arc::clone(image));
+        }
+    }
+    let hex = name_or_id.strip_prefix("sha256:").unwrap_or(name_or_id);
+    if hex.is_empty() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let mut matches = images.iter().filter(|image| image.id.trim_start_matches("sha256:").starts_with(hex));
+    match (matches.next(), matches.next()) {
+        (Some(image), None) => Some(Arc::clone(image)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,8 @@ pub struct Image {
     pub config: ImageConfiguration,
     /// Chain ids of the layers, lowest first.
     pub chain_ids: Vec<String>,
+    /// Digests of everything it consists of.
+    pub(super) blobs: Vec<String>,
 }
 
 /// Credentials for one pull, as CRI's AuthConfig has them. `Debug` shows no secret.

@@ -1,0 +1,420 @@
+//! The store's memory and its disk: opening, committing what came in, deleting what nothing refers to.
+//!
+//! Order of a commit, so that a power loss never shows a wrong image: everything is written below `ingest`, one syncfs, renames into
+//! `blobs` and `snapshots`, fsync of those directories, then `index.json` is replaced durably. What index.json names is complete.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::layout::{self, Descriptor, Document, Index};
+use super::reference::{Reference, Target};
+use super::remove::{Sweep, remove_path};
+use super::{FsUsage, Image, ImageError, ImageId, Limits};
+
+/// An annotation that containerd's CRI uses for the same.
+const PINNED: &str = "io.cri-containerd.pinned";
+
+/// Shared by all clones of an `ImageStore`.
+pub(super) struct Inner {
+    pub(super) root: PathBuf,
+    pub(super) registry_config_dir: PathBuf,
+    pub(super) limits: Limits,
+    state: Mutex<State>,
+    pins: Mutex<BTreeMap<String, usize>>,
+    /// Held while the disk's content changes: commits and deletions, one at a time.
+    pub(super) change: tokio::sync::Mutex<()>,
+    _lock: File,
+}
+
+#[derive(Default)]
+struct State {
+    /// By full name, what index.json says.
+    names: BTreeMap<String, Descriptor>,
+    images: BTreeMap<ImageId, Arc<Image>>,
+    /// Bytes of each blob, by digest.
+    blobs: BTreeMap<String, u64>,
+    snapshots: BTreeMap<String, LayerFile>,
+}
+
+/// `layer.json` beside a snapshot's `fs`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LayerFile {
+    pub(super) diff_id: String,
+    pub(super) bytes: u64,
+    pub(super) inodes: u64,
+}
+
+/// Everything of an image that came in, below `ingest`, complete and verified.
+pub(super) struct Incoming {
+    pub(super) directory: Arc<Sweep>,
+    /// By digest.
+    pub(super) blobs: Vec<(String, PathBuf)>,
+    /// By chain id: a directory with `fs` and `layer.json`.
+    pub(super) snapshots: Vec<(String, PathBuf, LayerFile)>,
+    pub(super) names: Vec<(String, Descriptor)>,
+}
+
+/// Keeps blobs and snapshots from being deleted.
+pub(super) struct Pin {
+    inner: Arc<Inner>,
+    keys: Vec<String>,
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pins = lock(&self.inner.pins);
+        for key in &self.keys {
+            if let Some(count) = pins.get_mut(key) {
+                *count -= 1;
+                if *count == 0 {
+                    pins.remove(key);
+                }
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Opens or creates the store; blocking.
+    pub(super) fn open(root: &Path, registry_config_dir: &Path, limits: Limits) -> Result<Self, ImageError> {
+        for directory in ["", "blobs/sha256", "snapshots", "ingest"] {
+            let path = root.join(directory);
+            fs::create_dir_all(&path).map_err(|error| ImageError::io("create", path, error))?;
+        }
+        let lock = take_lock(&root.join("lock"))?;
+        let marker = root.join("oci-layout");
+        if !marker.exists() {
+            host::state_file::write_durable(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)
+                .map_err(|error| ImageError::io("write", marker, error))?;
+        }
+        for leftover in entries(&root.join("ingest"))? {
+            remove_path(&leftover).map_err(|error| ImageError::io("delete", leftover, error))?;
+        }
+        let inner = Self {
+            root: root.to_owned(),
+            registry_config_dir: registry_config_dir.to_owned(),
+            limits,
+            state: Mutex::default(),
+            pins: Mutex::default(),
+            change: tokio::sync::Mutex::default(),
+            _lock: lock,
+        };
+        let state = inner.load()?;
+        *inner.state() = state;
+        Ok(inner)
+    }
+
+    fn load(&self) -> Result<State, ImageError> {
+        let mut state = State::default();
+        for path in entries(&self.root.join("blobs/sha256"))? {
+            if let (Some(hex), Ok(meta)) = (path.file_name().and_then(|name| name.to_str()), path.metadata())
+            {
+                state.blobs.insert(format!("sha256:{hex}"), meta.len());
+            }
+        }
+        for path in entries(&self.root.join("snapshots"))? {
+            let file =
+                fs::read(path.join("layer.json")).ok().and_then(|json| serde_json::from_slice(&json).ok());
+            if let (Some(chain), Some(file)) = (path.file_name().and_then(|name| name.to_str()), file) {
+                state.snapshots.insert(chain.to_owned(), file);
+            }
+        }
+        let path = self.root.join("index.json");
+        let index = match fs::read(&path) {
+            Ok(json) => serde_json::from_slice::<Index>(&json).map_err(|error| ImageError::Malformed {
+                what: path.display().to_string(),
+                detail: error.to_string(),
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(state),
+            Err(error) => return Err(ImageError::io("read", path, error)),
+        };
+        for descriptor in index.manifests {
+            if let Some(name) = descriptor.annotations.get(layout::CONTAINERD_NAME) {
+                state.names.insert(name.clone(), descriptor);
+            }
+        }
+        self.rebuild_images(&mut state);
+        Ok(state)
+    }
+
+    /// Makes the images that the names stand for; a name whose content is damaged is left out, loudly.
+    fn rebuild_images(&self, state: &mut State) {
+        let mut images: BTreeMap<ImageId, Image> = BTreeMap::new();
+        let mut known: BTreeMap<String, ImageId> = BTreeMap::new();
+        for (name, descriptor) in &state.names {
+            let id = match known.get(&descriptor.digest) {
+                Some(id) => id.clone(),
+                None => match self.read_image(descriptor, state) {
+                    Ok(image) => {
+                        let id = image.id.clone();
+                        images
+                            .entry(id.clone())
+                            .and_modify(|other| other.blobs.extend(image.blobs.iter().cloned()))
+                            .or_insert(image);
+                        known.insert(descriptor.digest.clone(), id.clone());
+                        id
+                    }
+                    Err(error) => {
+                        tracing::warn!(%name, %error, "left out an image that is not complete; pull it again");
+                        continue;
+                    }
+                },
+            };
+            let Some(image) = images.get_mut(&id) else { continue };
+            image.pinned |= descriptor.annotations.contains_key(PINNED);
+            match Reference::parse(name).map(|reference| reference.target) {
+                Ok(Target::Digest(_)) => image.repo_digests.push(name.clone()),
+                _ => image.repo_tags.push(name.clone()),
+            }
+        }
+        state.images = images.into_iter().map(|(id, image)| (id, Arc::new(image))).collect();
+    }
+
+    fn read_image(&self, top: &Descriptor, state: &State) -> Result<Image, ImageError> {
+        let mut blobs = vec![top.digest.clone()];
+        let mut manifest_descriptor = top.clone();
+        let mut document = layout::parse_document(&top.digest, &self.read_blob(top)?)?;
+        if let Document::Index(index) = &document {
+            manifest_descriptor = layout::choose(&top.digest, index, &layout::host_platform())?.clone();
+            document =
+                layout::parse_document(&manifest_descriptor.digest, &self.read_blob(&manifest_descriptor)?)?;
+        }
+        let Document::Manifest(manifest) = document else {
+            return Err(ImageError::Malformed {
+                what: top.digest.clone(),
+                detail: "an index in an index".to_owned(),
+            });
+        };
+        blobs.push(manifest_descriptor.digest.clone());
+        blobs.push(manifest.config.digest.clone());
+        blobs.extend(manifest.layers.iter().map(|layer| layer.digest.clone()));
+        let config = layout::parse_config(&manifest.config.digest, &self.read_blob(&manifest.config)?)?;
+        let chain_ids = layout::chain_ids(config.rootfs().diff_ids());
+        let missing = |what: String| ImageError::NotFound { reference: top.digest.clone(), detail: what };
+        if let Some(chain) = chain_ids.iter().find(|chain| !state.snapshots.contains_key(*chain)) {
+            return Err(missing(format!("the unpacked layer {chain} is missing")));
+        }
+        if let Some(blob) = blobs.iter().find(|blob| !state.blobs.contains_key(*blob)) {
+            return Err(missing(format!("the blob {blob} is missing")));
+        }
+        Ok(Image {
+            id: manifest.config.digest.clone(),
+            repo_tags: Vec::new(),
+            repo_digests: Vec::new(),
+            size: manifest_descriptor.size
+                + manifest.config.size
+                + manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
+            pinned: false,
+            manifest_digest: manifest_descriptor.digest,
+            config,
+            chain_ids,
+            blobs,
+        })
+    }
+
+    fn read_blob(&self, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        descriptor.check("a descriptor of the store")?;
+        let path = self.blob_path(&descriptor.digest);
+        let content = fs::read(&path).map_err(|error| ImageError::io("read", &path, error))?;
+        let got = layout::digest_of(&content);
+        if got != descriptor.digest {
+            let (what, expected) = (path.display().to_string(), descriptor.digest.clone());
+            return Err(ImageError::DigestMismatch { what, expected, got });
+        }
+        Ok(content)
+    }
+
+    /// Publishes what came in; blocking, and the caller holds `change`.
+    pub(super) fn commit(&self, incoming: Incoming) -> Result<(), ImageError> {
+        let root = File::open(&self.root).map_err(|error| ImageError::io("open", &self.root, error))?;
+        rustix::fs::syncfs(&root).map_err(|errno| ImageError::io("sync the disk of", &self.root, errno))?;
+        let mut state = State::clone(&self.state());
+        for (digest, path) in &incoming.blobs {
+            let target = self.blob_path(digest);
+            let size = path.metadata().map_err(|error| ImageError::io("look at", path, error))?.size();
+            fs::rename(path, &target).map_err(|error| ImageError::io("rename to", &target, error))?;
+            state.blobs.insert(digest.clone(), size);
+        }
+        for (chain, path, file) in &incoming.snapshots {
+            if state.snapshots.contains_key(chain) {
+                continue; // someone else was first; ours goes with the ingest directory
+            }
+            let target = self.root.join("snapshots").join(chain);
+            // A leftover without a valid layer.json is not known, yet in the way.
+            remove_path(&target).map_err(|error| ImageError::io("delete", &target, error))?;
+            fs::rename(path, &target).map_err(|error| ImageError::io("rename to", &target, error))?;
+            state.snapshots.insert(chain.clone(), file.clone());
+        }
+        for directory in ["blobs/sha256", "snapshots"] {
+            sync_directory(&self.root.join(directory))?;
+        }
+        for (name, mut descriptor) in incoming.names {
+            descriptor.platform = None;
+            descriptor.annotations.insert(layout::CONTAINERD_NAME.to_owned(), name.clone());
+            descriptor.annotations.insert(layout::REF_NAME.to_owned(), name.clone());
+            state.names.insert(name, descriptor);
+        }
+        self.publish(state)?;
+        drop(incoming.directory);
+        Ok(())
+    }
+
+    /// Writes index.json, then shows `state` to everyone.
+    fn publish(&self, mut state: State) -> Result<(), ImageError> {
+        let index = Index {
+            schema_version: 2,
+            media_type: Some(layout::OCI_INDEX.to_owned()),
+            manifests: state.names.values().cloned().collect(),
+        };
+        let path = self.root.join("index.json");
+        let json = serde_json::to_vec_pretty(&index)
+            .map_err(|error| ImageError::io("write", &path, std::io::Error::other(error)))?;
+        host::state_file::write_durable(&path, &json, 0o644)
+            .map_err(|error| ImageError::io("write", &path, error))?;
+        self.rebuild_images(&mut state);
+        *self.state() = state;
+        Ok(())
+    }
+
+    /// Forgets these names, then deletes what nothing refers to; blocking, and the caller holds `change`.
+    pub(super) fn forget(&self, names: &[String]) -> Result<(), ImageError> {
+        let mut state = State::clone(&self.state());
+        for name in names {
+            state.names.remove(name);
+        }
+        self.publish(state)?;
+        self.collect()
+    }
+
+    /// Deletes blobs and snapshots that no image has and nobody holds; blocking, and the caller holds `change`.
+    pub(super) fn collect(&self) -> Result<(), ImageError> {
+        let (blobs, chains) = {
+            let state = self.state();
+            let pins = lock(&self.pins);
+            let used_blobs: BTreeSet<&String> =
+                state.images.values().flat_map(|image| &image.blobs).collect();
+            let used_chains: BTreeSet<&String> =
+                state.images.values().flat_map(|image| &image.chain_ids).collect();
+            let unused = |all: Vec<&String>, used: &BTreeSet<&String>| -> Vec<String> {
+                all.into_iter()
+                    .filter(|key| !used.contains(*key) && !pins.contains_key(*key))
+                    .cloned()
+                    .collect()
+            };
+            // A damaged image's name still stands in index.json: its blobs are kept for whoever looks at it.
+            let damaged = state.names.values().map(|descriptor| &descriptor.digest);
+            let used_blobs = used_blobs.into_iter().chain(damaged).collect();
+            let on_disk: Vec<&String> = state.snapshots.keys().collect();
+            (unused(state.blobs.keys().collect(), &used_blobs), unused(on_disk, &used_chains))
+        };
+        for digest in &blobs {
+            let path = self.blob_path(digest);
+            self.state().blobs.remove(digest);
+            remove_path(&path).map_err(|error| ImageError::io("delete", path, error))?;
+        }
+        for chain in &chains {
+            // Out of sight at once, whole; a kill in between leaves something that open deletes.
+            let (path, trash) =
+                (self.root.join("snapshots").join(chain), self.root.join("ingest").join(chain));
+            self.state().snapshots.remove(chain);
+            fs::rename(&path, &trash).map_err(|error| ImageError::io("rename", &path, error))?;
+            remove_path(&trash).map_err(|error| ImageError::io("delete", trash, error))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn pin(self: &Arc<Self>, keys: Vec<String>) -> Pin {
+        let mut pins = lock(&self.pins);
+        for key in &keys {
+            *pins.entry(key.clone()).or_default() += 1;
+        }
+        Pin { inner: Arc::clone(self), keys }
+    }
+
+    pub(super) fn images(&self) -> Vec<Arc<Image>> {
+        self.state().images.values().cloned().collect()
+    }
+
+    pub(super) fn has_blob(&self, digest: &str) -> bool {
+        self.state().blobs.contains_key(digest)
+    }
+
+    pub(super) fn has_snapshot(&self, chain: &str) -> bool {
+        self.state().snapshots.contains_key(chain)
+    }
+
+    /// What index.json says about a full name.
+    pub(super) fn named(&self, name: &str) -> Option<Descriptor> {
+        self.state().names.get(name).cloned()
+    }
+
+    pub(super) fn blob_path(&self, digest: &str) -> PathBuf {
+        self.root.join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap_or(digest))
+    }
+
+    pub(super) fn snapshot_path(&self, chain: &str) -> PathBuf {
+        self.root.join("snapshots").join(chain).join("fs")
+    }
+
+    pub(super) fn usage(&self) -> FsUsage {
+        let state = self.state();
+        FsUsage {
+            path: self.root.clone(),
+            used_bytes: state.blobs.values().sum::<u64>()
+                + state.snapshots.values().map(|s| s.bytes).sum::<u64>(),
+            inodes: state.blobs.len() as u64 + state.snapshots.values().map(|s| s.inodes).sum::<u64>(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Clone for State {
+    fn clone(&self) -> Self {
+        Self {
+            names: self.names.clone(),
+            images: self.images.clone(),
+            blobs: self.blobs.clone(),
+            snapshots: self.snapshots.clone(),
+        }
+    }
+}
+
+/// The maps are replaced whole, so a panic elsewhere leaves them valid.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn take_lock(path: &Path) -> Result<File, ImageError> {
+    let fail = |error| ImageError::io("lock", path, error);
+    let file = File::options().create(true).truncate(false).write(true).open(path).map_err(fail)?;
+    // Someone who is just ending gets a moment.
+    for _ in 0..20 {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(50)),
+            Err(fs::TryLockError::Error(error)) => return Err(fail(error)),
+        }
+    }
+    Err(ImageError::InUse { path: path.to_owned() })
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, ImageError> {
+    let fail = |error| ImageError::io("list", directory, error);
+    fs::read_dir(directory).map_err(fail)?.map(|entry| Ok(entry.map_err(fail)?.path())).collect()
+}
+
+fn sync_directory(path: &Path) -> Result<(), ImageError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(|error| ImageError::io("sync", path, error))
+}

@@ -1,0 +1,201 @@
+use std::fs;
+use std::path::Path;
+
+use super::fixture::{Packing, TarBuilder, TestImage};
+use super::*;
+
+#[tokio::test]
+async fn an_imported_layout_is_listed_unpacked_and_found_again_after_reopening() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let image = two_layers();
+    image.write_layout(&temp.path().join("layout"), Some("example.org/app:v1"));
+    let store = open(temp.path()).await;
+    let imported = store.import(&temp.path().join("layout"), None, |_| ()).await.expect("import");
+    assert_eq!(imported[0].id, image.id);
+    assert_eq!(imported[0].repo_tags, ["example.org/app:v1"]);
+    let lower = store.snapshot(&imported[0]).await.expect("snapshot");
+    assert_eq!(fs::read_to_string(lower[1].join("bin/hello")).expect("read"), "hello");
+    assert_eq!(fs::read_to_string(lower[0].join("etc/motd")).expect("read"), "hi");
+    assert!(store.usage().used_bytes > 0);
+    drop(store);
+
+    let store = open(temp.path()).await;
+    let short = image.id.trim_start_matches("sha256:")[..12].to_owned();
+    for name in ["example.org/app:v1", &image.id, &short] {
+        assert_eq!(store.get(name).expect(name).id, image.id);
+    }
+    assert!(store.get("example.org/app").is_none());
+    assert_eq!(store.snapshot(&store.list()[0]).await.expect("snapshot"), lower);
+}
+
+#[tokio::test]
+async fn every_compression_and_a_tar_of_the_layout_import_the_same() {
+    for packing in [Packing::Plain, Packing::Gzip, Packing::Zstd] {
+        let temp = tempfile::tempdir().expect("temp dir");
+        let image = TestImage::new(&[(TarBuilder::default().file("a", &[7; 300_000]).finish(), packing)]);
+        image.write_layout(&temp.path().join("layout"), None);
+        let mut archive = tar::Builder::new(fs::File::create(temp.path().join("image.tar")).expect("create"));
+        archive.append_dir_all(".", temp.path().join("layout")).expect("tar");
+        archive.finish().expect("tar");
+        let store = open(temp.path()).await;
+        let unnamed = store.import(&temp.path().join("image.tar"), None, |_| ()).await.expect_err("no name");
+        assert!(unnamed.to_string().contains("--name"), "{unnamed}");
+        let images = store.import(&temp.path().join("image.tar"), Some("app"), |_| ()).await.expect("import");
+        assert_eq!(images[0].repo_tags, ["docker.io/library/app:latest"]);
+        let lower = store.snapshot(&images[0]).await.expect("snapshot");
+        assert_eq!(fs::read(lower[0].join("a")).expect("read"), [7; 300_000]);
+        assert_nothing_comes_in(temp.path());
+    }
+}
+
+#[tokio::test]
+async fn removing_one_tag_removes_the_image_and_frees_what_nothing_shares() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let (one, two) = (two_layers(), TestImage::new(&[(first_layer(), Packing::Gzip)]));
+    one.write_layout(&temp.path().join("one"), None);
+    two.write_layout(&temp.path().join("two"), None);
+    let store = open(temp.path()).await;
+    for name in ["one:a", "one:b"] {
+        store.import(&temp.path().join("one"), Some(name), |_| ()).await.expect("import");
+    }
+    store.import(&temp.path().join("two"), Some("two"), |_| ()).await.expect("import");
+    assert_eq!(store.get("one:a").expect("there").repo_tags.len(), 2);
+    let lower = store.snapshot(&store.get("one:a").expect("there")).await.expect("snapshot");
+    assert!(store.remove("one:b").await.expect("remove"));
+    assert!(store.get("one:a").is_none() && store.get(&one.id).is_none());
+    assert!(!lower[0].exists(), "its own layer is gone");
+    assert!(lower[1].exists(), "the shared layer stays");
+    assert!(!store.remove("one:b").await.expect("idempotent"));
+    assert!(store.remove(&two.id).await.expect("remove"));
+    assert_eq!(store.usage().used_bytes, 0);
+    assert_eq!(fs::read_dir(temp.path().join("root/blobs/sha256")).expect("list").count(), 0);
+}
+
+#[tokio::test]
+async fn layers_in_use_outlive_their_image_until_nobody_holds_them() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    two_layers().write_layout(&temp.path().join("layout"), None);
+    let store = open(temp.path()).await;
+    let image =
+        store.import(&temp.path().join("layout"), Some("app"), |_| ()).await.expect("import").remove(0);
+    let lower = store.snapshot(&image).await.expect("snapshot");
+    let hold = store.hold(&lower);
+    store.remove("app").await.expect("remove");
+    assert!(store.list().is_empty() && lower.iter().all(|path| path.exists()));
+    drop(hold);
+    store.collect().await.expect("collect");
+    assert!(lower.iter().all(|path| !path.exists()));
+    // And what was deleted can come again.
+    let image =
+        store.import(&temp.path().join("layout"), Some("app"), |_| ()).await.expect("import").remove(0);
+    assert_eq!(store.snapshot(&image).await.expect("snapshot"), lower);
+    assert!(lower.iter().all(|path| path.exists()));
+}
+
+#[tokio::test]
+async fn a_damaged_layout_is_refused_and_leaves_nothing() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let image = two_layers();
+    let layout = temp.path().join("layout");
+    let store = open(temp.path()).await;
+    let layer = layout.join("blobs/sha256").join(&image.layers[0][7..]);
+    for damage in ["changed", "shorter", "longer", "missing"] {
+        image.write_layout(&layout, Some("example.org/app:v1"));
+        let mut bytes = fs::read(&layer).expect("read");
+        match damage {
+            "changed" => *bytes.last_mut().expect("not empty") ^= 1,
+            "shorter" => bytes.truncate(bytes.len() / 2),
+            _ => bytes.push(0),
+        }
+        fs::write(&layer, bytes).expect("write");
+        if damage == "missing" {
+            fs::remove_file(&layer).expect("remove");
+        }
+        let error = store.import(&layout, None, |_| ()).await.expect_err(damage);
+        match damage {
+            "missing" => assert!(matches!(error, ImageError::Malformed { .. }), "{error}"),
+            _ => assert!(matches!(error, ImageError::DigestMismatch { .. }), "{damage}: {error}"),
+        }
+        assert!(store.list().is_empty());
+        assert_nothing_comes_in(temp.path());
+    }
+}
+
+#[tokio::test]
+async fn leftovers_of_a_killed_agent_are_deleted_and_an_open_store_is_locked() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    fs::create_dir_all(temp.path().join("root/ingest/new-x/0/fs/deep")).expect("mkdir");
+    let store = open(temp.path()).await;
+    assert_nothing_comes_in(temp.path());
+    let second = ImageStore::open(&temp.path().join("root"), Path::new("/nonexistent")).await;
+    assert!(matches!(second.err(), Some(ImageError::InUse { .. })));
+    drop(store);
+}
+
+#[tokio::test]
+async fn an_image_whose_layer_vanished_is_left_out_and_can_be_imported_again() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let layout = temp.path().join("layout");
+    two_layers().write_layout(&layout, Some("example.org/app:v1"));
+    let store = open(temp.path()).await;
+    let image = store.import(&layout, None, |_| ()).await.expect("import").remove(0);
+    let lower = store.snapshot(&image).await.expect("snapshot");
+    drop(store);
+    fs::remove_dir_all(lower[0].parent().expect("parent")).expect("remove");
+    let store = open(temp.path()).await;
+    assert!(store.list().is_empty());
+    store.import(&layout, None, |_| ()).await.expect("import");
+    assert!(lower[0].join("etc/motd").exists() && store.list().len() == 1);
+}
+
+#[tokio::test]
+async fn a_built_in_image_is_made_once_and_again_when_its_content_changes() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let store = open(temp.path()).await;
+    let binary = temp.path().join("binary");
+    fs::write(&binary, vec![1; 1_000_000]).expect("write");
+    let files = || {
+        let file = |path: &str, mode, content| BuiltInFile { path: path.to_owned(), mode, content };
+        vec![
+            file("/bin/app", 0o755, BuiltInContent::HostFile(binary.clone())),
+            file("/etc/hostname", 0o644, BuiltInContent::Bytes(b"x".to_vec())),
+            file("/tmp", 0o1777, BuiltInContent::Directory),
+            file("/bin/sh", 0o777, BuiltInContent::Symlink("app".to_owned())),
+        ]
+    };
+    let mut config = ImageConfig::default();
+    config.set_entrypoint(Some(vec!["/bin/app".to_owned()]));
+    let name = "podwright.local/demo:1";
+    let image = store.import_built_in(name, files(), config.clone()).await.expect("built");
+    assert_eq!(
+        image.config.config().as_ref().and_then(|c| c.entrypoint().clone()),
+        Some(vec!["/bin/app".to_owned()])
+    );
+    let lower = store.snapshot(&image).await.expect("snapshot");
+    assert_eq!(fs::read(lower[0].join("bin/sh")).expect("read").len(), 1_000_000);
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(lower[0].join("tmp")).expect("stat").permissions().mode() & 0o7777, 0o1777);
+    let again = store.import_built_in(name, files(), config.clone()).await.expect("built");
+    assert!(Arc::ptr_eq(&image, &again), "nothing was done");
+    fs::write(&binary, b"new").expect("write");
+    let new = store.import_built_in(name, files(), config).await.expect("built");
+    assert_ne!(new.id, image.id);
+    assert_nothing_comes_in(temp.path());
+}
+
+async fn open(temp: &Path) -> ImageStore {
+    ImageStore::open(&temp.join("root"), Path::new("/nonexistent")).await.expect("open")
+}
+
+fn first_layer() -> Vec<u8> {
+    TarBuilder::default().directory("bin/").file("bin/hello", b"hello").finish()
+}
+
+fn two_layers() -> TestImage {
+    let second = TarBuilder::default().directory("etc/").file("etc/motd", b"hi").finish();
+    TestImage::new(&[(first_layer(), Packing::Gzip), (second, Packing::Zstd)])
+}
+
+fn assert_nothing_comes_in(temp: &Path) {
+    assert_eq!(fs::read_dir(temp.join("root/ingest")).expect("list").count(), 0);
+}
