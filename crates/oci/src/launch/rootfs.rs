@@ -12,13 +12,12 @@ use super::dev;
 use super::report::{Failure, Step};
 use crate::plan::{LaunchPlan, MountKind, MountPlan, Rootfs};
 
+/// Writes settings to a procfs.
+type Tune<'a> = dyn Fn(&OwnedFd) -> Result<(), Failure> + 'a;
+
 /// Mounts everything, masks what is to be masked; gives the topmost directory, ready to be entered. `tune` writes to a procfs of the
 /// container's pid namespace that is attached nowhere yet.
-pub(super) fn build(
-    plan: &LaunchPlan,
-    cgroup: Option<&Cgroup>,
-    tune: &dyn Fn(&OwnedFd) -> Result<(), Failure>,
-) -> Result<OwnedFd, Failure> {
+pub(super) fn build(plan: &LaunchPlan, cgroup: Option<&Cgroup>, tune: &Tune<'_>) -> Result<OwnedFd, Failure> {
     let host_root = open_host("/")?;
     let host_null = open_host_null()?;
     let sources = clone_sources(&plan.mounts)?;
@@ -138,7 +137,7 @@ fn root_tree(rootfs: &Rootfs) -> Result<Tree, Failure> {
 struct Work<'a> {
     root: &'a OwnedFd,
     /// Taken when it has been done.
-    tune: Option<&'a dyn Fn(&OwnedFd) -> Result<(), Failure>>,
+    tune: Option<&'a Tune<'a>>,
     /// File systems in which mount points may still have to be made.
     read_only_later: Vec<(PathBuf, OwnedFd)>,
     cgroup: Option<&'a Cgroup>,

@@ -72,10 +72,12 @@ type Set = Option<oci_spec::runtime::Capabilities>;
 
 fn mask(sets: &LinuxCapabilities, set: impl Fn(&LinuxCapabilities) -> &Set) -> u64 {
     let Some(set) = set(sets) else { return 0 };
+    let mut mask = 0;
     // The order of the set does not matter for a union of bits.
-    set.into_iter()
-        .filter_map(|capability| capability_mask(&capability.to_string()))
-        .fold(0, |all, bit| all | bit)
+    for capability in set {
+        mask |= capability_mask(&capability.to_string()).unwrap_or(0);
+    }
+    mask
 }
 
 #[cfg(test)]

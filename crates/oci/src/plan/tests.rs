@@ -1,1 +1,179 @@
+//! Specs and what becomes of them.
 
+use serde_json::{Value, json};
+
+use super::*;
+
+#[test]
+fn a_minimal_spec_becomes_a_plan_with_what_it_says() {
+    let plan = plan(json!({
+        "hostname": "h",
+        "process": {
+            "args": ["/bin/true"], "env": ["A=b"], "cwd": "/w", "noNewPrivileges": true, "oomScoreAdj": 5,
+            "user": { "uid": 7, "gid": 8, "umask": 0o22, "additionalGids": [9] },
+            "capabilities": { "bounding": ["CAP_KILL"], "permitted": ["CAP_KILL"], "effective": ["CAP_KILL"],
+                "inheritable": ["CAP_KILL"], "ambient": ["CAP_CHOWN"] },
+            "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": 1, "hard": 2 }],
+        },
+    }))
+    .unwrap();
+    let process = plan.process;
+    assert_eq!(
+        (process.uid, process.gid, process.umask, process.additional_gids),
+        (7, 8, Some(0o22), vec![9])
+    );
+    assert_eq!(process.rlimits, [(libc::RLIMIT_NOFILE, 1, 2)]);
+    assert_eq!(process.capabilities.effective, 1 << 5);
+    assert_eq!(process.capabilities.ambient, 0, "what is not permitted cannot be ambient");
+    assert_eq!(plan.hostname.as_deref(), Some("h"));
+    assert_eq!(plan.cgroup.unwrap().path, "/c");
+}
+
+#[test]
+fn a_plan_survives_the_way_to_the_supervisor() {
+    let plan = plan(json!({ "linux": { "seccomp": { "defaultAction": "SCMP_ACT_ALLOW" }, "maskedPaths": ["/proc/kcore"] } })).unwrap();
+    let text = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<LaunchPlan>(&text).unwrap(), plan);
+}
+
+#[test]
+fn what_is_not_done_is_refused_by_the_name_of_the_field() {
+    let table = [
+        ("process.terminal", json!({ "process": { "terminal": true } })),
+        ("process.apparmorProfile", json!({ "process": { "apparmorProfile": "p" } })),
+        ("process.selinuxLabel", json!({ "process": { "selinuxLabel": "l" } })),
+        ("hooks", json!({ "hooks": { "poststart": [{ "path": "/bin/true" }] } })),
+        (
+            "linux.uidMappings",
+            json!({ "linux": { "uidMappings": [{ "containerID": 0, "hostID": 1, "size": 1 }] } }),
+        ),
+        ("linux.mountLabel", json!({ "linux": { "mountLabel": "l" } })),
+        ("linux.namespaces", json!({ "linux": { "namespaces": [{ "type": "mount" }, { "type": "user" }] } })),
+        ("linux.resources.blockIO", json!({ "linux": { "resources": { "blockIO": { "weight": 10 } } } })),
+        (
+            "linux.resources.hugepageLimits",
+            json!({ "linux": { "resources": { "hugepageLimits": [{ "pageSize": "2MB", "limit": 1 }] } } }),
+        ),
+        ("linux.seccomp", json!({ "linux": { "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } } })),
+        (
+            "mounts[0].options",
+            json!({ "mounts": [{ "destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"] }] }),
+        ),
+        ("linux.cgroupsPath", json!({ "linux": { "cgroupsPath": "system.slice:runc:x" } })),
+    ];
+    for (field, patch) in table {
+        let error = plan(patch).unwrap_err();
+        assert!(
+            matches!(&error, PlanError::Unsupported { field: found, .. } if found == field),
+            "{field}: {error}"
+        );
+    }
+}
+
+#[test]
+fn values_that_nobody_could_carry_out_are_named() {
+    let table = [
+        ("process.args", json!({ "process": { "args": [] } })),
+        ("process.cwd", json!({ "process": { "cwd": "relative" } })),
+        ("process.user.uid", json!({ "process": { "user": { "uid": 4_294_967_295_u32, "gid": 0 } } })),
+        (
+            "linux.namespaces",
+            json!({ "linux": { "namespaces": [{ "type": "mount" }, { "type": "pid" }, { "type": "pid" }] } }),
+        ),
+        ("linux.sysctl", json!({ "linux": { "sysctl": { "kernel.core_pattern": "|/x" } } })),
+        ("linux.sysctl", json!({ "linux": { "sysctl": { "net.ipv4.ip_forward": "1\nx" } } })),
+        ("linux.sysctl", json!({ "linux": { "sysctl": { "net/../kernel/core_pattern": "1" } } })),
+        ("linux.rootfsPropagation", json!({ "linux": { "rootfsPropagation": "sideways" } })),
+        ("mounts[0].destination", json!({ "mounts": [{ "destination": "/a/../b", "type": "tmpfs" }] })),
+    ];
+    for (field, patch) in table {
+        let error = plan(patch).unwrap_err();
+        assert!(
+            matches!(&error, PlanError::Invalid { field: found, .. } if found == field),
+            "{field}: {error}"
+        );
+    }
+}
+
+#[test]
+fn sysctl_names_go_with_dots_or_slashes() {
+    let sysctls = |name: &str| plan(json!({ "linux": { "sysctl": { name: "1" } } })).unwrap().sysctls;
+    for name in ["net.ipv4.conf.eth0/1.rp_filter", "net/ipv4/conf/eth0.1/rp_filter"] {
+        assert_eq!(sysctls(name), [("net/ipv4/conf/eth0.1/rp_filter".to_owned(), "1".to_owned())]);
+    }
+}
+
+#[test]
+fn inherited_namespaces_are_neither_made_nor_joined() {
+    let spec = spec(json!({ "hostname": "h", "linux": { "namespaces": [
+        { "type": "mount" }, { "type": "pid" }, { "type": "network", "path": "/proc/1/ns/net" },
+        { "type": "uts", "path": "/proc/1/ns/uts" }, { "type": "ipc", "path": "/proc/1/ns/ipc" }] } }));
+    let inherit = InheritedNamespaces { net: true, ipc: false, uts: true, pid: false };
+    let plan = plan_launch(&spec, &LaunchOptions { inherit, ..options() }).unwrap();
+    assert_eq!(plan.new_namespaces, [Namespace::Mnt, Namespace::Pid]);
+    assert_eq!(plan.join_namespaces, [(Namespace::Ipc, PathBuf::from("/proc/1/ns/ipc"))]);
+    assert_eq!(plan.hostname, None, "whoever owns the namespace has set it");
+}
+
+#[test]
+fn mount_options_become_attributes() {
+    let mounts = |options: Value| {
+        plan(json!({ "mounts": [{ "destination": "/x", "type": "bind", "source": "/s", "options": options }] })).unwrap().mounts
+    };
+    let ro = &mounts(json!(["rbind", "ro", "nosuid", "noatime", "rslave"]))[0];
+    assert_eq!(ro.set, libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOATIME);
+    assert_eq!(ro.clear, libc::MOUNT_ATTR__ATIME);
+    assert_eq!((ro.propagation, ro.propagation_recursive), (libc::MS_SLAVE, true));
+    let undone = &mounts(json!(["bind", "ro", "rw", "rro"]))[0];
+    assert_eq!((undone.set, undone.clear), (0, libc::MOUNT_ATTR_RDONLY));
+    assert_eq!(undone.set_recursive, libc::MOUNT_ATTR_RDONLY);
+    assert_eq!(undone.kind, MountKind::Bind { source: "/s".into(), recursive: false });
+}
+
+#[test]
+fn the_default_devices_are_allowed_behind_the_rules_of_the_spec() {
+    let plan =
+        plan(json!({ "linux": { "resources": { "devices": [{ "allow": false, "access": "rwm" }] } } }))
+            .unwrap();
+    let rules = plan.cgroup.unwrap().limits.devices.unwrap();
+    assert!(!rules[0].allow && rules[1..].iter().all(|rule| rule.allow));
+    assert!(rules.iter().any(|rule| (rule.major, rule.minor) == (Some(1), Some(3))));
+}
+
+fn plan(patch: Value) -> Result<LaunchPlan, PlanError> {
+    plan_launch(&spec(patch), &options())
+}
+
+fn options() -> LaunchOptions {
+    LaunchOptions {
+        rootfs: Rootfs::Directory("/r".into()),
+        cgroup: None,
+        seccomp: None,
+        inherit: InheritedNamespaces::default(),
+        bundle: "/bundle".into(),
+    }
+}
+
+/// A complete spec, changed by the patch.
+fn spec(patch: Value) -> Spec {
+    let mut spec = json!({
+        "ociVersion": "1.0.2",
+        "root": { "path": "rootfs" },
+        "process": { "args": ["/bin/true"], "cwd": "/", "user": { "uid": 0, "gid": 0 } },
+        "linux": { "cgroupsPath": "/c", "namespaces": [
+            { "type": "mount" }, { "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" }] },
+    });
+    merge(&mut spec, patch);
+    serde_json::from_value(spec).unwrap()
+}
+
+fn merge(into: &mut Value, patch: Value) {
+    match (into, patch) {
+        (Value::Object(into), Value::Object(patch)) => {
+            for (key, value) in patch {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, patch) => *into = patch,
+    }
+}
