@@ -1,1 +1,16 @@
 //! Services and endpoints into netfilter rules.
+//!
+//! ```text
+//! manifests ─► source ─┐ allocation (ClusterIPs, NodePorts, written down)
+//! ready pods ──────────┴► ServiceMap ─► render_rules ─► Ruleset ─► the one netfilter writer
+//!                              └──────► ProxyReport
+//! ```
+//! It programs nothing itself and knows nothing of how pods get their addresses.
+
+mod model;
+mod report;
+mod run;
+
+pub use model::{Endpoint, NodeFacts, Protocol, ServiceMap, ServicePort, ServicePortName};
+pub use report::{Problem, ProxyReport};
+pub use run::{Config, LocalPod, ProxyError, run};
