@@ -200,6 +200,7 @@ impl BridgeConfig {
         let (ips, routes) = (leased.ips.clone(), leased.routes.clone());
         inside(namespace, async move |pod| {
             let link = pod.link(interface).await?;
+            pod.set_up(link.index, interface).await?;
             for ip in &ips {
                 pod.add_address(link.index, ip.address).await?;
             }

@@ -14,5 +14,7 @@ mod result;
 pub use client::{Attachment, Client, ClientConfig, DefaultNetwork};
 pub use config::{NetworkConfig, VERSIONS};
 pub use error::{CniError, Code};
+/// The netfilter writer's handle, for callers that only pass it on.
+pub use hostnet::netfilter::WriterHandle;
 pub use plugin::plugin_main;
 pub use result::{AddResult, Interface, IpConfig, Route};

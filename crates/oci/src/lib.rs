@@ -7,4 +7,5 @@ pub mod cli;
 pub mod launch;
 pub mod plan;
 pub mod seccomp;
+pub mod signal;
 pub mod supervisor;

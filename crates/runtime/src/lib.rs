@@ -1,4 +1,24 @@
 //! Implements CRI: images, sandboxes, containers, logs.
+//!
+//! It knows no Kubernetes API: pods are what CRI calls sandboxes, and what a container is for is the client's business.
 
+mod config;
+mod containers;
+mod error;
+mod events;
+mod files;
 pub mod images;
+mod record;
+mod recovery;
+mod runtime;
+mod sandboxes;
+mod service;
+pub mod spec;
+mod state;
+mod status;
 pub mod supervisor;
+
+pub use config::Config;
+pub use error::{Error, OpenError};
+pub use record::{ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
+pub use runtime::Runtime;

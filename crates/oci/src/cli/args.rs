@@ -1,5 +1,6 @@
 //! The command line, parsed by hand. What runc has and we do not is refused by its name.
 
+use crate::signal;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -155,71 +156,15 @@ fn parse_kill(words: &mut Words) -> Result<Command, CliError> {
     let mut positional = positional.into_iter();
     let id = one_id("kill", positional.next().into_iter().collect())?;
     let signal = match positional.next() {
-        Some(name) => signal_number(&name)?,
+        Some(name) => {
+            signal::parse(&name).ok_or_else(|| CliError::new(format!("unknown signal {name:?}")))?
+        }
         None => libc::SIGTERM,
     };
     match positional.next() {
         Some(extra) => Err(CliError::new(format!("kill takes an id and a signal, not also {extra:?}"))),
         None => Ok(Command::Kill { id, signal, all: !flags.is_empty() }),
     }
-}
-
-/// A signal by number, `KILL` or `SIGKILL`.
-fn signal_number(text: &str) -> Result<i32, CliError> {
-    const NAMES: [(&str, i32); 33] = [
-        ("HUP", libc::SIGHUP),
-        ("INT", libc::SIGINT),
-        ("QUIT", libc::SIGQUIT),
-        ("ILL", libc::SIGILL),
-        ("TRAP", libc::SIGTRAP),
-        ("ABRT", libc::SIGABRT),
-        ("IOT", libc::SIGIOT),
-        ("BUS", libc::SIGBUS),
-        ("FPE", libc::SIGFPE),
-        ("KILL", libc::SIGKILL),
-        ("USR1", libc::SIGUSR1),
-        ("SEGV", libc::SIGSEGV),
-        ("USR2", libc::SIGUSR2),
-        ("PIPE", libc::SIGPIPE),
-        ("ALRM", libc::SIGALRM),
-        ("TERM", libc::SIGTERM),
-        ("STKFLT", libc::SIGSTKFLT),
-        ("CHLD", libc::SIGCHLD),
-        ("CLD", libc::SIGCHLD),
-        ("CONT", libc::SIGCONT),
-        ("STOP", libc::SIGSTOP),
-        ("TSTP", libc::SIGTSTP),
-        ("TTIN", libc::SIGTTIN),
-        ("TTOU", libc::SIGTTOU),
-        ("URG", libc::SIGURG),
-        ("XCPU", libc::SIGXCPU),
-        ("XFSZ", libc::SIGXFSZ),
-        ("VTALRM", libc::SIGVTALRM),
-        ("PROF", libc::SIGPROF),
-        ("WINCH", libc::SIGWINCH),
-        ("IO", libc::SIGIO),
-        ("PWR", libc::SIGPWR),
-        ("SYS", libc::SIGSYS),
-    ];
-    let invalid = || CliError::new(format!("unknown signal {text:?}"));
-    if let Ok(number) = text.parse::<i32>() {
-        return if (1..=64).contains(&number) { Ok(number) } else { Err(invalid()) };
-    }
-    let upper = text.to_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Some((_, number)) = NAMES.iter().find(|(known, _)| *known == name) {
-        return Ok(*number);
-    }
-    // The first two real-time signals belong to the C library, so counting starts at 34.
-    let offset = |prefix: &str| {
-        name.strip_prefix(prefix).map(|rest| if rest.is_empty() { Ok(0) } else { rest.parse::<i32>() })
-    };
-    let number = match (offset("RTMIN"), offset("RTMAX")) {
-        (Some(Ok(above)), _) => 34 + above,
-        (_, Some(Ok(below))) => 64 + below,
-        _ => return Err(invalid()),
-    };
-    if (34..=64).contains(&number) { Ok(number) } else { Err(invalid()) }
 }
 
 fn log_format(text: &str) -> Result<LogFormat, CliError> {

@@ -1,0 +1,141 @@
+//! What a former process left: running pods are taken over, half-done steps finished or undone, the rest removed.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Error, OpenError};
+use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord, read};
+use crate::runtime::Runtime;
+use crate::sandboxes::sandbox_name;
+use crate::state::{Container, Sandbox};
+use crate::supervisor::Supervisor;
+
+impl Runtime {
+    /// Compares the records with reality. What cannot be recovered is logged, and does not keep the rest from working.
+    pub(crate) async fn recover(self: &Arc<Self>) -> Result<(), OpenError> {
+        for directory in directories(&self.config.sandboxes()) {
+            let Some(record) = read::<SandboxRecord>(&directory) else {
+                // Nothing was acquired before the first record.
+                remove_orphan(&directory);
+                continue;
+            };
+            let id = record.id.clone();
+            if let Err(error) = self.recover_sandbox(&directory, record).await {
+                tracing::error!(sandbox = id, error = error.chain(), "a sandbox cannot be recovered");
+            }
+        }
+        let known: BTreeSet<String> =
+            self.index().containers().iter().map(|container| container.id.clone()).collect();
+        for directory in directories(&self.config.root.join("containers")) {
+            if !directory.file_name().is_some_and(|name| known.contains(&*name.to_string_lossy())) {
+                remove_orphan(&directory);
+            }
+        }
+        let records =
+            self.index().sandboxes().into_iter().map(|sandbox| sandbox.record()).collect::<Vec<_>>();
+        let ready = records.into_iter().filter(|record| record.phase == SandboxPhase::Ready);
+        let live = ready.map(|record| record.id).collect();
+        self.cni.reconcile(&live).await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "addresses of former sandboxes may stay leased");
+        });
+        self.images.collect().await?;
+        Ok(())
+    }
+
+    async fn recover_sandbox(self: &Arc<Self>, directory: &Path, record: SandboxRecord) -> Result<(), Error> {
+        let sandbox = Arc::new(Sandbox::new(directory.to_owned(), record.clone()));
+        let name = sandbox_name(&record.config)?;
+        self.index().reserve("sandbox", &name, &record.id)?;
+        self.index().add_sandbox(sandbox.clone());
+        self.recover_containers(&sandbox)?;
+        let same_boot = record.boot_id == self.boot_id;
+        let supervisor = match &record.supervisor {
+            Some(process) if same_boot => Supervisor::connect(&sandbox.directory, process).await.ok(),
+            _ => None,
+        };
+        sandbox.set_supervisor(supervisor.clone());
+        match (record.phase, supervisor) {
+            (SandboxPhase::Ready, Some(supervisor)) => {
+                self.adopt(&sandbox, &supervisor).await?;
+                tracing::info!(sandbox = record.id, "took over a running sandbox");
+            }
+            (SandboxPhase::NotReady, _) => {}
+            (SandboxPhase::Creating, _) => {
+                tracing::info!(sandbox = record.id, "undoing a sandbox that was not finished");
+                self.remove_sandbox(&record.id).await?;
+            }
+            (SandboxPhase::Ready | SandboxPhase::Stopping, _) => {
+                tracing::info!(sandbox = record.id, "finishing the stop of a sandbox");
+                self.stop_found_sandbox(&sandbox).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn recover_containers(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        for directory in directories(&sandbox.directory.join("containers")) {
+            let Some(record) = read::<ContainerRecord>(&directory) else {
+                remove_orphan(&directory);
+                continue;
+            };
+            let metadata = record.config.metadata.clone().unwrap_or_default();
+            let name = format!("{}_{}_{}", metadata.name, sandbox.id, metadata.attempt);
+            self.index().reserve("container", &name, &record.id)?;
+            let hold = self.images.hold(&record.lower);
+            self.index().add_container(Arc::new(Container::new(sandbox.clone(), record, None, hold)));
+        }
+        Ok(())
+    }
+
+    /// The supervisor knows what runs; a start that it never got leaves the container as it was made.
+    async fn adopt(self: &Arc<Self>, sandbox: &Arc<Sandbox>, supervisor: &Supervisor) -> Result<(), Error> {
+        let listed = supervisor.list().await;
+        let listed = listed
+            .map_err(|source| Error::Supervisor { what: format!("list sandbox {}", sandbox.id), source })?;
+        let containers = self.index().containers_of(&sandbox.id);
+        for container in containers {
+            let known = listed.iter().find(|status| status.container == container.id);
+            match known {
+                Some(status) => {
+                    container.advance(|phase| match phase {
+                        ContainerPhase::Starting | ContainerPhase::Created => Some(ContainerPhase::Running {
+                            pid: status.started.pid,
+                            started_at: status.started.started_at,
+                        }),
+                        _ => None,
+                    })?;
+                    if let Some(exit) = &status.exit {
+                        self.record_exit(&container.id, exit);
+                    }
+                }
+                None => {
+                    let mut back = false;
+                    container.advance(|phase| {
+                        back = *phase == ContainerPhase::Starting;
+                        back.then_some(ContainerPhase::Created)
+                    })?;
+                    if !back {
+                        self.settle_exit(&container)?;
+                    }
+                }
+            }
+        }
+        self.watch_sandbox(sandbox, supervisor);
+        Ok(())
+    }
+}
+
+fn directories(parent: &Path) -> Vec<std::path::PathBuf> {
+    let mut found: Vec<_> =
+        std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    found.retain(|path| path.is_dir());
+    found.sort();
+    found
+}
+
+fn remove_orphan(directory: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(directory) {
+        tracing::warn!(directory = %directory.display(), %error, "an orphaned directory stays");
+    }
+}

@@ -1,0 +1,107 @@
+//! The runtime: what its calls share.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cni::WriterHandle;
+use host::cgroup::CgroupManager;
+use oci_spec::runtime::LinuxDevice;
+
+use crate::config::Config;
+use crate::error::OpenError;
+use crate::events::Events;
+use crate::images::ImageStore;
+use crate::service::{Images, Pods};
+use crate::spec;
+use crate::state::{Index, lock};
+
+/// A container runtime; one per state directory and process.
+pub struct Runtime {
+    pub(crate) config: Config,
+    pub(crate) images: Arc<ImageStore>,
+    pub(crate) cni: cni::Client,
+    pub(crate) cgroups: CgroupManager,
+    /// `/proc/self/fd/N` of a sealed copy of this program (CVE-2019-5736).
+    pub(crate) exe: SealedExe,
+    pub(crate) events: Events,
+    pub(crate) boot_id: String,
+    pub(crate) host_devices: Vec<LinuxDevice>,
+    index: Mutex<Index>,
+}
+
+/// The program that supervisors are: held open, executed by its descriptor's path.
+pub(crate) struct SealedExe {
+    _file: std::os::fd::OwnedFd,
+    pub(crate) path: std::path::PathBuf,
+}
+
+impl Runtime {
+    /// Opens the runtime and takes over what a former process left: running pods go on, half-done steps are finished or
+    /// undone. In the network namespace of the calling thread, inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When a directory, the images, the network or the cgroups are not usable.
+    pub async fn open(config: Config, netfilter: WriterHandle) -> Result<Arc<Self>, OpenError> {
+        for (directory, mode) in [
+            (config.state.clone(), 0o711),
+            (config.sandboxes(), 0o711),
+            (config.filters(), 0o700),
+            (config.root.clone(), 0o711),
+            (config.root.join("containers"), 0o711),
+        ] {
+            make_directory(&directory, mode)?;
+        }
+        let images = ImageStore::open(&config.root, &config.registry_config_dir).await?;
+        let exe = host::self_exe::open().map_err(OpenError::Seal)?;
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&exe)).into();
+        let runtime = Arc::new(Self {
+            cni: cni::Client::open(config.cni.clone(), netfilter).await?,
+            images: Arc::new(images),
+            cgroups: CgroupManager::detect()?,
+            exe: SealedExe { _file: exe, path },
+            events: Events::default(),
+            boot_id: host::process::boot_id().map_err(OpenError::Seal)?,
+            host_devices: spec::host_devices(),
+            index: Mutex::default(),
+            config,
+        });
+        runtime.recover().await?;
+        Ok(runtime)
+    }
+
+    /// The CRI RuntimeService.
+    #[must_use]
+    pub fn runtime_service(self: &Arc<Self>) -> impl cri::v1::runtime_service_server::RuntimeService + use<> {
+        Pods(self.clone())
+    }
+
+    /// The CRI ImageService.
+    #[must_use]
+    pub fn image_service(self: &Arc<Self>) -> impl cri::v1::image_service_server::ImageService + use<> {
+        Images(self.clone())
+    }
+
+    /// The images of this node.
+    #[must_use]
+    pub fn images(&self) -> &Arc<ImageStore> {
+        &self.images
+    }
+
+    pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
+        lock(&self.index)
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<(), OpenError> {
+    use std::os::unix::fs::DirBuilderExt;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.map_err(|source| OpenError::Directory { path: path.to_owned(), source })
+}
+
+/// Wall clock, in nanoseconds since 1970: what CRI's times are.
+#[expect(clippy::disallowed_methods, reason = "the runtime's one wall clock")]
+pub(crate) fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}

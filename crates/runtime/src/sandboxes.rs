@@ -1,0 +1,320 @@
+//! RunPodSandbox, StopPodSandbox, RemovePodSandbox, and the one teardown that failure, stop, remove and recovery share.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use cni::Attachment;
+use cri::v1;
+use cri::v1::{ContainerEventType, NamespaceMode as CriMode};
+use oci::supervisor::protocol::{NamespaceMode, PidMode, PodNamespaces, Setup};
+
+use crate::error::Error;
+use crate::record::{SandboxPhase, SandboxRecord};
+use crate::runtime::{Runtime, now_ns};
+use crate::spec::{namespace_options, shares_host_uts};
+use crate::state::{Sandbox, new_id};
+use crate::supervisor::{Supervisor, kill_pod};
+use crate::{files, spec};
+
+impl Runtime {
+    /// All or nothing: on an error nothing of the sandbox is left.
+    #[tracing::instrument(skip_all, fields(pod))]
+    pub(crate) async fn run_sandbox(
+        self: &Arc<Self>,
+        config: v1::PodSandboxConfig,
+        handler: String,
+    ) -> Result<String, Error> {
+        let name = sandbox_name(&config)?;
+        tracing::Span::current().record("pod", &name);
+        check(&config, &handler)?;
+        let id = new_id()?;
+        self.index().reserve("sandbox", &name, &id)?;
+        let sandbox = Arc::new(self.new_sandbox(&id, config, handler));
+        let made = self.make_sandbox(&sandbox).await;
+        if let Err(error) = made {
+            let torn = self.tear_down(&sandbox).await;
+            self.index().release(&id);
+            torn?;
+            discard(&sandbox.directory)?;
+            return Err(error);
+        }
+        self.index().add_sandbox(sandbox.clone());
+        self.tell_sandbox(&sandbox, ContainerEventType::ContainerCreatedEvent);
+        self.tell_sandbox(&sandbox, ContainerEventType::ContainerStartedEvent);
+        Ok(id)
+    }
+
+    fn new_sandbox(&self, id: &str, config: v1::PodSandboxConfig, handler: String) -> Sandbox {
+        let asked = config.linux.as_ref().map(|linux| linux.cgroup_parent.clone()).unwrap_or_default();
+        let record = SandboxRecord {
+            id: id.to_owned(),
+            boot_id: self.boot_id.clone(),
+            created_at: now_ns(),
+            phase: SandboxPhase::Creating,
+            cgroup_parent: self.config.cgroup_parent(&asked, id),
+            owns_cgroup_parent: asked.is_empty(),
+            handler,
+            config,
+            supervisor: None,
+            network: None,
+        };
+        Sandbox::new(self.config.sandboxes().join(id), record)
+    }
+
+    async fn make_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        let record = sandbox.record();
+        for directory in [sandbox.directory.clone(), sandbox.directory.join("containers")] {
+            std::fs::create_dir(&directory).map_err(Error::io("create", &directory))?;
+        }
+        // Written before anything is acquired: a crash from here on is found and undone.
+        sandbox.update(|_| {})?;
+        let options = namespace_options(&record.config);
+        files::prepare(&sandbox.directory, &record.config, options.ipc() == CriMode::Node)?;
+        let supervisor = Supervisor::spawn(&self.exe.path, &self.set_up(sandbox, &record)).await?;
+        sandbox.set_supervisor(Some(supervisor.clone()));
+        sandbox.update(|record| record.supervisor = Some(supervisor.process().clone()))?;
+        if options.network() != CriMode::Node {
+            let attachment = attachment(&record, supervisor.process().pid);
+            let network = self.cni.add(&attachment).await;
+            let network = network.map_err(|source| Error::Network { sandbox: sandbox.id.clone(), source })?;
+            sandbox.update(|record| {
+                record.network = Some(network);
+                record.phase = SandboxPhase::Ready;
+            })?;
+        } else {
+            sandbox.update(|record| record.phase = SandboxPhase::Ready)?;
+        }
+        self.watch_sandbox(sandbox, &supervisor);
+        Ok(())
+    }
+
+    fn set_up(&self, sandbox: &Sandbox, record: &SandboxRecord) -> Setup {
+        let options = namespace_options(&record.config);
+        let mode =
+            |mode: CriMode| if mode == CriMode::Node { NamespaceMode::Node } else { NamespaceMode::Pod };
+        let uts = if shares_host_uts(&record.config) { NamespaceMode::Node } else { NamespaceMode::Pod };
+        let pid = match options.pid() {
+            CriMode::Pod => PidMode::Pod,
+            CriMode::Node => PidMode::Node,
+            CriMode::Container | CriMode::Target => PidMode::Container,
+        };
+        let linux = record.config.linux.clone().unwrap_or_default();
+        let sysctls: BTreeMap<String, String> = linux.sysctls.into_iter().collect();
+        Setup {
+            sandbox_id: sandbox.id.clone(),
+            directory: sandbox.directory.clone(),
+            namespaces: PodNamespaces {
+                network: mode(options.network()),
+                ipc: mode(options.ipc()),
+                uts,
+                pid,
+            },
+            hostname: Some(record.config.hostname.clone()).filter(|name| !name.is_empty()),
+            sysctls,
+            cgroup: Some(self.config.supervisor_cgroup(&sandbox.id)),
+            oom_score_adj: Some(-998),
+        }
+    }
+
+    /// Stops every container, frees the network. Unknown ids are stopped already.
+    pub(crate) async fn stop_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Error> {
+        let sandbox = match self.index().sandbox(id) {
+            Err(Error::NotFound { .. }) => return Ok(()),
+            other => other?,
+        };
+        let _busy = sandbox.busy.lock().await;
+        self.stop_found_sandbox(&sandbox).await
+    }
+
+    pub(crate) async fn stop_found_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        if sandbox.record().phase == SandboxPhase::NotReady {
+            return Ok(());
+        }
+        sandbox.update(|record| record.phase = SandboxPhase::Stopping)?;
+        self.tear_down(sandbox).await?;
+        sandbox.update(|record| {
+            record.phase = SandboxPhase::NotReady;
+            record.supervisor = None;
+        })?;
+        self.tell_sandbox(sandbox, ContainerEventType::ContainerStoppedEvent);
+        Ok(())
+    }
+
+    /// Stops the sandbox, removes its containers and its records. Unknown ids are removed already.
+    pub(crate) async fn remove_sandbox(self: &Arc<Self>, id: &str) -> Result<(), Error> {
+        let sandbox = match self.index().sandbox(id) {
+            Err(Error::NotFound { .. }) => return Ok(()),
+            other => other?,
+        };
+        let _busy = sandbox.busy.lock().await;
+        self.stop_found_sandbox(&sandbox).await?;
+        let containers = self.index().containers_of(&sandbox.id);
+        for container in containers {
+            self.remove_found_container(&container).await?;
+        }
+        discard(&sandbox.directory)?;
+        self.tell_sandbox(&sandbox, ContainerEventType::ContainerDeletedEvent);
+        self.index().remove_sandbox(&sandbox.id);
+        Ok(())
+    }
+
+    /// Gives back everything that a sandbox holds but its records and its containers' layers. Idempotent and resumable:
+    /// each step succeeds when there is nothing to do, a step that fails does not keep the others from being done.
+    pub(crate) async fn tear_down(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+        let record = sandbox.record();
+        let mut problems = Vec::new();
+        let mut note = |what: &str, error: Option<String>| {
+            problems.extend(error.map(|error| format!("{what}: {error}")));
+        };
+        // The address stays leased until the link has vanished with the namespace.
+        if namespace_options(&record.config).network() != CriMode::Node {
+            let pid = record.supervisor.as_ref().map_or(0, |process| process.pid);
+            let released = self.cni.del(&attachment(&record, pid)).await;
+            note("network", released.err().map(|error| error.to_string()));
+        }
+        let containers = self.index().containers_of(&sandbox.id);
+        match sandbox.supervisor() {
+            Some(supervisor) if !supervisor.is_dead() => {
+                let ended = supervisor.shutdown().await;
+                note("supervisor", ended.err().map(|error| error.to_string()));
+            }
+            _ => note("processes", self.kill_unsupervised(&record).await.err().map(|error| error.chain())),
+        }
+        sandbox.set_supervisor(None);
+        for container in &containers {
+            self.settle_exit(container)?;
+        }
+        note("shared memory", files::release(&sandbox.directory).err().map(|error| error.chain()));
+        let mut cgroups: Vec<String> = containers.iter().map(|container| container.record().cgroup).collect();
+        if record.owns_cgroup_parent {
+            cgroups.push(record.cgroup_parent.clone());
+        }
+        cgroups.push(self.config.supervisor_cgroup(&sandbox.id));
+        for cgroup in cgroups {
+            note(&cgroup, self.remove_cgroup(&cgroup).await.err().map(|error| error.to_string()));
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Teardown { what: format!("sandbox {}", sandbox.id), problems: problems.join("; ") })
+    }
+
+    /// A supervisor that is not reachable may still live (a crash between its start and its record), and its containers
+    /// do when it is dead.
+    async fn kill_unsupervised(&self, record: &SandboxRecord) -> Result<(), Error> {
+        let mut cgroups = vec![self.config.supervisor_cgroup(&record.id)];
+        if record.owns_cgroup_parent {
+            cgroups.push(record.cgroup_parent.clone());
+        }
+        cgroups
+            .extend(self.index().containers_of(&record.id).iter().map(|container| container.record().cgroup));
+        for path in cgroups {
+            let fail = |error: host::cgroup::CgroupError| Error::Teardown {
+                what: path.clone(),
+                problems: error.to_string(),
+            };
+            let cgroup = self.cgroups.open(&path).map_err(fail)?;
+            if cgroup.exists() {
+                kill_pod(&cgroup).await.map_err(fail)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The last process may still be on its way out when its parent knows of its end: the kernel is asked again for a
+    /// bounded time.
+    pub(crate) async fn remove_cgroup(&self, path: &str) -> Result<(), host::cgroup::CgroupError> {
+        let cgroup = self.cgroups.open(path)?;
+        let mut pause = std::time::Duration::from_micros(200);
+        for _ in 0..12 {
+            if cgroup.remove().is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        cgroup.remove()
+    }
+
+    /// Hears of exits, and of the supervisor's death.
+    pub(crate) fn watch_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>, supervisor: &Supervisor) {
+        let mut events = supervisor.events();
+        let (runtime, sandbox, supervisor) = (Arc::downgrade(self), sandbox.clone(), supervisor.clone());
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                let Some(runtime) = runtime.upgrade() else { return };
+                let oci::supervisor::protocol::Event::Exited { container, exit } = event;
+                runtime.record_exit(&container, &exit);
+            }
+            supervisor.died().await;
+            if let Some(runtime) = runtime.upgrade() {
+                runtime.mourn(&sandbox).await;
+            }
+        });
+    }
+
+    /// The supervisor ended: on our order, or it died and left containers that nobody supervises. Those are killed.
+    async fn mourn(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let _busy = sandbox.busy.lock().await;
+        if sandbox.record().phase != SandboxPhase::Ready {
+            return;
+        }
+        tracing::warn!(sandbox = sandbox.id, "the supervisor died; its containers are killed");
+        if let Err(error) = self.stop_found_sandbox(sandbox).await {
+            tracing::error!(
+                sandbox = sandbox.id,
+                error = error.chain(),
+                "cannot clean up after a dead supervisor"
+            );
+        }
+    }
+}
+
+/// What CNI connects. The path is of use while the supervisor lives.
+fn attachment(record: &SandboxRecord, pid: i32) -> Attachment {
+    let metadata = record.config.metadata.clone().unwrap_or_default();
+    Attachment {
+        container_id: record.id.clone(),
+        netns: format!("/proc/{pid}/ns/net").into(),
+        ifname: "eth0".to_owned(),
+        pod_namespace: metadata.namespace,
+        pod_name: metadata.name,
+        pod_uid: metadata.uid,
+    }
+}
+
+/// The name under which a sandbox is known: as containerd builds it.
+pub(crate) fn sandbox_name(config: &v1::PodSandboxConfig) -> Result<String, Error> {
+    let metadata =
+        config.metadata.as_ref().ok_or_else(|| Error::Invalid("sandbox config has no metadata".into()))?;
+    if metadata.name.is_empty() {
+        return Err(Error::Invalid("sandbox metadata has no name".into()));
+    }
+    Ok(format!("{}_{}_{}_{}", metadata.name, metadata.namespace, metadata.uid, metadata.attempt))
+}
+
+fn check(config: &v1::PodSandboxConfig, handler: &str) -> Result<(), Error> {
+    if !matches!(handler, "" | "podwright" | "runc") {
+        return Err(Error::Invalid(format!("no runtime for handler {handler:?} is configured")));
+    }
+    let unsupported = |what: &str| Err(Error::Spec(spec::SpecError::Unsupported(what.to_owned())));
+    if config.port_mappings.iter().any(|mapping| mapping.host_port > 0) {
+        return unsupported("a host port (port_mappings)");
+    }
+    let options = namespace_options(config);
+    if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == CriMode::Pod) {
+        return unsupported("a user namespace (userns_options)");
+    }
+    Ok(())
+}
+
+/// Removes a record's directory; one that is gone is no error.
+fn discard(directory: &Path) -> Result<(), Error> {
+    match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", directory)(error))
+        }
+        _ => Ok(()),
+    }
+}

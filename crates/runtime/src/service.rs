@@ -1,0 +1,448 @@
+//! The two CRI services: from gRPC to the runtime and back, nothing more.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use cri::v1;
+use cri::v1::image_service_server::ImageService;
+use cri::v1::runtime_service_server::RuntimeService;
+use serde_json::json;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::error::Error;
+use crate::images::{Auth, Image};
+use crate::record::{ContainerPhase, SandboxPhase};
+use crate::runtime::{Runtime, now_ns};
+use crate::status;
+
+/// RuntimeService.
+pub(crate) struct Pods(pub(crate) Arc<Runtime>);
+
+/// ImageService.
+pub(crate) struct Images(pub(crate) Arc<Runtime>);
+
+type Answer<T> = Result<Response<T>, Status>;
+type Events<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The version of CRI that we speak: what kubelet and crictl ask for.
+const API_VERSION: &str = "v1";
+
+/// Calls that are not served: each says so.
+macro_rules! unimplemented {
+    ($($method:ident($request:ty) -> $response:ty: $what:literal;)*) => {
+        // As async_trait writes it out: it does not see through a macro.
+        $(fn $method<'life0, 'async_trait>(
+            &'life0 self,
+            _request: Request<$request>,
+        ) -> Pin<Box<dyn Future<Output = Answer<$response>> + Send + 'async_trait>>
+        where
+            'life0: 'async_trait,
+            Self: 'async_trait,
+        {
+            Box::pin(std::future::ready(Err(Status::unimplemented(concat!("podwright does not serve ", $what, " yet")))))
+        })*
+    };
+}
+
+/// A message's part that must be there.
+fn needed<T>(part: Option<T>, what: &str) -> Result<T, Error> {
+    part.ok_or_else(|| Error::Invalid(format!("the request has no {what}")))
+}
+
+#[async_trait]
+impl RuntimeService for Pods {
+    type StreamPodSandboxesStream = Events<v1::StreamPodSandboxesResponse>;
+    type StreamContainersStream = Events<v1::StreamContainersResponse>;
+    type StreamContainerStatsStream = Events<v1::StreamContainerStatsResponse>;
+    type StreamPodSandboxStatsStream = Events<v1::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxMetricsStream = Events<v1::StreamPodSandboxMetricsResponse>;
+    type GetContainerEventsStream = Events<v1::ContainerEventResponse>;
+
+    async fn version(&self, _request: Request<v1::VersionRequest>) -> Answer<v1::VersionResponse> {
+        Ok(Response::new(v1::VersionResponse {
+            version: "0.1.0".to_owned(),
+            runtime_name: "podwright".to_owned(),
+            runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
+            runtime_api_version: API_VERSION.to_owned(),
+        }))
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Answer<v1::RunPodSandboxResponse> {
+        let request = request.into_inner();
+        let config = needed(request.config, "config")?;
+        let runtime = self.0.clone();
+        // A client that goes away does not leave a half-made sandbox.
+        let made = tokio::spawn(async move { runtime.run_sandbox(config, request.runtime_handler).await });
+        let pod_sandbox_id = joined(made).await?;
+        Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id }))
+    }
+
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Answer<v1::StopPodSandboxResponse> {
+        let (runtime, id) = (self.0.clone(), request.into_inner().pod_sandbox_id);
+        joined(tokio::spawn(async move { runtime.stop_sandbox(&id).await })).await?;
+        Ok(Response::new(v1::StopPodSandboxResponse {}))
+    }
+
+    async fn remove_pod_sandbox(
+        &self,
+        request: Request<v1::RemovePodSandboxRequest>,
+    ) -> Answer<v1::RemovePodSandboxResponse> {
+        let (runtime, id) = (self.0.clone(), request.into_inner().pod_sandbox_id);
+        joined(tokio::spawn(async move { runtime.remove_sandbox(&id).await })).await?;
+        Ok(Response::new(v1::RemovePodSandboxResponse {}))
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: Request<v1::PodSandboxStatusRequest>,
+    ) -> Answer<v1::PodSandboxStatusResponse> {
+        let request = request.into_inner();
+        let sandbox = self.0.index().sandbox(&request.pod_sandbox_id)?;
+        let record = sandbox.record();
+        let containers = self.0.index().containers_of(&sandbox.id);
+        let mut info = HashMap::new();
+        if request.verbose {
+            let pid = record.supervisor.as_ref().map_or(0, |process| process.pid);
+            let facts = json!({
+                "pid": pid, "processStatus": format!("{:?}", record.phase).to_lowercase(), "netNamespaceClosed": record.supervisor.is_none(),
+                "runtimeHandler": record.handler, "runtimeType": "podwright", "cniResult": record.network,
+                "config": record.config, "cgroupParent": record.cgroup_parent,
+                "runtimeSpec": { "linux": { "namespaces": [{ "type": "network", "path": format!("/proc/{pid}/ns/net") }] } },
+            });
+            info.insert("info".to_owned(), facts.to_string());
+        }
+        Ok(Response::new(v1::PodSandboxStatusResponse {
+            status: Some(status::sandbox(&record)),
+            info,
+            containers_statuses: containers
+                .iter()
+                .map(|container| status::container(&container.record()))
+                .collect(),
+            timestamp: now_ns(),
+        }))
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Answer<v1::ListPodSandboxResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let records = self.0.index().sandboxes().into_iter().map(|sandbox| sandbox.record());
+        let all = records
+            .filter(|record| record.phase != SandboxPhase::Creating)
+            .map(|record| status::sandbox_summary(&record));
+        let items = all
+            .filter(|item| item.id.starts_with(&filter.id))
+            .filter(|item| filter.state.is_none_or(|wanted| wanted.state == item.state))
+            .filter(|item| has_labels(&item.labels, &filter.label_selector))
+            .collect();
+        Ok(Response::new(v1::ListPodSandboxResponse { items }))
+    }
+
+    async fn create_container(
+        &self,
+        request: Request<v1::CreateContainerRequest>,
+    ) -> Answer<v1::CreateContainerResponse> {
+        let request = request.into_inner();
+        let config = needed(request.config, "config")?;
+        let sandbox = needed(request.sandbox_config, "sandbox_config")?;
+        let runtime = self.0.clone();
+        let id = request.pod_sandbox_id;
+        let made = tokio::spawn(async move { runtime.create_container(&id, config, sandbox).await });
+        Ok(Response::new(v1::CreateContainerResponse { container_id: joined(made).await? }))
+    }
+
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Answer<v1::StartContainerResponse> {
+        let (runtime, id) = (self.0.clone(), request.into_inner().container_id);
+        joined(tokio::spawn(async move { runtime.start_container(&id).await })).await?;
+        Ok(Response::new(v1::StartContainerResponse {}))
+    }
+
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Answer<v1::StopContainerResponse> {
+        let request = request.into_inner();
+        self.0.stop_container(&request.container_id, request.timeout).await?;
+        Ok(Response::new(v1::StopContainerResponse {}))
+    }
+
+    async fn remove_container(
+        &self,
+        request: Request<v1::RemoveContainerRequest>,
+    ) -> Answer<v1::RemoveContainerResponse> {
+        let (runtime, id) = (self.0.clone(), request.into_inner().container_id);
+        joined(tokio::spawn(async move { runtime.remove_container(&id).await })).await?;
+        Ok(Response::new(v1::RemoveContainerResponse {}))
+    }
+
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Answer<v1::ListContainersResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let records = self
+            .0
+            .index()
+            .containers()
+            .into_iter()
+            .map(|container| status::container_summary(&container.record()));
+        let containers = records
+            .filter(|item| item.id.starts_with(&filter.id))
+            .filter(|item| item.pod_sandbox_id.starts_with(&filter.pod_sandbox_id))
+            .filter(|item| filter.state.is_none_or(|wanted| wanted.state == item.state))
+            .filter(|item| has_labels(&item.labels, &filter.label_selector))
+            .collect();
+        Ok(Response::new(v1::ListContainersResponse { containers }))
+    }
+
+    async fn container_status(
+        &self,
+        request: Request<v1::ContainerStatusRequest>,
+    ) -> Answer<v1::ContainerStatusResponse> {
+        let request = request.into_inner();
+        let container = self.0.index().container(&request.container_id)?;
+        let record = container.record();
+        let mut info = HashMap::new();
+        if request.verbose {
+            let pid = match &record.phase {
+                ContainerPhase::Running { pid, .. } => *pid,
+                ContainerPhase::Exited(exit) => exit.pid,
+                ContainerPhase::Created | ContainerPhase::Starting => 0,
+            };
+            let spec = std::fs::read(container.directory.join("config.json")).unwrap_or_default();
+            let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
+            let facts = json!({
+                "sandboxID": record.sandbox_id, "pid": pid, "removing": false, "snapshotter": "overlayfs",
+                "runtimeType": "podwright", "config": record.config, "runtimeSpec": spec,
+            });
+            info.insert("info".to_owned(), facts.to_string());
+        }
+        Ok(Response::new(v1::ContainerStatusResponse { status: Some(status::container(&record)), info }))
+    }
+
+    async fn reopen_container_log(
+        &self,
+        request: Request<v1::ReopenContainerLogRequest>,
+    ) -> Answer<v1::ReopenContainerLogResponse> {
+        self.0.reopen_log(&request.into_inner().container_id).await?;
+        Ok(Response::new(v1::ReopenContainerLogResponse {}))
+    }
+
+    async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Answer<v1::ExecSyncResponse> {
+        let request = request.into_inner();
+        Ok(Response::new(self.0.exec_sync(&request.container_id, request.cmd, request.timeout).await?))
+    }
+
+    async fn update_runtime_config(
+        &self,
+        _request: Request<v1::UpdateRuntimeConfigRequest>,
+    ) -> Answer<v1::UpdateRuntimeConfigResponse> {
+        // The pod CIDR is in the network's configuration; containerd accepts and ignores it likewise without a template.
+        Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
+        let network = match self.0.cni.status().await {
+            Ok(()) => condition("NetworkReady", "", ""),
+            Err(error) => condition(
+                "NetworkReady",
+                "NetworkPluginNotReady",
+                &format!("network plugin is not ready: {error}"),
+            ),
+        };
+        let mut info = HashMap::new();
+        if request.into_inner().verbose {
+            let config = &self.0.config;
+            let facts = json!({
+                "root": config.root, "state": config.state, "cgroupRoot": config.cgroup_root,
+                "registryConfigDir": config.registry_config_dir,
+            });
+            info.insert("config".to_owned(), facts.to_string());
+            info.insert("cniconfig".to_owned(), self.0.cni.config_dump().to_string());
+        }
+        let handler = |name: &str| v1::RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(v1::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: true,
+                user_namespaces: false,
+                ..Default::default()
+            }),
+        };
+        Ok(Response::new(v1::StatusResponse {
+            status: Some(v1::RuntimeStatus { conditions: vec![condition("RuntimeReady", "", ""), network] }),
+            info,
+            runtime_handlers: vec![handler(""), handler("podwright")],
+            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+        }))
+    }
+
+    async fn get_container_events(
+        &self,
+        _request: Request<v1::GetEventsRequest>,
+    ) -> Answer<Self::GetContainerEventsStream> {
+        Ok(Response::new(Box::pin(self.0.events.subscribe())))
+    }
+
+    async fn runtime_config(
+        &self,
+        _request: Request<v1::RuntimeConfigRequest>,
+    ) -> Answer<v1::RuntimeConfigResponse> {
+        let linux = v1::LinuxRuntimeConfiguration { cgroup_driver: v1::CgroupDriver::Cgroupfs.into() };
+        Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(linux) }))
+    }
+
+    unimplemented! {
+        stream_pod_sandboxes(v1::StreamPodSandboxesRequest) -> Self::StreamPodSandboxesStream: "streaming lists";
+        stream_containers(v1::StreamContainersRequest) -> Self::StreamContainersStream: "streaming lists";
+        stream_container_stats(v1::StreamContainerStatsRequest) -> Self::StreamContainerStatsStream: "statistics";
+        stream_pod_sandbox_stats(v1::StreamPodSandboxStatsRequest) -> Self::StreamPodSandboxStatsStream: "statistics";
+        stream_pod_sandbox_metrics(v1::StreamPodSandboxMetricsRequest) -> Self::StreamPodSandboxMetricsStream: "metrics";
+        update_container_resources(v1::UpdateContainerResourcesRequest) -> v1::UpdateContainerResourcesResponse: "changes of a running container's resources";
+        exec(v1::ExecRequest) -> v1::ExecResponse: "interactive exec (exec --sync works)";
+        attach(v1::AttachRequest) -> v1::AttachResponse: "attach";
+        port_forward(v1::PortForwardRequest) -> v1::PortForwardResponse: "port forwarding";
+        container_stats(v1::ContainerStatsRequest) -> v1::ContainerStatsResponse: "statistics";
+        list_container_stats(v1::ListContainerStatsRequest) -> v1::ListContainerStatsResponse: "statistics";
+        pod_sandbox_stats(v1::PodSandboxStatsRequest) -> v1::PodSandboxStatsResponse: "statistics";
+        list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest) -> v1::ListPodSandboxStatsResponse: "statistics";
+        checkpoint_container(v1::CheckpointContainerRequest) -> v1::CheckpointContainerResponse: "checkpoints";
+        list_metric_descriptors(v1::ListMetricDescriptorsRequest) -> v1::ListMetricDescriptorsResponse: "metrics";
+        list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest) -> v1::ListPodSandboxMetricsResponse: "metrics";
+        update_pod_sandbox_resources(v1::UpdatePodSandboxResourcesRequest) -> v1::UpdatePodSandboxResourcesResponse: "changes of a running sandbox's resources";
+    }
+}
+
+#[async_trait]
+impl ImageService for Images {
+    type StreamImagesStream = Events<v1::StreamImagesResponse>;
+
+    async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Answer<v1::ListImagesResponse> {
+        let wanted = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default().image;
+        let images = if wanted.is_empty() {
+            self.0.images.list()
+        } else {
+            self.0.images.get(&wanted).into_iter().collect()
+        };
+        Ok(Response::new(v1::ListImagesResponse {
+            images: images.iter().map(|image| image_of(image)).collect(),
+        }))
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<v1::ImageStatusRequest>,
+    ) -> Answer<v1::ImageStatusResponse> {
+        let request = request.into_inner();
+        let wanted = needed(request.image, "image")?.image;
+        // A missing image is no error.
+        let image = self.0.images.get(&wanted);
+        let mut info = HashMap::new();
+        if let Some(image) = image.as_ref().filter(|_| request.verbose) {
+            let facts = json!({ "chainID": image.chain_ids.last(), "imageSpec": image.config });
+            info.insert("info".to_owned(), facts.to_string());
+        }
+        Ok(Response::new(v1::ImageStatusResponse { image: image.map(|image| image_of(&image)), info }))
+    }
+
+    async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Answer<v1::PullImageResponse> {
+        let request = request.into_inner();
+        let wanted = needed(request.image, "image")?.image;
+        let auth = request.auth.map(|auth| Auth {
+            username: auth.username,
+            password: auth.password,
+            auth: auth.auth,
+            server_address: auth.server_address,
+            identity_token: auth.identity_token,
+            registry_token: auth.registry_token,
+        });
+        let progress = |progress| tracing::debug!(?progress, "pulling");
+        let image_ref = self.0.images.pull(&wanted, auth, progress).await.map_err(Error::from)?;
+        tracing::info!(image = wanted, id = image_ref, "pulled image");
+        Ok(Response::new(v1::PullImageResponse { image_ref }))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<v1::RemoveImageRequest>,
+    ) -> Answer<v1::RemoveImageResponse> {
+        let wanted = needed(request.into_inner().image, "image")?.image;
+        self.0.images.remove(&wanted).await.map_err(Error::from)?;
+        Ok(Response::new(v1::RemoveImageResponse {}))
+    }
+
+    async fn image_fs_info(
+        &self,
+        _request: Request<v1::ImageFsInfoRequest>,
+    ) -> Answer<v1::ImageFsInfoResponse> {
+        let usage = self.0.images.usage();
+        let one = v1::FilesystemUsage {
+            timestamp: now_ns(),
+            fs_id: Some(v1::FilesystemIdentifier { mountpoint: usage.path.display().to_string() }),
+            used_bytes: Some(v1::UInt64Value { value: usage.used_bytes }),
+            inodes_used: Some(v1::UInt64Value { value: usage.inodes }),
+        };
+        Ok(Response::new(v1::ImageFsInfoResponse {
+            image_filesystems: vec![one.clone()],
+            container_filesystems: vec![one],
+        }))
+    }
+
+    unimplemented! {
+        stream_images(v1::StreamImagesRequest) -> Self::StreamImagesStream: "streaming lists";
+    }
+}
+
+/// A call that goes on when its client has gone.
+async fn joined<T>(task: tokio::task::JoinHandle<Result<T, Error>>) -> Result<T, Status> {
+    match task.await {
+        Ok(result) => result.map_err(Status::from),
+        Err(error) => Err(Status::internal(format!("the call ended early: {error}"))),
+    }
+}
+
+fn condition(kind: &str, reason: &str, message: &str) -> v1::RuntimeCondition {
+    v1::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: reason.is_empty(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+fn has_labels(labels: &HashMap<String, String>, wanted: &HashMap<String, String>) -> bool {
+    #[expect(clippy::iter_over_hash_type, reason = "whether all hold does not depend on the order")]
+    for (key, value) in wanted {
+        if labels.get(key) != Some(value) {
+            return false;
+        }
+    }
+    true
+}
+
+fn image_of(image: &Image) -> v1::Image {
+    let user = image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default();
+    let name = user.split(':').next().unwrap_or_default();
+    let uid = name.parse::<i64>().ok();
+    v1::Image {
+        id: image.id.clone(),
+        repo_tags: image.repo_tags.clone(),
+        repo_digests: image.repo_digests.clone(),
+        size: image.size,
+        uid: uid.map(|value| v1::Int64Value { value }),
+        username: if uid.is_none() { name.to_owned() } else { String::new() },
+        spec: Some(v1::ImageSpec { image: String::new(), ..Default::default() }),
+        pinned: image.pinned,
+    }
+}

@@ -1,0 +1,253 @@
+//! From what CRI asks and what the image says to an OCI runtime spec: pure.
+//!
+//! Follows containerd's CRI plugin (internal/cri/server/container_create_linux.go), so that images and pods behave the same.
+
+mod mounts;
+mod process;
+mod resources;
+mod user;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use cri::v1;
+use cri::v1::NamespaceMode;
+use cri::v1::security_profile::ProfileType;
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Mount, Root, Spec};
+
+pub(crate) use resources::host_devices;
+pub use user::{Accounts, ResolvedUser, resolve as resolve_user};
+
+/// Why a container cannot be made as it was asked for: the client's mistake, or something we do not do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// The request makes no sense.
+    #[error("{0}")]
+    Invalid(String),
+    /// Something we do not do.
+    #[error("{0} is not supported yet")]
+    Unsupported(String),
+}
+
+/// Everything that decides a spec.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The container's id.
+    pub id: &'a str,
+    /// The sandbox's id.
+    pub sandbox_id: &'a str,
+    /// The container as asked for.
+    pub config: &'a v1::ContainerConfig,
+    /// Its sandbox.
+    pub sandbox: &'a v1::PodSandboxConfig,
+    /// The image's config.
+    pub image: &'a ImageConfiguration,
+    /// Who the process is, looked up in the image.
+    pub user: &'a ResolvedUser,
+    /// The supervisor, whose namespaces the container shares.
+    pub supervisor_pid: i32,
+    /// The container's cgroup.
+    pub cgroup: &'a str,
+    /// `resolv.conf`, `hosts`, `hostname` and `shm` of the sandbox.
+    pub sandbox_directory: PathBuf,
+    /// The container's directory: the root's mount point for readers of config.json.
+    pub directory: PathBuf,
+    /// What the node has in /dev, for privileged containers.
+    pub host_devices: &'a [oci_spec::runtime::LinuxDevice],
+    /// A `Localhost` profile, read and parsed.
+    pub localhost_profile: Option<LinuxSeccomp>,
+}
+
+impl Request<'_> {
+    fn security(&self) -> v1::LinuxContainerSecurityContext {
+        let linux = self.config.linux.as_ref();
+        linux.and_then(|linux| linux.security_context.clone()).unwrap_or_default()
+    }
+}
+
+/// Renders the spec.
+///
+/// # Errors
+/// With the field's name when something is invalid or not supported.
+pub fn render_spec(request: &Request<'_>) -> Result<Spec, SpecError> {
+    let security = request.security();
+    refuse_unsupported(request, &security)?;
+    let (process, capabilities) = process::render(request, &security)?;
+    let mut linux = Linux::default();
+    linux
+        .set_namespaces(Some(namespaces(request, &security)?))
+        .set_resources(Some(resources::render(request, &security)?))
+        .set_cgroups_path(Some(PathBuf::from(request.cgroup)))
+        .set_devices(resources::devices(request, &security))
+        .set_seccomp(seccomp(request, &security, capabilities)?)
+        .set_sysctl(None)
+        .set_rootfs_propagation(mounts::root_propagation(request.config).map(str::to_owned));
+    let (masked, readonly) = paths(&security);
+    linux.set_masked_paths(masked).set_readonly_paths(readonly);
+    let mut root = Root::default();
+    root.set_path(request.directory.join("rootfs")).set_readonly(Some(security.readonly_rootfs));
+    let mounts: Vec<Mount> = mounts::render(request, &security)?;
+    let mut spec = Spec::default();
+    spec.set_version("1.2.0".to_owned())
+        .set_process(Some(process))
+        .set_root(Some(root))
+        .set_hostname(None)
+        .set_mounts(Some(mounts))
+        .set_annotations(Some(annotations(request)))
+        .set_linux(Some(linux));
+    Ok(spec)
+}
+
+fn refuse_unsupported(
+    request: &Request<'_>,
+    security: &v1::LinuxContainerSecurityContext,
+) -> Result<(), SpecError> {
+    let unsupported = |what: &str| Err(SpecError::Unsupported(what.to_owned()));
+    if request.config.tty {
+        return unsupported("a terminal (tty: true)");
+    }
+    if request.config.stdin {
+        return unsupported("an open standard input (stdin: true)");
+    }
+    if !request.config.cdi_devices.is_empty() {
+        return unsupported("CDI devices (cdi_devices)");
+    }
+    let userns = security.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
+    if userns.is_some_and(|options| options.mode() == NamespaceMode::Pod) {
+        return unsupported("a user namespace (userns_options)");
+    }
+    if let Some(profile) = &security.apparmor
+        && profile.profile_type() == ProfileType::Localhost
+    {
+        return unsupported("an AppArmor profile");
+    }
+    let selinux = security.selinux_options.as_ref();
+    if selinux.is_some_and(|options| *options != v1::SeLinuxOption::default()) {
+        return unsupported("an SELinux label");
+    }
+    Ok(())
+}
+
+/// Whose namespaces the container is in. Those of the sandbox have a path, as config.json's readers expect; the
+/// supervisor's children inherit them.
+fn namespaces(
+    request: &Request<'_>,
+    security: &v1::LinuxContainerSecurityContext,
+) -> Result<Vec<LinuxNamespace>, SpecError> {
+    use LinuxNamespaceType as Type;
+    let options = security.namespace_options.clone().unwrap_or_default();
+    let namespace = |kind: Type, name: Option<&str>| {
+        let mut namespace = LinuxNamespace::default();
+        let path = name.map(|name| PathBuf::from(format!("/proc/{}/ns/{name}", request.supervisor_pid)));
+        namespace.set_typ(kind).set_path(path);
+        namespace
+    };
+    let mut namespaces = vec![namespace(Type::Mount, None)];
+    if options.network() != NamespaceMode::Node {
+        namespaces.push(namespace(Type::Network, Some("net")));
+    }
+    if options.ipc() != NamespaceMode::Node {
+        namespaces.push(namespace(Type::Ipc, Some("ipc")));
+    }
+    if !shares_host_uts(request.sandbox) {
+        namespaces.push(namespace(Type::Uts, Some("uts")));
+    }
+    match options.pid() {
+        NamespaceMode::Container => namespaces.push(namespace(Type::Pid, None)),
+        NamespaceMode::Pod => namespaces.push(namespace(Type::Pid, Some("pid_for_children"))),
+        NamespaceMode::Node => {}
+        NamespaceMode::Target => {
+            return Err(SpecError::Unsupported(
+                "the process namespace of another container (target_id)".into(),
+            ));
+        }
+    }
+    if !security.privileged {
+        namespaces.push(namespace(Type::Cgroup, None));
+    }
+    Ok(namespaces)
+}
+
+/// A pod on the host's network has the host's name.
+#[must_use]
+pub fn shares_host_uts(sandbox: &v1::PodSandboxConfig) -> bool {
+    namespace_options(sandbox).network() == NamespaceMode::Node
+}
+
+/// The sandbox's namespaces as asked for.
+#[must_use]
+pub fn namespace_options(sandbox: &v1::PodSandboxConfig) -> v1::NamespaceOption {
+    let linux = sandbox.linux.as_ref();
+    let security = linux.and_then(|linux| linux.security_context.as_ref());
+    security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()
+}
+
+fn seccomp(
+    request: &Request<'_>,
+    security: &v1::LinuxContainerSecurityContext,
+    capabilities: u64,
+) -> Result<Option<LinuxSeccomp>, SpecError> {
+    if security.privileged {
+        return Ok(None);
+    }
+    let Some(profile) = &security.seccomp else { return Ok(None) };
+    match profile.profile_type() {
+        ProfileType::Unconfined => Ok(None),
+        ProfileType::RuntimeDefault => Ok(Some(oci::seccomp::runtime_default(capabilities))),
+        // An empty name means a mistake, never "unconfined" (CVE-2023-2431).
+        ProfileType::Localhost if profile.localhost_ref.is_empty() => {
+            Err(SpecError::Invalid("seccomp profile Localhost without a localhost_ref".into()))
+        }
+        ProfileType::Localhost => Ok(request.localhost_profile.clone()),
+    }
+}
+
+/// What an ordinary container must not see or change, where the client does not say.
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+];
+const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+type Paths = (Option<Vec<String>>, Option<Vec<String>>);
+
+fn paths(security: &v1::LinuxContainerSecurityContext) -> Paths {
+    if security.privileged {
+        return (None, None);
+    }
+    let or_default = |given: &[String], default: &[&str]| {
+        if given.is_empty() { default.iter().map(|&path| path.to_owned()).collect() } else { given.to_vec() }
+    };
+    (Some(or_default(&security.masked_paths, &MASKED)), Some(or_default(&security.readonly_paths, &READONLY)))
+}
+
+/// The keys that tools expect to find in a config.json.
+fn annotations(request: &Request<'_>) -> HashMap<String, String> {
+    let metadata = request.sandbox.metadata.clone().unwrap_or_default();
+    let name = request.config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
+    let image = request.config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
+    [
+        ("io.kubernetes.cri.container-type", "container".to_owned()),
+        ("io.kubernetes.cri.container-name", name),
+        ("io.kubernetes.cri.image-name", image),
+        ("io.kubernetes.cri.sandbox-id", request.sandbox_id.to_owned()),
+        ("io.kubernetes.cri.sandbox-name", metadata.name),
+        ("io.kubernetes.cri.sandbox-namespace", metadata.namespace),
+        ("io.kubernetes.cri.sandbox-uid", metadata.uid),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,130 @@
+//! What is mounted in a container: the kernel's file systems, the sandbox's files, the client's volumes.
+
+use std::path::{Path, PathBuf};
+
+use cri::v1;
+use cri::v1::{MountPropagation, NamespaceMode};
+use oci_spec::runtime::Mount;
+
+use super::{Request, SpecError};
+
+/// In the order in which they are mounted: what lies below another comes after it.
+pub(super) fn render(
+    request: &Request<'_>,
+    security: &v1::LinuxContainerSecurityContext,
+) -> Result<Vec<Mount>, SpecError> {
+    let mut mounts = kernel_file_systems(security);
+    mounts.extend(sandbox_files(request, security));
+    let mut asked = Vec::new();
+    for mount in &request.config.mounts {
+        asked.push(client_mount(mount)?);
+    }
+    // A volume at a default's place replaces it.
+    mounts.retain(|default| {
+        !asked.iter().any(|mount: &Mount| clean(mount.destination()) == clean(default.destination()))
+    });
+    mounts.extend(asked);
+    mounts.sort_by_key(|mount| clean(mount.destination()).components().count());
+    Ok(mounts)
+}
+
+fn kernel_file_systems(security: &v1::LinuxContainerSecurityContext) -> Vec<Mount> {
+    let sys = if security.privileged { "rw" } else { "ro" };
+    vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys]),
+    ]
+}
+
+/// `/etc/hosts`, `/etc/hostname`, `/etc/resolv.conf` and `/dev/shm`: one of each per sandbox.
+fn sandbox_files(request: &Request<'_>, security: &v1::LinuxContainerSecurityContext) -> Vec<Mount> {
+    let access = if security.readonly_rootfs { "ro" } else { "rw" };
+    let mut mounts: Vec<Mount> = ["hostname", "hosts", "resolv.conf"]
+        .into_iter()
+        .map(|name| {
+            let source = request.sandbox_directory.join(name);
+            bind(&format!("/etc/{name}"), &source, &["rbind", "rprivate", access])
+        })
+        .collect();
+    let options = security.namespace_options.clone().unwrap_or_default();
+    let shm = match options.ipc() {
+        NamespaceMode::Node => PathBuf::from("/dev/shm"),
+        _ => request.sandbox_directory.join("shm"),
+    };
+    mounts.push(bind("/dev/shm", &shm, &["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"]));
+    mounts
+}
+
+fn client_mount(asked: &v1::Mount) -> Result<Mount, SpecError> {
+    let target = &asked.container_path;
+    if !target.starts_with('/') {
+        return Err(SpecError::Invalid(format!("mount target {target:?} is not an absolute path")));
+    }
+    if asked.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
+        return Err(SpecError::Unsupported(format!("an image volume (at {target})")));
+    }
+    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
+        return Err(SpecError::Unsupported(format!("an id-mapped mount (at {target})")));
+    }
+    if asked.host_path.is_empty() {
+        return Err(SpecError::Invalid(format!("mount at {target} has no host path")));
+    }
+    let propagation = match asked.propagation() {
+        MountPropagation::PropagationPrivate => "rprivate",
+        MountPropagation::PropagationHostToContainer => "rslave",
+        MountPropagation::PropagationBidirectional => "rshared",
+    };
+    let mut options = vec!["rbind", propagation];
+    if asked.recursive_read_only {
+        if !asked.readonly || asked.propagation() != MountPropagation::PropagationPrivate {
+            let message =
+                format!("mount at {target}: recursive_read_only needs readonly and private propagation");
+            return Err(SpecError::Invalid(message));
+        }
+        options.push("rro");
+    } else {
+        options.push(if asked.readonly { "ro" } else { "rw" });
+    }
+    Ok(bind(target, Path::new(&asked.host_path), &options))
+}
+
+/// A volume that passes mounts on needs a root that does.
+pub(super) fn root_propagation(config: &v1::ContainerConfig) -> Option<&'static str> {
+    let asked = |wanted: MountPropagation| config.mounts.iter().any(|mount| mount.propagation() == wanted);
+    if asked(MountPropagation::PropagationBidirectional) {
+        Some("rshared")
+    } else if asked(MountPropagation::PropagationHostToContainer) {
+        Some("rslave")
+    } else {
+        None
+    }
+}
+
+fn clean(path: &Path) -> PathBuf {
+    path.components().collect()
+}
+
+fn bind(target: &str, source: &Path, options: &[&str]) -> Mount {
+    let mut mount = mount(target, "bind", "", options);
+    mount.set_source(Some(source.to_owned()));
+    mount
+}
+
+fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(target.into())
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(source.into()))
+        .set_options(Some(options.iter().map(|&option| option.to_owned()).collect()));
+    mount
+}

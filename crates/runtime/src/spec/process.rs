@@ -1,0 +1,246 @@
+//! The container's process: what it runs, as whom, with which rights.
+
+use std::collections::HashSet;
+
+use cri::v1;
+use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
+
+use super::{Request, SpecError};
+
+const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The capabilities of an ordinary container.
+const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
+];
+
+/// Every capability, in the order of their numbers (include/uapi/linux/capability.h).
+const ALL_CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+/// The process, and its bounding set as a mask: the seccomp profile depends on it.
+pub(super) fn render(
+    request: &Request<'_>,
+    security: &v1::LinuxContainerSecurityContext,
+) -> Result<(Process, u64), SpecError> {
+    let args = arguments(request)?;
+    let (bounding, ambient) = capabilities(security)?;
+    // A user without privileges has its capabilities in the bounding set only, as execve(2) would have it.
+    let held = if request.user.uid == 0 { bounding } else { ambient };
+    let mut sets = LinuxCapabilities::default();
+    sets.set_bounding(Some(set_of(bounding)))
+        .set_effective(Some(set_of(held)))
+        .set_permitted(Some(set_of(held)))
+        .set_inheritable(Some(set_of(ambient)))
+        .set_ambient(Some(set_of(ambient)));
+    let mut user = User::default();
+    user.set_uid(request.user.uid)
+        .set_gid(request.user.gid)
+        .set_additional_gids(Some(request.user.additional_gids.clone()));
+    let resources = request.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let oom_score_adj =
+        resources.and_then(|resources| i32::try_from(resources.oom_score_adj).ok()).unwrap_or(0);
+    let mut process = Process::default();
+    process
+        .set_terminal(Some(false))
+        .set_user(user)
+        .set_args(Some(args))
+        .set_env(Some(environment(request)))
+        .set_cwd(working_directory(request).into())
+        .set_capabilities(Some(sets))
+        .set_rlimits(None)
+        .set_no_new_privileges(Some(security.no_new_privs && !security.privileged))
+        // Always said: else the supervisor's own would be inherited.
+        .set_oom_score_adj(Some(oom_score_adj));
+    Ok((process, bounding))
+}
+
+/// Kubernetes' command replaces the entrypoint and the image's command; its args replace only the latter.
+fn arguments(request: &Request<'_>) -> Result<Vec<String>, SpecError> {
+    let image = request.image.config();
+    let of_image = |part: Option<&Vec<String>>| part.cloned().unwrap_or_default();
+    let entrypoint = of_image(image.as_ref().and_then(|image| image.entrypoint().as_ref()));
+    let command = of_image(image.as_ref().and_then(|image| image.cmd().as_ref()));
+    let config = request.config;
+    let mut args = if config.command.is_empty() { entrypoint } else { config.command.clone() };
+    match (config.command.is_empty(), config.args.is_empty()) {
+        (true, true) => args.extend(command),
+        _ => args.extend(config.args.iter().cloned()),
+    }
+    if args.first().is_none_or(String::is_empty) {
+        return Err(SpecError::Invalid(
+            "no command specified: neither the container nor its image names one".into(),
+        ));
+    }
+    Ok(args)
+}
+
+fn working_directory(request: &Request<'_>) -> String {
+    let of_image = request.image.config().as_ref().and_then(|image| image.working_dir().clone());
+    [request.config.working_dir.clone(), of_image.unwrap_or_default(), "/".to_owned()]
+        .into_iter()
+        .find(|directory| !directory.is_empty())
+        .unwrap_or_default()
+}
+
+/// The image's variables, overridden by the container's; PATH, HOSTNAME and HOME where nobody sets them.
+fn environment(request: &Request<'_>) -> Vec<String> {
+    let of_image = request.image.config().as_ref().and_then(|image| image.env().clone()).unwrap_or_default();
+    let mut variables: Vec<String> = Vec::new();
+    let mut set = |variable: String| {
+        let name = variable.split('=').next().unwrap_or_default().to_owned() + "=";
+        match variables.iter_mut().find(|known| known.starts_with(&name)) {
+            Some(known) => *known = variable,
+            None => variables.push(variable),
+        }
+    };
+    set(DEFAULT_PATH.to_owned());
+    set(format!("HOSTNAME={}", request.sandbox.hostname));
+    of_image.into_iter().for_each(&mut set);
+    request.config.envs.iter().for_each(|env| set(format!("{}={}", env.key, env.value)));
+    if !variables.iter().any(|variable| variable.starts_with("HOME=")) {
+        variables.push(format!("HOME={}", request.user.home));
+    }
+    if request.sandbox.hostname.is_empty() {
+        variables.retain(|variable| variable != "HOSTNAME=");
+    }
+    variables
+}
+
+/// The bounding and the ambient set as masks. Adding or dropping ALL comes before the single names.
+fn capabilities(security: &v1::LinuxContainerSecurityContext) -> Result<(u64, u64), SpecError> {
+    let all = (1 << ALL_CAPABILITIES.len()) - 1;
+    if security.privileged {
+        return Ok((all & known_to_kernel(), 0));
+    }
+    let asked = security.capabilities.clone().unwrap_or_default();
+    let has_all = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("ALL"));
+    let mask = |names: &[String]| -> Result<u64, SpecError> {
+        let single = names.iter().filter(|name| !name.eq_ignore_ascii_case("ALL"));
+        single.map(|name| bit(name)).try_fold(0, |mask, bit| Ok(mask | bit?))
+    };
+    let defaults =
+        DEFAULT_CAPABILITIES.iter().map(|name| bit(name)).try_fold(0, |mask, bit| Ok(mask | bit?))?;
+    let mut set = defaults;
+    if has_all(&asked.add_capabilities) {
+        set = all & known_to_kernel();
+    }
+    if has_all(&asked.drop_capabilities) {
+        set = 0;
+    }
+    set |= mask(&asked.add_capabilities)?;
+    set &= !mask(&asked.drop_capabilities)?;
+    let ambient = mask(&asked.add_ambient_capabilities)?;
+    Ok((set | ambient, ambient))
+}
+
+/// Which capabilities exist here: an older kernel refuses those it does not know.
+fn known_to_kernel() -> u64 {
+    static LAST: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *LAST.get_or_init(|| {
+        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
+        let last = last.and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(40).min(62);
+        (1 << (last + 1)) - 1
+    })
+}
+
+fn bit(name: &str) -> Result<u64, SpecError> {
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    let number = ALL_CAPABILITIES.iter().position(|known| *known == short);
+    number.map(|number| 1 << number).ok_or_else(|| SpecError::Invalid(format!("unknown capability {name:?}")))
+}
+
+fn set_of(mask: u64) -> HashSet<Capability> {
+    let names = ALL_CAPABILITIES.iter().enumerate().filter(|(number, _)| mask & (1 << number) != 0);
+    names.filter_map(|(_, name)| name.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn security(add: &[&str], drop: &[&str]) -> v1::LinuxContainerSecurityContext {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let capabilities = v1::Capability {
+            add_capabilities: names(add),
+            drop_capabilities: names(drop),
+            add_ambient_capabilities: Vec::new(),
+        };
+        v1::LinuxContainerSecurityContext { capabilities: Some(capabilities), ..Default::default() }
+    }
+
+    #[test]
+    fn capabilities_are_added_and_dropped() {
+        let mask = |add: &[&str], drop: &[&str]| capabilities(&security(add, drop)).expect("known names").0;
+        assert_eq!(mask(&[], &[]), 0xa804_25fb);
+        assert_eq!(mask(&["KILL"], &["ALL"]), 1 << 5);
+        assert_eq!(mask(&["CAP_SYS_ADMIN"], &["KILL"]), (0xa804_25fb | 1 << 21) & !(1 << 5));
+        assert_eq!(mask(&["ALL"], &["NET_RAW"]) & (1 << 13), 0);
+    }
+
+    #[test]
+    fn an_unknown_capability_is_refused_by_name() {
+        let error = capabilities(&security(&["FLY"], &[])).expect_err("no such capability");
+        assert!(error.to_string().contains("FLY"), "{error}");
+    }
+
+    #[test]
+    fn every_name_is_one_that_the_spec_knows() {
+        assert_eq!(set_of((1 << ALL_CAPABILITIES.len()) - 1).len(), ALL_CAPABILITIES.len());
+    }
+}
