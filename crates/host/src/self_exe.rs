@@ -21,10 +21,24 @@ pub fn open() -> io::Result<OwnedFd> {
 
 fn read_only_clone() -> io::Result<OwnedFd> {
     let exe = rustix::fs::open("/proc/self/exe", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    let tree = mount::clone_fd(&exe, Depth::One)?;
+    let tree = match mount::clone_fd(&exe, Depth::One) {
+        Ok(tree) => tree,
+        // After a change of mount namespace the program still lies on a mount of the old one; by its path it may be found in the new one.
+        Err(_) => mount::clone_fd(same_file_by_path(&exe)?, Depth::One)?,
+    };
     let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID;
     mount::set_attributes(&tree, Depth::One, MountAttributes { set, ..MountAttributes::default() })?;
     Ok(tree)
+}
+
+fn same_file_by_path(exe: &OwnedFd) -> io::Result<OwnedFd> {
+    let path = rustix::fs::readlink("/proc/self/exe", Vec::new())?;
+    let found = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let (wanted, stat) = (rustix::fs::fstat(exe)?, rustix::fs::fstat(&found)?);
+    if (wanted.st_dev, wanted.st_ino) == (stat.st_dev, stat.st_ino) {
+        return Ok(found);
+    }
+    Err(io::Error::from_raw_os_error(libc::ESTALE))
 }
 
 fn sealed_copy() -> io::Result<OwnedFd> {

@@ -51,6 +51,7 @@ fn set_up(seed: &Seed<'_>, reporter: &mut Reporter) -> Result<Never, Failure> {
     })?;
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     take_stdio(seed.stdio)?;
+    own_stdio(process.uid);
     rootfs::enter(&root, plan)?;
     let env = program::environment(process);
     let filter = seed.filter.as_ref();
@@ -135,6 +136,17 @@ pub(super) fn take_stdio(stdio: &Stdio) -> Result<(), Failure> {
     rustix::stdio::dup2_stdin(stdin.step(step)?).step(step)?;
     rustix::stdio::dup2_stdout(stdout.step(step)?).step(step)?;
     rustix::stdio::dup2_stderr(stderr.step(step)?).step(step)
+}
+
+/// Lets the container's user open its own output by name (`/dev/stderr`), as runc does. Where the file does not allow it, it stays.
+pub(super) fn own_stdio(uid: u32) {
+    for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        let Ok(stat) = rustix::fs::fstat(stream) else { continue };
+        let is_null = stat.st_rdev == rustix::fs::makedev(1, 3);
+        if stat.st_uid != uid && !is_null {
+            let _ = rustix::fs::fchown(stream, Some(rustix::fs::Uid::from_raw(uid)), None);
+        }
+    }
 }
 
 fn wait_at(gate: &Gate) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use host::cgroup::Entry;
 use host::namespace::{self, Namespace};
 use host::{mount, sys};
 
-use super::container::{set_oom_score, shield, take_stdio};
+use super::container::{own_stdio, set_oom_score, shield, take_stdio};
 use super::report::{Failure, Reporter, Step};
 use super::{Stdio, credentials, program};
 use crate::plan::{ExecPlan, ExecTarget};
@@ -48,6 +48,7 @@ fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), F
     }
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     take_stdio(seed.stdio)?;
+    own_stdio(process.uid);
     let env = program::environment(process);
     credentials::set_rlimits(process)?;
     program::change_directory(&process.cwd)?;
