@@ -40,12 +40,22 @@ impl Source {
     }
 
     /// Reads a whole small document and verifies it.
-    async fn document(&self, descriptor: &Descriptor, what: &str, limit: u64) -> Result<Vec<u8>, ImageError> {
+    async fn document(
+        &self,
+        inner: &Inner,
+        descriptor: &Descriptor,
+        what: &str,
+    ) -> Result<Vec<u8>, ImageError> {
         descriptor.check(what)?;
+        let limit = inner.limits.document_bytes;
         if descriptor.size > limit {
             return Err(ImageError::TooLarge { what: what.to_owned(), limit });
         }
         let content = match self {
+            _ if inner.has_blob(&descriptor.digest) => {
+                let path = inner.blob_path(&descriptor.digest);
+                fs::read(&path).map_err(|error| ImageError::io("read", path, error))?
+            }
             Self::Registry(session)
                 if descriptor.media_type.contains("manifest") || descriptor.media_type.contains("index") =>
             {
@@ -107,6 +117,8 @@ pub(super) async fn acquire(
 ) -> Result<ImageId, ImageError> {
     let source = Arc::new(source);
     let Wanted { reference, top, content, names } = wanted;
+    // The same image is fetched once, whoever asks for it at the same time; the second finds it.
+    let _turn = inner.turn(&top.digest).await;
     let resolved = resolve(inner, &source, &reference, top.clone(), content).await?;
     let id = resolved.manifest.config.digest.clone();
     // Nothing that this image needs is deleted from here on.
@@ -141,7 +153,6 @@ async fn resolve(
     top: Descriptor,
     content: Vec<u8>,
 ) -> Result<Resolved, ImageError> {
-    let limit = inner.limits.document_bytes;
     let mut document = layout::parse_document(&format!("the manifest of {reference}"), &content)?;
     let mut documents = vec![(top, content)];
     if let Document::Index(index) = &document {
@@ -151,7 +162,7 @@ async fn resolve(
         if descriptor.media_type.is_empty() {
             descriptor.media_type = layout::OCI_MANIFEST.to_owned();
         }
-        let content = source.document(&descriptor, &what, limit).await?;
+        let content = source.document(inner, &descriptor, &what).await?;
         document = layout::parse_document(&what, &content)?;
         documents.push((descriptor, content));
     }
@@ -162,7 +173,7 @@ async fn resolve(
     let manifest_digest =
         documents.last().map(|(descriptor, _)| descriptor.digest.clone()).unwrap_or_default();
     let content =
-        source.document(&manifest.config, &format!("the configuration of {reference}"), limit).await?;
+        source.document(inner, &manifest.config, &format!("the configuration of {reference}")).await?;
     let config = layout::parse_config(reference, &content)?;
     documents.push((manifest.config.clone(), content));
     let diff_ids = config.rootfs().diff_ids().clone();

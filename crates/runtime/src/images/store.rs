@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,7 @@ pub(super) struct Inner {
     pins: Mutex<BTreeMap<String, usize>>,
     /// Held while the disk's content changes: commits and deletions, one at a time.
     pub(super) change: tokio::sync::Mutex<()>,
+    turns: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
     _lock: File,
 }
 
@@ -104,6 +105,7 @@ impl Inner {
             state: Mutex::default(),
             pins: Mutex::default(),
             change: tokio::sync::Mutex::default(),
+            turns: Mutex::default(),
             _lock: lock,
         };
         let state = inner.load()?;
@@ -336,6 +338,23 @@ impl Inner {
             *pins.entry(key.clone()).or_default() += 1;
         }
         Pin { inner: Arc::clone(self), keys }
+    }
+
+    /// Waits until nobody else fetches the image with this digest.
+    pub(super) async fn turn(&self, digest: &str) -> tokio::sync::OwnedMutexGuard<()> {
+        let mutex = {
+            let mut turns = lock(&self.turns);
+            turns.retain(|_, mutex| mutex.strong_count() > 0);
+            match turns.get(digest).and_then(Weak::upgrade) {
+                Some(mutex) => mutex,
+                None => {
+                    let mutex = Arc::new(tokio::sync::Mutex::new(()));
+                    turns.insert(digest.to_owned(), Arc::downgrade(&mutex));
+                    mutex
+                }
+            }
+        };
+        mutex.lock_owned().await
     }
 
     pub(super) fn images(&self) -> Vec<Arc<Image>> {
