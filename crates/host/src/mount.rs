@@ -83,20 +83,26 @@ fn finish(context: BorrowedFd<'_>, attributes: u64) -> io::Result<OwnedFd> {
 /// A detached overlay mount. `lower` has the topmost layer first.
 ///
 /// Kernels before 6.8 have no `lowerdir+`, and take only 256 bytes in one fsconfig string: `None` says that the caller must use
-/// [`overlay_at`].
+/// [`overlay_at`], which then also tells what else may be wrong.
 pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<Option<OwnedFd>> {
+    match overlay_by_layer(lower, upper, work) {
+        Ok(mount) => Ok(Some(mount)),
+        // Depending on its age a kernel refuses the unknown name at once or when the file system is made.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn overlay_by_layer(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let context = context.as_fd();
     rustix::mount::fsconfig_set_string(context, "source", "overlay")?;
     for layer in lower {
-        match rustix::mount::fsconfig_set_string(context, "lowerdir+", layer) {
-            Err(rustix::io::Errno::INVAL) => return Ok(None),
-            other => other?,
-        }
+        rustix::mount::fsconfig_set_string(context, "lowerdir+", layer)?;
     }
     rustix::mount::fsconfig_set_string(context, "upperdir", upper)?;
     rustix::mount::fsconfig_set_string(context, "workdir", work)?;
-    finish(context, 0).map(Some)
+    finish(context, 0)
 }
 
 /// Mounts an overlay on a directory by mount(2), for kernels without `lowerdir+`.

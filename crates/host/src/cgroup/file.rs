@@ -24,6 +24,14 @@ pub(super) fn read(path: &Path) -> Result<String, CgroupError> {
     std::fs::read_to_string(path).map_err(|source| error("read", path, source))
 }
 
+/// Files of procfs have no size, so that reading them by the standard library takes many small steps.
+pub(super) fn read_proc(path: &Path) -> Result<String, CgroupError> {
+    use std::io::Read;
+    let mut text = String::with_capacity(4096);
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_to_string(&mut text));
+    read.map(|_| text).map_err(|source| error("read", path, source))
+}
+
 pub(super) fn read_if_there(path: &Path) -> Result<Option<String>, CgroupError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),

@@ -179,7 +179,7 @@ impl CgroupManager {
 
     /// [`Self::detect`] for a tree mounted elsewhere.
     pub fn detect_at(root: &Path) -> Result<Self, CgroupError> {
-        let own = file::read(Path::new("/proc/self/cgroup"))?;
+        let own = file::read_proc(Path::new("/proc/self/cgroup"))?;
         let layout = match file::filesystem(root)? {
             file::Filesystem::Cgroup2 => Layout::V2(v2::Tree::new(root, &own)),
             file::Filesystem::Other => Layout::V1(v1::Hierarchies::find(root, &own)?),

@@ -70,7 +70,12 @@ impl Tree {
 pub(super) fn set(cgroup: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
     let Some(directory) = cgroup.unified() else { return Ok(()) };
     for (name, value) in lines(limits)? {
-        file::write(&directory.join(name), &value)?;
+        match file::write(&directory.join(&name), &value) {
+            // A kernel that does not count swap has no limit for it.
+            Err(CgroupError::Write { source, .. })
+                if name == "memory.swap.max" && source.raw_os_error() == Some(libc::ENOENT) => {}
+            other => other?,
+        }
     }
     if let Some(rules) = limits.devices.as_deref().filter(|rules| device::restricts(rules)) {
         let handle = file::open_directory(directory)?;

@@ -14,6 +14,7 @@ type Story = fn();
 /// Every story with its name.
 pub(crate) const ALL: &[(&str, Story)] = &[
     ("an_overlay_is_seen_only_inside", overlay),
+    ("an_overlay_by_path_takes_any_character", overlay_by_path),
     ("sessions_join_the_container", session),
     ("a_session_cannot_start_in_a_leaked_directory", session_directory),
     ("a_session_needs_a_running_container", session_after_end),
@@ -47,6 +48,21 @@ fn overlay() {
     assert_eq!(std::fs::read_to_string(upper.join("written")).unwrap(), "new\n");
     assert!(!bundle.root().join("written").exists());
     assert_eq!(std::fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+}
+
+/// What kernels before 6.8 need.
+fn overlay_by_path() {
+    let bundle = Bundle::new("");
+    let layer = bundle.path().join("a:b,c\\\\d");
+    let [upper, work, target] = ["upper", "work", "target"].map(|name| bundle.path().join(name));
+    for directory in [&layer, &upper, &work, &target] {
+        std::fs::create_dir(directory).unwrap();
+    }
+    std::fs::write(layer.join("found"), "").unwrap();
+    host::mount::overlay_at(&[layer, bundle.root()], &upper, &work, &target).unwrap();
+    assert!(target.join("found").exists() && target.join("etc/plain").exists());
+    host::mount::detach(&target).unwrap();
+    host::mount::detach(&target).expect("gone already is fine");
 }
 
 fn session() {
