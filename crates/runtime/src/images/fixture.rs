@@ -124,7 +124,10 @@ impl TarBuilder {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(kind);
         header.set_size(content.len() as u64);
-        (header.set_mode(0o644), header.set_uid(0), header.set_gid(0), header.set_mtime(1_600_000_000));
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_600_000_000);
         let gnu = header.as_gnu_mut().expect("gnu");
         gnu.name[..path.len()].copy_from_slice(path.as_bytes());
         gnu.linkname[..link.len()].copy_from_slice(link.as_bytes());

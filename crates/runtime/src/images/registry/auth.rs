@@ -76,9 +76,7 @@ pub(super) fn is_for(auth: &Auth, authority: &str, domain: &str) -> bool {
     let server = auth.server_address.as_str();
     let server = server.strip_prefix("https://").or_else(|| server.strip_prefix("http://")).unwrap_or(server);
     let server = server.split('/').next().unwrap_or(server);
-    let same = |host: &str| match (canonical(server), canonical(host)) {
-        (a, b) => a == b,
-    };
+    let same = |host: &str| canonical(server) == canonical(host);
     server.is_empty() || same(authority) || (same(domain) && canonical(domain) == canonical(authority))
 }
 

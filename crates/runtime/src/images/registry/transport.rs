@@ -273,9 +273,8 @@ impl tower::Service<Name> for Names {
         Box::pin(async move {
             let name = name.as_str();
             if name == "localhost" || name.ends_with(".localhost") {
-                let addresses =
-                    [SocketAddr::from(([127, 0, 0, 1], 0)), SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0))];
-                return Ok(addresses.to_vec().into_iter());
+                let v6 = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 0));
+                return Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0)), v6].into_iter());
             }
             let unresolved = |cause: String| std::io::Error::other(format!("cannot resolve {name}: {cause}"));
             let resolver = resolver.ok_or_else(|| unresolved("/etc/resolv.conf is not usable".to_owned()))?;

@@ -73,7 +73,7 @@ impl<R: BufRead> Archive<R> {
                 self.drain()?;
                 return Ok(None);
             };
-            let size = number(header.size(), &header.as_old().size, "size")?;
+            let size = number(header.entry_size(), &header.as_old().size, "size")?;
             match header.entry_type() {
                 EntryType::GNULongName => extension.path = Some(until_nul(self.extension_data(size)?)),
                 EntryType::GNULongLink => extension.link = Some(until_nul(self.extension_data(size)?)),
