@@ -6,9 +6,16 @@
 //!   └─ inotify ─► again, keeping the last good version of an object whose document broke
 //! ```
 
+mod decode;
+mod defaults;
+mod document;
+mod files;
 mod objects;
 pub mod quantity;
+mod text;
+mod validate;
 mod watch;
 
+pub use defaults::{default_pod, default_service};
 pub use objects::{Loaded, ObjectKey, Objects, Problem};
 pub use watch::{WatchError, load, watch};

@@ -1,0 +1,301 @@
+//! What an API server fills in where a manifest is silent. Pure; applying it twice is applying it once.
+
+use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Lifecycle, Pod, Probe, Service, Volume};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+/// Files of volumes, unless the manifest says otherwise.
+const FILE_MODE: i32 = 0o644;
+
+/// The namespace `default`.
+pub(crate) fn default_metadata(metadata: &mut ObjectMeta) {
+    if metadata.namespace.as_ref().is_none_or(String::is_empty) {
+        metadata.namespace = Some("default".to_owned());
+    }
+}
+
+/// Fills in what an API server would.
+pub fn default_pod(pod: &mut Pod) {
+    default_metadata(&mut pod.metadata);
+    let Some(spec) = &mut pod.spec else { return };
+    set(&mut spec.restart_policy, "Always");
+    set(&mut spec.dns_policy, "ClusterFirst");
+    set(&mut spec.scheduler_name, "default-scheduler");
+    spec.termination_grace_period_seconds.get_or_insert(30);
+    spec.enable_service_links.get_or_insert(true);
+    spec.security_context.get_or_insert_default();
+    let host_network = spec.host_network == Some(true);
+    let init = spec.init_containers.iter_mut().flatten();
+    for container in init.chain(&mut spec.containers) {
+        default_container(container);
+        for port in container.ports.iter_mut().flatten().filter(|_| host_network) {
+            port.host_port.get_or_insert(port.container_port);
+        }
+    }
+    for volume in spec.volumes.iter_mut().flatten() {
+        default_volume(volume);
+    }
+}
+
+fn default_container(container: &mut Container) {
+    if container.image_pull_policy.as_ref().is_none_or(String::is_empty) {
+        let image = container.image.as_deref().unwrap_or_default();
+        container.image_pull_policy = Some(pull_policy(image).to_owned());
+    }
+    set(&mut container.termination_message_path, "/dev/termination-log");
+    set(&mut container.termination_message_policy, "File");
+    for port in container.ports.iter_mut().flatten() {
+        set(&mut port.protocol, "TCP");
+    }
+    let probes =
+        [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
+    for probe in probes.into_iter().flatten() {
+        default_probe(probe);
+    }
+    if let Some(lifecycle) = &mut container.lifecycle {
+        default_lifecycle(lifecycle);
+    }
+    for variable in container.env.iter_mut().flatten() {
+        let source = variable.value_from.as_mut();
+        if let Some(field) = source.and_then(|source| source.field_ref.as_mut()) {
+            set(&mut field.api_version, "v1");
+        }
+    }
+    if let Some(resources) = &mut container.resources
+        && let Some(limits) = &resources.limits
+    {
+        let requests = resources.requests.get_or_insert_default();
+        for (name, limit) in limits {
+            requests.entry(name.clone()).or_insert_with(|| limit.clone());
+        }
+    }
+}
+
+/// `latest`, said or meant, is pulled always; a digest or another tag only when it is not there.
+fn pull_policy(image: &str) -> &'static str {
+    if image.contains('@') {
+        return "IfNotPresent";
+    }
+    let last = image.rsplit('/').next().unwrap_or_default();
+    match last.split_once(':') {
+        None | Some((_, "latest")) => "Always",
+        Some(_) => "IfNotPresent",
+    }
+}
+
+fn default_probe(probe: &mut Probe) {
+    set_number(&mut probe.timeout_seconds, 1);
+    set_number(&mut probe.period_seconds, 10);
+    set_number(&mut probe.success_threshold, 1);
+    set_number(&mut probe.failure_threshold, 3);
+    if let Some(http) = &mut probe.http_get {
+        set(&mut http.path, "/");
+        set(&mut http.scheme, "HTTP");
+    }
+    if let Some(grpc) = &mut probe.grpc {
+        grpc.service.get_or_insert_default();
+    }
+}
+
+fn default_lifecycle(lifecycle: &mut Lifecycle) {
+    for handler in [&mut lifecycle.post_start, &mut lifecycle.pre_stop].into_iter().flatten() {
+        if let Some(http) = &mut handler.http_get {
+            set(&mut http.path, "/");
+            set(&mut http.scheme, "HTTP");
+        }
+    }
+}
+
+fn default_volume(volume: &mut Volume) {
+    let named_only = Volume { name: volume.name.clone(), ..Volume::default() };
+    if *volume == named_only {
+        volume.empty_dir = Some(EmptyDirVolumeSource::default());
+    }
+    if let Some(host_path) = &mut volume.host_path {
+        host_path.type_.get_or_insert_default();
+    }
+    if let Some(secret) = &mut volume.secret {
+        secret.default_mode.get_or_insert(FILE_MODE);
+    }
+    if let Some(config_map) = &mut volume.config_map {
+        config_map.default_mode.get_or_insert(FILE_MODE);
+    }
+    if let Some(downward) = &mut volume.downward_api {
+        downward.default_mode.get_or_insert(FILE_MODE);
+    }
+    if let Some(projected) = &mut volume.projected {
+        projected.default_mode.get_or_insert(FILE_MODE);
+        for source in projected.sources.iter_mut().flatten() {
+            if let Some(token) = &mut source.service_account_token {
+                token.expiration_seconds.get_or_insert(3600);
+            }
+        }
+    }
+}
+
+/// Fills in what an API server would, but for the addresses and ports that it allocates.
+pub fn default_service(service: &mut Service) {
+    default_metadata(&mut service.metadata);
+    let Some(spec) = &mut service.spec else { return };
+    set(&mut spec.type_, "ClusterIP");
+    set(&mut spec.session_affinity, "None");
+    if spec.session_affinity.as_deref() == Some("ClientIP") {
+        let client_ip =
+            spec.session_affinity_config.get_or_insert_default().client_ip.get_or_insert_default();
+        client_ip.timeout_seconds.get_or_insert(10_800);
+    }
+    let external = spec.type_.as_deref() == Some("ExternalName");
+    if !external {
+        set(&mut spec.internal_traffic_policy, "Cluster");
+        set(&mut spec.ip_family_policy, "SingleStack");
+        spec.ip_families.get_or_insert_with(|| vec!["IPv4".to_owned()]);
+    }
+    if matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer")) {
+        set(&mut spec.external_traffic_policy, "Cluster");
+    }
+    if spec.type_.as_deref() == Some("LoadBalancer") {
+        spec.allocate_load_balancer_node_ports.get_or_insert(true);
+    }
+    for port in spec.ports.iter_mut().flatten() {
+        set(&mut port.protocol, "TCP");
+        let unset = match &port.target_port {
+            None | Some(IntOrString::Int(0)) => true,
+            Some(IntOrString::String(name)) => name.is_empty(),
+            Some(IntOrString::Int(_)) => false,
+        };
+        if unset {
+            port.target_port = Some(IntOrString::Int(port.port));
+        }
+    }
+}
+
+/// The API takes an empty string for a missing one.
+fn set(field: &mut Option<String>, default: &str) {
+    if field.as_ref().is_none_or(String::is_empty) {
+        *field = Some(default.to_owned());
+    }
+}
+
+/// The API takes a zero for a missing number.
+fn set_number(field: &mut Option<i32>, default: i32) {
+    if field.is_none_or(|number| number == 0) {
+        *field = Some(default);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn pod(spec: Value) -> Value {
+        let mut pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap();
+        default_pod(&mut pod);
+        let once = pod.clone();
+        default_pod(&mut pod);
+        assert_eq!(once, pod, "twice is once");
+        serde_json::to_value(pod).unwrap()
+    }
+
+    fn service(spec: Value) -> Value {
+        let mut service: Service =
+            serde_json::from_value(json!({"metadata": {"name": "s"}, "spec": spec})).unwrap();
+        default_service(&mut service);
+        let once = service.clone();
+        default_service(&mut service);
+        assert_eq!(once, service, "twice is once");
+        serde_json::to_value(service).unwrap()["spec"].take()
+    }
+
+    #[test]
+    fn a_short_pod_becomes_what_the_api_server_stores() {
+        let found = pod(json!({"containers": [{"name": "a", "image": "nginx"}], "volumes": [{"name": "v"}]}));
+        assert_eq!(found["metadata"]["namespace"], "default");
+        let expect = json!({
+            "containers": [{
+                "name": "a", "image": "nginx", "imagePullPolicy": "Always",
+                "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
+            }],
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "schedulerName": "default-scheduler",
+            "terminationGracePeriodSeconds": 30, "enableServiceLinks": true, "securityContext": {},
+        });
+        assert_eq!(found["spec"], expect);
+    }
+
+    #[test]
+    fn the_pull_policy_follows_the_tag() {
+        for (image, expect) in [
+            ("nginx", "Always"),
+            ("nginx:latest", "Always"),
+            ("localhost:5000/nginx", "Always"),
+            ("localhost:5000/a/nginx:latest", "Always"),
+            ("nginx:1.27", "IfNotPresent"),
+            ("localhost:5000/nginx:1", "IfNotPresent"),
+            ("nginx@sha256:abc", "IfNotPresent"),
+            ("nginx:latest@sha256:abc", "IfNotPresent"),
+        ] {
+            assert_eq!(pull_policy(image), expect, "{image}");
+        }
+    }
+
+    #[test]
+    fn probes_ports_env_and_limits_are_completed() {
+        let found = pod(json!({"hostNetwork": true, "containers": [{
+            "name": "a", "image": "a:1",
+            "ports": [{"containerPort": 80}],
+            "env": [{"name": "N", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+            "resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "100m"}},
+            "readinessProbe": {"httpGet": {"port": 80}, "periodSeconds": 0},
+            "lifecycle": {"preStop": {"httpGet": {"port": 80}}},
+        }]}));
+        let container = &found["spec"]["containers"][0];
+        assert_eq!(container["ports"][0], json!({"containerPort": 80, "hostPort": 80, "protocol": "TCP"}));
+        assert_eq!(container["env"][0]["valueFrom"]["fieldRef"]["apiVersion"], "v1");
+        assert_eq!(container["resources"]["requests"], json!({"cpu": "100m", "memory": "1Gi"}));
+        let probe = json!({"httpGet": {"port": 80, "path": "/", "scheme": "HTTP"}, "timeoutSeconds": 1,
+            "periodSeconds": 10, "successThreshold": 1, "failureThreshold": 3});
+        assert_eq!(container["readinessProbe"], probe);
+        assert_eq!(container["lifecycle"]["preStop"]["httpGet"]["path"], "/");
+    }
+
+    #[test]
+    fn volumes_get_their_modes() {
+        let found = pod(json!({"containers": [], "volumes": [
+            {"name": "s", "secret": {"secretName": "s"}},
+            {"name": "c", "configMap": {"name": "c", "defaultMode": 256}},
+            {"name": "h", "hostPath": {"path": "/x"}},
+            {"name": "p", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}},
+        ]}));
+        let volumes = &found["spec"]["volumes"];
+        assert_eq!(volumes[0]["secret"]["defaultMode"], 420);
+        assert_eq!(volumes[1]["configMap"]["defaultMode"], 256);
+        assert_eq!(volumes[2]["hostPath"]["type"], "");
+        assert_eq!(volumes[3]["projected"]["defaultMode"], 420);
+        let token = json!({"path": "t", "expirationSeconds": 3600});
+        assert_eq!(volumes[3]["projected"]["sources"][0]["serviceAccountToken"], token);
+    }
+
+    #[test]
+    fn a_service_gets_type_affinity_families_and_target_ports() {
+        let found =
+            service(json!({"ports": [{"port": 80}, {"port": 81, "targetPort": "http", "protocol": "UDP"}]}));
+        let expect = json!({
+            "type": "ClusterIP", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+            "ports": [
+                {"port": 80, "targetPort": 80, "protocol": "TCP"},
+                {"port": 81, "targetPort": "http", "protocol": "UDP"},
+            ],
+        });
+        assert_eq!(found, expect);
+        assert_eq!(service(json!({"type": "NodePort"}))["externalTrafficPolicy"], "Cluster");
+        let affine = service(json!({"sessionAffinity": "ClientIP"}));
+        assert_eq!(affine["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"], 10_800);
+        let external = service(json!({"type": "ExternalName", "externalName": "x.example"}));
+        assert_eq!(
+            external,
+            json!({"type": "ExternalName", "externalName": "x.example", "sessionAffinity": "None"})
+        );
+    }
+}
