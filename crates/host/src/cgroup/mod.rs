@@ -148,13 +148,24 @@ pub struct Entry {
     pub into: Option<OwnedFd>,
     /// v1 `tasks` files: the child writes `0` into each while it is single-threaded.
     pub tasks: Vec<OwnedFd>,
+    /// The `tasks` file of v1's cpu hierarchy, apart from the others: a child that sets itself up for a program with few shares or a
+    /// small quota joins it last, or its own work would be done at that pace.
+    pub cpu: Option<OwnedFd>,
 }
 
 impl Entry {
-    /// Moves the calling, single-threaded process in through the v1 doors. For a child that was cloned into the v2 one.
+    /// Moves the calling, single-threaded process in through the v1 doors but the cpu's. For a child that was cloned into the v2 one.
     pub fn join_tasks(&self) -> io::Result<()> {
         for tasks in &self.tasks {
             rustix::io::write(tasks, b"0")?;
+        }
+        Ok(())
+    }
+
+    /// Moves the calling, single-threaded process into the cpu hierarchy of v1.
+    pub fn join_cpu(&self) -> io::Result<()> {
+        if let Some(cpu) = &self.cpu {
+            rustix::io::write(cpu, b"0")?;
         }
         Ok(())
     }
@@ -167,7 +178,8 @@ impl Entry {
                 rustix::fs::openat(into, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
             rustix::io::write(&procs, b"0")?;
         }
-        self.join_tasks()
+        self.join_tasks()?;
+        self.join_cpu()
     }
 }
 
@@ -247,12 +259,17 @@ impl Cgroup {
 
     /// Opens the doors for a child.
     pub fn entry(&self) -> Result<Entry, CgroupError> {
-        let mut entry = Entry { into: None, tasks: Vec::new() };
+        let mut entry = Entry { into: None, tasks: Vec::new(), cpu: None };
         for directory in &self.directories {
             if directory.hierarchy == v2::NAME {
                 entry.into = Some(file::open_directory(&directory.path)?);
             } else {
-                entry.tasks.push(file::open_write(&directory.path.join("tasks"))?);
+                let tasks = file::open_write(&directory.path.join("tasks"))?;
+                if directory.hierarchy.split(',').any(|name| name == "cpu") {
+                    entry.cpu = Some(tasks);
+                } else {
+                    entry.tasks.push(tasks);
+                }
             }
         }
         Ok(entry)

@@ -55,6 +55,7 @@ fn set_up(seed: &Seed<'_>, reporter: &mut Reporter) -> Result<Never, Failure> {
     rootfs::enter(&root, plan)?;
     let env = program::environment(process);
     let filter = seed.filter.as_ref();
+    finish_cgroup(seed)?;
     credentials::set_rlimits(process)?;
     program::change_directory(&process.cwd)?;
     if let Some((filter, flags)) = filter.filter(|_| !process.no_new_privileges) {
@@ -89,6 +90,14 @@ fn join_namespaces(seed: &Seed<'_>) -> Result<(), Failure> {
         if *kind != Namespace::Pid {
             namespace::join(fd, *kind).step(|| format!("join the {} namespace", kind.file_name()))?;
         }
+    }
+    Ok(())
+}
+
+/// Joins what slows this process down, and makes the cgroup namespace, whose roots are where it stands then.
+fn finish_cgroup(seed: &Seed<'_>) -> Result<(), Failure> {
+    if let Some(entry) = seed.entry {
+        entry.join_cpu().step(|| "join the cpu cgroup".to_owned())?;
     }
     if seed.plan.new_namespaces.contains(&Namespace::Cgroup) {
         namespace::unshare(&[Namespace::Cgroup]).step(|| "make a cgroup namespace".to_owned())?;

@@ -49,6 +49,9 @@ fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), F
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     take_stdio(seed.stdio)?;
     own_stdio(process.uid);
+    if let Some(entry) = seed.entry {
+        entry.join_cpu().step(|| "join the cpu cgroup".to_owned())?;
+    }
     let env = program::environment(process);
     credentials::set_rlimits(process)?;
     program::change_directory(&process.cwd)?;

@@ -183,7 +183,7 @@ fn spec(script: &str) -> Value {
         "linux": {
             "namespaces": [{ "type": "pid" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" },
                 { "type": "mount" }, { "type": "cgroup" }],
-            "resources": { "devices": [{ "allow": false, "access": "rwm" }], "pids": { "limit": 20 } },
+            "resources": { "devices": [{ "allow": false, "access": "rwm" }], "pids": { "limit": 20 }, "cpu": { "shares": 512 } },
             "maskedPaths": ["/proc/keys", "/proc/acpi", "/sys/firmware"],
             "readonlyPaths": ["/proc/sys", "/proc/sysrq-trigger"],
         },
