@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
 use crate::cli::NodeArgs;
@@ -25,9 +25,9 @@ pub(crate) enum ConfigError {
     #[error("--pod-cidr {pods} and --service-cidr {services} overlap")]
     Overlap {
         /// The pods' range.
-        pods: IpNet,
+        pods: Ipv4Net,
         /// The Services' range.
-        services: IpNet,
+        services: Ipv4Net,
     },
     /// The file cannot be read.
     #[error("read the configuration file {}", path.display())]

@@ -1,4 +1,4 @@
-//! One agent per state directory and per root: flock, held as long as the process lives, gone with `kill -9`.
+//! One agent per state directory and per root: flock on `agent.lock`, held as long as the process lives, gone with `kill -9`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -39,16 +39,16 @@ pub(crate) struct NodeLock {
 }
 
 impl NodeLock {
-    /// Takes both, creating the directories (0700) where they are missing.
+    /// Takes both, creating the directories (0711, as containers look through them) where they are missing.
     pub(crate) fn take(node: &Node) -> Result<Self, LockError> {
         Ok(Self { _state: take(&node.state)?, _root: take(&node.root)? })
     }
 }
 
 fn take(dir: &Path) -> Result<File, LockError> {
-    let path = dir.join("lock");
+    let path = dir.join("agent.lock");
     let fail = |source| LockError::Io { path: path.clone(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(fail)?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)

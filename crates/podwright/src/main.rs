@@ -7,18 +7,12 @@
 //! file is wrong. `podwright oci` has runc's, the plugins have CNI's.
 
 mod admin;
-mod agent {
-    pub(crate) mod parts;
-}
+mod agent;
 mod cli;
 mod config;
-mod demo {
-    mod isolation;
-    mod network;
-    mod times;
-    mod traffic;
-}
+mod demo;
 mod image;
+mod kubelet_soon;
 mod lock;
 mod logging;
 mod node;
@@ -41,7 +35,11 @@ fn main() -> ExitCode {
     let argv0 = args.next().unwrap_or_default();
     match program(&argv0) {
         "podwright-supervisor" => oci::supervisor::main(),
-        _ => {}
+        name => {
+            if let Some(code) = cni::plugin_main(name) {
+                return code;
+            }
+        }
     }
     let args: Vec<OsString> = args.collect();
     if args.first().is_some_and(|first| first == "oci") {
@@ -58,22 +56,10 @@ fn program(argv0: &OsStr) -> &str {
 fn command(cli: Cli) -> ExitCode {
     logging::init(&cli.log, &cli.command);
     let done = match cli.command {
-        Command::Run(args) => {
-            let _ = args;
-            Err(anyhow::anyhow!("not wired yet"))
-        }
-        Command::Runtime(args) => {
-            let _ = args;
-            Err(anyhow::anyhow!("not wired yet"))
-        }
-        Command::Demo(args) => {
-            let _ = args;
-            Err(anyhow::anyhow!("not wired yet"))
-        }
-        Command::Status(args) => {
-            let _ = args;
-            Err(anyhow::anyhow!("not wired yet"))
-        }
+        Command::Run(args) => agent::run(&args),
+        Command::Runtime(args) => agent::runtime(&args),
+        Command::Demo(args) => demo::main(&args),
+        Command::Status(args) => status::main(&args),
         Command::Reset(args) => reset::main(&args),
         Command::Image(args) => image::main(&args),
         Command::Version => {

@@ -40,9 +40,9 @@ pub(crate) struct Node {
     /// The cgroup that holds `kubepods`.
     pub(crate) kubelet_cgroup: String,
     /// The addresses of pods.
-    pub(crate) pod_cidr: IpNet,
+    pub(crate) pod_cidr: Ipv4Net,
     /// The addresses of Services.
-    pub(crate) service_cidr: IpNet,
+    pub(crate) service_cidr: Ipv4Net,
     /// The bridge of pods.
     pub(crate) bridge: String,
     /// The name of the node.
@@ -148,13 +148,13 @@ fn bin_dirs(given: &[PathBuf]) -> Result<Vec<PathBuf>, ConfigError> {
     given.iter().map(|dir| absolute("cni-bin-dir", dir)).collect()
 }
 
-fn v4(flag: &'static str, given: Option<IpNet>, default: Ipv4Net) -> Result<IpNet, ConfigError> {
+fn v4(flag: &'static str, given: Option<IpNet>, default: Ipv4Net) -> Result<Ipv4Net, ConfigError> {
     let net = given.unwrap_or(IpNet::V4(default));
     let fail = |reason| Err(ConfigError::Flag { flag, value: net.to_string(), reason });
     match net {
         IpNet::V6(_) => fail("is IPv6, which is not supported yet"),
         IpNet::V4(v4) if v4.prefix_len() > 29 => fail("has no room for pods; give a prefix of at most /29"),
-        IpNet::V4(v4) => Ok(IpNet::V4(v4.trunc())),
+        IpNet::V4(v4) => Ok(v4.trunc()),
     }
 }
 

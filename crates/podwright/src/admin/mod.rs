@@ -2,7 +2,7 @@
 //! only root can open. Not an API for others: both ends are the same binary.
 
 pub(crate) mod client;
-//pub(crate) mod server;
+pub(crate) mod server;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};

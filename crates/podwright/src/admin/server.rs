@@ -42,14 +42,20 @@ pub(crate) fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     listen().with_context(|| format!("listen on {}", path.display()))
 }
 
-/// Answers until `stop`, or until somebody asks for the stop.
-pub(crate) async fn serve(listener: UnixListener, sources: Arc<Sources>, stop: CancellationToken) {
+/// Answers until `end`. Who asks for the stop of the agent cancels `stop`.
+pub(crate) async fn serve(
+    listener: UnixListener,
+    sources: Arc<Sources>,
+    stop: CancellationToken,
+    end: CancellationToken,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = end.cancelled() => return,
         };
         match accepted {
+            Ok((stream, _)) if !from_root(&stream) => tracing::warn!("refused an admin connection: not root"),
             Ok((stream, _)) => drop(tokio::spawn(connection(stream, Arc::clone(&sources), stop.clone()))),
             Err(error) => {
                 tracing::warn!(%error, "accept on the admin socket");
@@ -57,6 +63,11 @@ pub(crate) async fn serve(listener: UnixListener, sources: Arc<Sources>, stop: C
             }
         }
     }
+}
+
+/// The socket's mode says the same, but only from the moment at which it is set.
+fn from_root(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0)
 }
 
 async fn connection(stream: UnixStream, sources: Arc<Sources>, stop: CancellationToken) {
@@ -71,7 +82,11 @@ async fn connection(stream: UnixStream, sources: Arc<Sources>, stop: Cancellatio
     }
 }
 
-async fn answer(request: Request<Incoming>, sources: Arc<Sources>, stop: CancellationToken) -> Response<Body> {
+async fn answer(
+    request: Request<Incoming>,
+    sources: Arc<Sources>,
+    stop: CancellationToken,
+) -> Response<Body> {
     match (request.method().clone(), request.uri().path()) {
         (Method::GET, STATUS) => match serde_json::to_vec(&sources.report().await) {
             Ok(json) => reply(StatusCode::OK, json),

@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use crate::kubelet_soon::NodeReport;
 use k8s_openapi::api::core::v1::Pod;
-use kubelet::NodeReport;
 use proxy::LocalPod;
 use tokio::sync::watch;
 
-/// Hands on every change that matters to the proxy, until either end goes away.
+/// Hands on every change that matters to the proxy, until `stop`.
 pub(crate) async fn follow(
     mut reports: watch::Receiver<Arc<NodeReport>>,
     pods: watch::Sender<Arc<Vec<LocalPod>>>,
+    stop: impl Future<Output = ()>,
 ) {
+    let mut stop = std::pin::pin!(stop);
     loop {
         let local: Vec<LocalPod> = reports.borrow_and_update().pods.iter().filter_map(local_pod).collect();
         pods.send_if_modified(|known| {
@@ -22,8 +24,8 @@ pub(crate) async fn follow(
             changed
         });
         tokio::select! {
-            changed = reports.changed() => if changed.is_err() { return },
-            () = pods.closed() => return,
+            Ok(()) = reports.changed() => {},
+            () = &mut stop => return,
         }
     }
 }
@@ -39,7 +41,11 @@ fn local_pod(pod: &Pod) -> Option<LocalPod> {
         return None;
     }
     let condition = |name: &str| {
-        status.conditions.iter().flatten().any(|condition| condition.type_ == name && condition.status == "True")
+        status
+            .conditions
+            .iter()
+            .flatten()
+            .any(|condition| condition.type_ == name && condition.status == "True")
     };
     Some(LocalPod {
         namespace: pod.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
@@ -54,7 +60,5 @@ fn local_pod(pod: &Pod) -> Option<LocalPod> {
 fn named_ports(pod: &Pod) -> BTreeMap<String, u16> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
-    ports
-        .filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?)))
-        .collect()
+    ports.filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?))).collect()
 }

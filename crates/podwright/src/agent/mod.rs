@@ -11,22 +11,30 @@
 //! Stopping the agent stops no pod: that is what supervisors are for.
 
 mod endpoints;
+pub(crate) mod parts;
+mod problems;
 mod sources;
 
-pub(crate) use sources::Sources;
+pub(crate) use sources::{Sources, Standalone, node_object};
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use hostnet::netfilter::WriterHandle;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
 
 use crate::cli::{NodeArgs, RunArgs, RuntimeArgs};
 use crate::lock::NodeLock;
 use crate::node::Node;
-use crate::{admin, config, signals};
+use crate::{admin, config, image, signals};
+
+/// How long parts that were told to stop may take.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What an agent is made of.
 #[derive(Debug)]
@@ -42,7 +50,7 @@ pub(crate) enum Role {
 
 /// `podwright run`: until a signal ends it; the pods stay.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let flags = config::kubelet(&args.node, args.config.as_deref())?;
+    let flags = config::runtime(&args.node, args.config.as_deref())?;
     until_signal(&flags, Role::Node { manifests: args.files.clone() })
 }
 
@@ -81,20 +89,15 @@ impl Agent {
     /// Starts every part. They end when `stop` is cancelled.
     pub(crate) async fn start(node: Node, role: Role, stop: CancellationToken) -> anyhow::Result<Self> {
         let lock = NodeLock::take(&node)?;
-        let writer = parts::netfilter(&node);
-        let runtime = runtime::Runtime::open(parts::runtime(&node), writer.clone()).await.context("open the runtime")?;
+        let writer = parts::netfilter();
+        let runtime = runtime::Runtime::open(parts::runtime(&node), writer.clone())
+            .await
+            .context("open the runtime")?;
         let listener = cri::bind(&node.listen)?;
         let admin_listener = admin::server::bind(&node.admin_socket())?;
         let (channel, in_memory) = cri::connect_in_memory();
         let servers_stop = CancellationToken::new();
-        let mut agent = Self {
-            sources: Arc::new(Sources::new(node, Arc::clone(&runtime))),
-            callers: JoinSet::new(),
-            servers: JoinSet::new(),
-            stop,
-            servers_stop: servers_stop.clone(),
-            _lock: lock,
-        };
+        let mut servers = Parts::new();
         let serving = cri::serve(
             listener,
             in_memory,
@@ -102,39 +105,27 @@ impl Agent {
             runtime.image_service(),
             servers_stop.clone().cancelled_owned(),
         );
-        agent.servers.spawn(async move { ("the CRI server", serving.await.map_err(Into::into)) });
-        if let Role::Node { manifests } = role {
-            agent.start_node(manifests, channel, writer);
-        }
-        let admin = admin::server::serve(admin_listener, Arc::clone(&agent.sources), agent.stop.clone(), servers_stop);
-        agent.servers.spawn(async move { ("the admin socket", Ok(admin.await)) });
-        tracing::info!(node = agent.sources.node().name, cri = %agent.sources.node().listen.display(), "ready");
-        Ok(agent)
-    }
-
-    /// Kubelet and proxy, joined by what they watch of each other.
-    fn start_node(&mut self, manifests: Vec<PathBuf>, cri: tonic::transport::Channel, writer: WriterHandle) {
-        let node = self.sources.node().clone();
-        let desired = manifest::watch(manifests);
-        let (kubelet_report, seen_pods) = watch::channel(Arc::default());
-        let (proxy_report, seen_services) = watch::channel(Arc::default());
-        let (local_pods, endpoints) = watch::channel(Arc::default());
-        if let Some(sources) = Arc::get_mut(&mut self.sources) {
-            sources.add_node(desired.clone(), seen_pods.clone(), seen_services);
-        }
-        let stop = self.stop.clone();
-        let kubelet = kubelet::run(
-            parts::kubelet(&node),
-            cri,
-            desired.clone(),
-            kubelet_report,
-            stop.clone().cancelled_owned(),
-        );
-        self.callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
-        self.callers.spawn(async move { ("the endpoints", Ok(endpoints::follow(seen_pods, local_pods).await)) });
-        let proxy =
-            proxy::run(parts::proxy(&node), desired, endpoints, writer, proxy_report, stop.cancelled_owned());
-        self.callers.spawn(async move { ("the proxy", proxy.await.map_err(Into::into)) });
+        servers.spawn(async move { ("the CRI server", serving.await.map_err(Into::into)) });
+        let mut callers = Parts::new();
+        let standalone = match role {
+            Role::Runtime => None,
+            Role::Node { manifests } => {
+                // Pods that want it wait with the reason; the others need not.
+                if let Err(error) = image::built_in::import(runtime.images()).await {
+                    tracing::warn!(error = format!("{error:#}"), "no built-in image");
+                }
+                Some(start_node(&mut callers, &node, manifests, channel.clone(), writer, &stop)?)
+            }
+        };
+        let sources = Arc::new(Sources { node, runtime, cri: channel, standalone });
+        let admin =
+            admin::server::serve(admin_listener, Arc::clone(&sources), stop.clone(), servers_stop.clone());
+        servers.spawn(async move {
+            admin.await;
+            ("the admin socket", Ok(()))
+        });
+        tracing::info!(node = sources.node.name, cri = %sources.node.listen.display(), "ready");
+        Ok(Self { sources, callers, servers, stop, servers_stop, _lock: lock })
     }
 
     /// What the parts know.
@@ -145,6 +136,7 @@ impl Agent {
     /// Waits until the agent is told to stop, or a part cannot go on; then ends them all, callers first.
     pub(crate) async fn end(mut self) -> anyhow::Result<()> {
         let first = tokio::select! {
+            biased;
             () = self.stop.cancelled() => Ok(()),
             Some(ended) = self.callers.join_next() => unexpected(ended),
             Some(ended) = self.servers.join_next() => unexpected(ended),
@@ -155,6 +147,37 @@ impl Agent {
         let servers = drain(&mut self.servers).await;
         first.and(callers).and(servers)
     }
+}
+
+/// Kubelet and proxy, joined by what they watch of each other.
+fn start_node(
+    callers: &mut Parts,
+    node: &Node,
+    manifests: Vec<PathBuf>,
+    cri: Channel,
+    writer: WriterHandle,
+    stop: &CancellationToken,
+) -> anyhow::Result<Standalone> {
+    let desired = manifest::watch(manifests)?;
+    let (kubelet_report, pods) = watch::channel(Arc::default());
+    let (proxy_report, services) = watch::channel(Arc::default());
+    let (local_pods, endpoints) = watch::channel(Arc::default());
+    let stopped = || stop.clone().cancelled_owned();
+    let kubelet = crate::kubelet_soon::run((), cri, desired.clone(), kubelet_report, stopped());
+    callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
+    let following = endpoints::follow(pods.clone(), local_pods, stopped());
+    callers.spawn(async move {
+        following.await;
+        ("the endpoints", Ok(()))
+    });
+    let proxy = proxy::run(parts::proxy(node), desired.clone(), endpoints, writer, proxy_report, stopped());
+    callers.spawn(async move { ("the proxy", proxy.await.map_err(Into::into)) });
+    let telling = problems::tell(desired.clone(), services.clone(), stopped());
+    callers.spawn(async move {
+        telling.await;
+        ("the log of problems", Ok(()))
+    });
+    Ok(Standalone { manifests: desired, kubelet: pods, proxy: services })
 }
 
 /// A part that ended before it was told to.
@@ -171,7 +194,8 @@ async fn drain(parts: &mut Parts) -> anyhow::Result<()> {
     let ended = tokio::time::timeout(PATIENCE, async {
         while let Some(ended) = parts.join_next().await {
             let (part, outcome) = ended.context("a part of the agent panicked")?;
-            result = std::mem::replace(&mut result, Ok(())).and(outcome.with_context(|| format!("{part} ended")));
+            result =
+                std::mem::replace(&mut result, Ok(())).and(outcome.with_context(|| format!("{part} ended")));
         }
         Ok(())
     });

@@ -2,7 +2,44 @@
 
 use hostnet::netfilter::{Family, Writer, WriterConfig, WriterHandle};
 
+use crate::node::Node;
+
+/// The ports of NodePort Services, as upstream.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
+
 /// The one writer of netfilter rules in this process.
 pub(crate) fn netfilter() -> WriterHandle {
     Writer::spawn(WriterConfig { family: Family::V4 })
+}
+
+/// The service proxy.
+pub(crate) fn proxy(node: &Node) -> proxy::Config {
+    proxy::Config {
+        service_cidr: node.service_cidr,
+        node_port_range: NODE_PORTS,
+        state_file: node.services_file(),
+        pod_cidr: Some(node.pod_cidr),
+        node_name: node.name.clone(),
+    }
+}
+
+/// The container runtime with its network.
+pub(crate) fn runtime(node: &Node) -> runtime::Config {
+    runtime::Config {
+        root: node.root.clone(),
+        state: node.state.clone(),
+        cgroup_root: node.runtime_cgroup.clone(),
+        registry_config_dir: node.registry_config_dir.clone(),
+        cni: cni::ClientConfig {
+            conf_dir: node.cni_conf_dir.clone(),
+            bin_dirs: node.cni_bin_dirs.clone(),
+            cache_dir: node.cni_cache_dir(),
+            data_dir: node.leases_dir(),
+            default_network: Some(cni::DefaultNetwork {
+                bridge: node.bridge.clone(),
+                pod_cidr: node.pod_cidr.into(),
+                mtu: None,
+            }),
+        },
+    }
 }

@@ -3,25 +3,35 @@
 use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node as NodeObject, NodeAddress, NodeCondition, NodeSpec, NodeStatus, NodeSystemInfo};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kubelet::NodeReport;
+use crate::kubelet_soon::NodeReport;
+use cri::v1::StatusRequest;
+use cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_openapi::api::core::v1::Node as NodeObject;
 use manifest::Loaded;
 use proxy::ProxyReport;
 use runtime::Runtime;
+use runtime::images::ImageStore;
+use serde_json::json;
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
 use crate::node::Node;
 use crate::status::report::{Agent, Report};
+use crate::status::sandboxes;
 
-/// Receivers of everything that is reported inside the agent.
+/// Everything that is reported inside the agent.
 pub(crate) struct Sources {
-    node: Node,
-    runtime: Arc<Runtime>,
-    standalone: Option<Standalone>,
+    /// Where everything lies.
+    pub(crate) node: Node,
+    /// The runtime of this process.
+    pub(crate) runtime: Arc<Runtime>,
+    /// A channel to its CRI server.
+    pub(crate) cri: Channel,
+    /// What there is more on a node that runs manifests.
+    pub(crate) standalone: Option<Standalone>,
 }
 
-/// What there is more on a node that runs manifests.
+/// What kubelet and proxy report.
 #[derive(Clone)]
 pub(crate) struct Standalone {
     /// The manifests as they are now.
@@ -33,24 +43,9 @@ pub(crate) struct Standalone {
 }
 
 impl Sources {
-    /// What a CRI server alone knows, and on a node with manifests the rest.
-    pub(crate) fn new(node: Node, runtime: Arc<Runtime>, standalone: Option<Standalone>) -> Self {
-        Self { node, runtime, standalone }
-    }
-
-    /// Where everything lies.
-    pub(crate) fn node(&self) -> &Node {
-        &self.node
-    }
-
     /// The image store.
-    pub(crate) fn images(&self) -> &Arc<runtime::images::ImageStore> {
+    pub(crate) fn images(&self) -> &Arc<ImageStore> {
         self.runtime.images()
-    }
-
-    /// The reports of a node that runs manifests.
-    pub(crate) fn standalone(&self) -> Option<&Standalone> {
-        self.standalone.as_ref()
     }
 
     /// Everything, as of now.
@@ -59,8 +54,64 @@ impl Sources {
         let mut report = Report { agent: Some(agent), node: self.node_object().await, ..Report::default() };
         match &self.standalone {
             Some(standalone) => standalone.add_to(&mut report),
-            None => report.pods = crate::status::sandboxes::pods(&self.runtime).await,
+            None => match sandboxes::pods(self.cri.clone()).await {
+                Ok(pods) => report.pods = pods,
+                Err(error) => report.problems.push(format!("{error:#}")),
+            },
         }
         report
     }
+
+    /// The node with the conditions that its runtime gives.
+    async fn node_object(&self) -> NodeObject {
+        let status =
+            RuntimeServiceClient::new(self.cri.clone()).status(StatusRequest { verbose: false }).await;
+        let trouble = match status {
+            Ok(reply) => {
+                let conditions = reply.into_inner().status.unwrap_or_default().conditions;
+                let bad = conditions.into_iter().find(|condition| !condition.status);
+                bad.map(|condition| (condition.reason, condition.message))
+            }
+            Err(error) => Some(("RuntimeUnknown".to_owned(), error.message().to_owned())),
+        };
+        node_object(&self.node, self.node.ip.or_else(default_source), trouble)
+    }
+}
+
+impl Standalone {
+    fn add_to(&self, report: &mut Report) {
+        let kubelet = Arc::clone(&self.kubelet.borrow());
+        let proxy = Arc::clone(&self.proxy.borrow());
+        report.pods.clone_from(&kubelet.pods);
+        report.events.clone_from(&kubelet.events);
+        report.services.clone_from(&proxy.services);
+        report.endpoint_slices.clone_from(&proxy.endpoints);
+        report.problems = self.manifests.borrow().problems.iter().map(ToString::to_string).collect();
+    }
+}
+
+/// A v1 Node of what is known here. `trouble` is a reason and a sentence.
+pub(crate) fn node_object(node: &Node, ip: Option<IpAddr>, trouble: Option<(String, String)>) -> NodeObject {
+    let (status, reason, message) = match trouble {
+        None => ("True", "KubeletReady".to_owned(), "the runtime and its network are ready".to_owned()),
+        Some((reason, message)) => ("False", reason, message),
+    };
+    let mut addresses = vec![json!({"type": "Hostname", "address": node.name})];
+    addresses.extend(ip.map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})));
+    let object = json!({
+        "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"}},
+        "spec": {"podCIDR": node.pod_cidr.to_string(), "podCIDRs": [node.pod_cidr.to_string()]},
+        "status": {
+            "addresses": addresses,
+            "conditions": [{"type": "Ready", "status": status, "reason": reason, "message": message}],
+        },
+    });
+    serde_json::from_value(object).unwrap_or_default()
+}
+
+/// The address from which this machine would reach the world; nothing is sent.
+fn default_source() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
 }

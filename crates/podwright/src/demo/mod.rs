@@ -4,7 +4,7 @@
 
 mod isolation;
 mod network;
-mod progress;
+
 mod show;
 mod times;
 mod traffic;
@@ -29,7 +29,8 @@ pub(crate) fn main(args: &DemoArgs) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("the demo makes network namespaces, cgroups and mounts: run it as root (sudo podwright demo)");
     }
-    let own_manifest = args.file.as_ref().map(std::path::absolute).transpose().context("find the manifest")?;
+    let own_manifest =
+        args.file.as_ref().map(std::path::absolute).transpose().context("find the manifest")?;
     // One thread until here: namespaces belong to threads, and tokio's threads must inherit these.
     let isolation = Isolation::enter()?;
     let shown = in_isolation(&isolation, args, own_manifest.as_deref());
@@ -95,14 +96,17 @@ async fn run(
     args: &DemoArgs,
     stop: &CancellationToken,
 ) -> anyhow::Result<Ended> {
+    #[expect(clippy::disallowed_methods, reason = "the demo tells how long things take")]
+    let start = std::time::Instant::now();
     let agent_stop = CancellationToken::new();
     let _stops_with_us = agent_stop.clone().drop_guard();
-    let agent = Agent::start(node.clone(), Role::Node { manifests: vec![manifest] }, agent_stop.clone()).await?;
+    let agent =
+        Agent::start(node.clone(), Role::Node { manifests: vec![manifest] }, agent_stop.clone()).await?;
     let sources = agent.sources();
     let mut agent = std::pin::pin!(agent.end());
     let mut shown = tokio::select! {
         ended = &mut agent => return Err(ended_by_itself(ended)),
-        shown = show::everything(&sources) => shown.map(|()| Ended::Shown),
+        shown = show::everything(&sources, start) => shown.map(|()| Ended::Shown),
         () = stop.cancelled() => Ok(Ended::Interrupted),
     };
     if matches!(shown, Ok(Ended::Shown)) && !args.once {

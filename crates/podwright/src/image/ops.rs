@@ -1,19 +1,15 @@
 //! Work on the image store, told line by line: in the agent for the admin socket, or in the CLI where no agent runs.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
-use runtime::images::{Auth, BuiltInContent, BuiltInFile, Image, ImageConfig, ImageStore, Progress};
+use runtime::images::{Auth, Image, ImageStore, Progress};
 
 use super::wire::{Request, Row, Update};
 use crate::lock::NodeLock;
 use crate::node::Node;
 use crate::output;
-
-/// The image made of this binary: `podwright web`.
-pub(crate) const BUILT_IN: &str = "podwright.local/web:1";
 
 /// Who hears how the work goes.
 pub(crate) type Hear = Arc<dyn Fn(Update) + Send + Sync>;
@@ -48,25 +44,6 @@ pub(crate) async fn apply_to_files(node: &Node, request: Request, hear: &Hear) -
     let _lock = NodeLock::take(node)?;
     let store = ImageStore::open(&node.root, &node.registry_config_dir).await?;
     apply(&store, request, hear).await
-}
-
-/// Makes the image of this very binary, if it is not there.
-pub(crate) async fn import_built_in(store: &ImageStore) -> anyhow::Result<Arc<Image>> {
-    let program = BuiltInFile {
-        path: "/podwright".to_owned(),
-        mode: 0o755,
-        content: BuiltInContent::HostFile(PathBuf::from("/proc/self/exe")),
-    };
-    let mut files = vec![program];
-    for name in ["etc", "proc", "sys", "dev", "tmp"] {
-        let mode = if name == "tmp" { 0o1777 } else { 0o755 };
-        files.push(BuiltInFile { path: format!("/{name}"), mode, content: BuiltInContent::Directory });
-    }
-    let mut config = ImageConfig::default();
-    config.set_entrypoint(Some(vec!["/podwright".to_owned(), "web".to_owned()]));
-    config.set_env(Some(vec!["PATH=/".to_owned()]));
-    config.set_exposed_ports(Some(vec!["8080/tcp".to_owned()]));
-    store.import_built_in(BUILT_IN, files, config).await.with_context(|| format!("make the image {BUILT_IN}"))
 }
 
 fn row(image: &Image) -> Row {
@@ -129,8 +106,6 @@ impl Layers {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]
@@ -144,12 +119,6 @@ mod tests {
         let exists = Progress::LayerExists { digest: "a".into() };
         assert_eq!(layers.after("pulling", exists), "pulling: 1 of 2 layers, 1.5 kB of 4.0 kB");
         assert_eq!(layers.after("pulling", Progress::Committing), "pulling: writing to disk");
-    }
-
-    #[test]
-    fn the_example_uses_the_built_in_image() {
-        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/examples/hello.yaml");
-        assert!(std::fs::read_to_string(example).unwrap().contains(BUILT_IN));
     }
 
     #[test]

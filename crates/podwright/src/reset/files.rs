@@ -19,7 +19,8 @@ pub(crate) enum Images {
 }
 
 /// What podwright makes below its root, but for images. Configuration that may lie there is the user's.
-const IN_ROOT: [&str; 9] = [
+const IN_ROOT: &[&str] = &[
+    "agent.lock",
     "containers",
     "networks",
     "cni/cache",
@@ -31,7 +32,7 @@ const IN_ROOT: [&str; 9] = [
     "lock",
 ];
 /// The image store.
-const IMAGES_IN_ROOT: [&str; 6] = ["blobs", "index.json", "oci-layout", "snapshots", "ingest", "tmp"];
+const IMAGES_IN_ROOT: &[&str] = &["blobs", "index.json", "oci-layout", "snapshots", "ingest", "tmp"];
 
 /// Everything to remove, in order. The root itself goes only when nothing of the user's is left in it.
 pub(crate) fn leftovers(node: &Node, images: Images) -> Vec<PathBuf> {

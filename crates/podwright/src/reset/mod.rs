@@ -4,6 +4,7 @@
 mod cgroups;
 pub(crate) mod files;
 mod network;
+mod pods;
 
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -77,6 +78,7 @@ async fn end_agent(node: &Node, holder: Option<u32>) -> anyhow::Result<()> {
 pub(crate) async fn wipe(node: &Node, images: Images) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     let mut note = |step: anyhow::Result<()>| failed.extend(step.err());
+    note(pods::remove_all(node).await);
     note(cgroups::remove(node).await);
     note(network::remove(node).await);
     note(remove_files(node, images));

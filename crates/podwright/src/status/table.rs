@@ -104,6 +104,18 @@ fn pod_row(pod: &Pod, width: Width, now: Timestamp) -> Vec<String> {
     row
 }
 
+/// One pod in a few words, for lines of progress.
+pub(crate) fn line(pod: &Pod) -> String {
+    let (word, why) = pod_state(pod);
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let ready = conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True");
+    match (ready, why.as_str()) {
+        (true, _) => "Ready".to_owned(),
+        (false, "") => word,
+        (false, why) => format!("{word} ({})", shorten(why, Width::Normal)),
+    }
+}
+
 /// The word kubectl would print, and the sentence behind it.
 fn pod_state(pod: &Pod) -> (String, String) {
     let Some(status) = &pod.status else { return ("Pending".to_owned(), String::new()) };
