@@ -56,12 +56,17 @@ struct Meta {
 struct Owner {
     uid: u32,
     gid: u32,
+    /// Bits that a new file does not get.
+    umask: u32,
 }
 
 impl<'a> Tree<'a> {
     pub(super) fn new(root: OwnedFd, limits: &'a Limits) -> Self {
-        let owner =
-            Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        let owner = Owner {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            umask: umask(),
+        };
         Self {
             root,
             limits,
@@ -172,6 +177,14 @@ impl<'a> Tree<'a> {
             write_all(&file, chunk).map_err(|errno| io_error("write", &entry.path, errno))
         })?;
         self.done.bytes += size.next_multiple_of(4096);
+        let as_created = entry.mode & (0o7000 | self.owner.umask) == 0
+            && entry.xattrs.is_empty()
+            && !self.owner.gives(entry.uid, entry.gid);
+        if as_created {
+            // Most files: two journalled calls fewer.
+            return sys::futimens(&file, &times(entry.mtime))
+                .map_err(|errno| io_error("set the time of", &entry.path, errno));
+        }
         set_meta(file.as_fd(), &meta_of(entry), &self.owner, &entry.path)
     }
 
@@ -600,6 +613,13 @@ fn set_opaque(directory: BorrowedFd<'_>, path: &[u8]) -> Result<(), UnpackError>
     let by_fd = format!("/proc/self/fd/{}", directory.as_raw_fd());
     sys::setxattr(&by_fd, "trusted.overlay.opaque", b"y", XattrFlags::empty())
         .map_err(|errno| io_error("mark as opaque the directory of", path, errno))
+}
+
+/// Read, not asked for by setting another one: that would be visible to other threads.
+fn umask() -> u32 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+    line.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o777)
 }
 
 fn is_whiteout(stat: &sys::Stat) -> bool {
