@@ -160,11 +160,11 @@ async fn a_mounted_config_map_and_a_directory_that_comes_back_are_followed() {
 
 /// Waits for what events bring; a state that never comes hangs, and the test runner says where.
 async fn until(seen: &mut Receiver<Arc<Loaded>>, is_it: impl Fn(&Loaded) -> bool) -> Arc<Loaded> {
-    Arc::clone(&*seen.wait_for(|loaded| is_it(loaded)).await.unwrap())
+    Arc::clone(&*seen.wait_for(|loaded| is_it(loaded)).await.expect("the watcher lives"))
 }
 
 fn put(dir: &Path, name: &str, text: &str) {
-    fs::write(dir.join(name), text).unwrap();
+    fs::write(dir.join(name), text).expect("write");
 }
 
 fn pod(name: &str, image: &str) -> String {

@@ -8,9 +8,13 @@
 //! It programs nothing itself and knows nothing of how pods get their addresses.
 
 mod model;
+mod names;
 mod report;
+mod rules;
 mod run;
+mod source;
 
 pub use model::{Endpoint, NodeFacts, Protocol, ServiceMap, ServicePort, ServicePortName};
 pub use report::{Problem, ProxyReport};
+pub use rules::render_rules;
 pub use run::{Config, LocalPod, ProxyError, run};

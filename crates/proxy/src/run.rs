@@ -5,13 +5,17 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hostnet::netfilter::WriterHandle;
+use hostnet::netfilter::{Owner, Ruleset, WriteError, WriterHandle};
 use ipnet::Ipv4Net;
 use manifest::Loaded;
 use tokio::sync::watch;
 
-use crate::report::ProxyReport;
+use crate::model::NodeFacts;
+use crate::report::{Problem, ProxyReport};
+use crate::rules::render_rules;
+use crate::source::{self, Allocations, Ranges};
 
 /// How the proxy works.
 #[derive(Clone, Debug)]
@@ -64,16 +68,132 @@ pub enum ProxyError {
 /// Serves Services until `stop`. The rules stay: pods outlive the agent, and so do the ways to them.
 ///
 /// # Errors
-/// When recorded allocations cannot be read.
+/// When recorded allocations cannot be read, or nothing tells of Services or pods any more.
 pub async fn run(
     config: Config,
-    desired: watch::Receiver<Arc<Loaded>>,
-    pods: watch::Receiver<Arc<Vec<LocalPod>>>,
+    mut desired: watch::Receiver<Arc<Loaded>>,
+    mut pods: watch::Receiver<Arc<Vec<LocalPod>>>,
     writer: WriterHandle,
     report: watch::Sender<Arc<ProxyReport>>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ProxyError> {
-    let _ = (config, desired, pods, writer, report);
-    stop.await;
-    Ok(())
+    let mut shell = Shell::open(config, writer)?;
+    let mut retry = RETRY_FIRST;
+    tokio::pin!(stop);
+    loop {
+        let (loaded, local) = (desired.borrow_and_update().clone(), pods.borrow_and_update().clone());
+        let (now, outcome) = shell.round(&loaded, &local).await;
+        tell(&report, now);
+        retry = match outcome {
+            Outcome::Done => RETRY_FIRST,
+            Outcome::Retry => (retry * 2).min(RETRY_LAST),
+        };
+        tokio::select! {
+            biased;
+            () = &mut stop => return Ok(()),
+            changed = desired.changed() => changed.map_err(|_| ProxyError::SourceEnded)?,
+            changed = pods.changed() => changed.map_err(|_| ProxyError::SourceEnded)?,
+            () = tokio::time::sleep(retry), if outcome == Outcome::Retry => {}
+        }
+    }
+}
+
+/// What did not work is tried again after this long, then after twice as long…
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// … up to this.
+const RETRY_LAST: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Done,
+    Retry,
+}
+
+/// What is known between rounds.
+struct Shell {
+    config: Config,
+    writer: WriterHandle,
+    allocations: Allocations,
+    /// What the file says.
+    recorded: Allocations,
+    /// What the writer has; none when that is not known.
+    programmed: Option<Ruleset>,
+}
+
+impl Shell {
+    fn open(config: Config, writer: WriterHandle) -> Result<Self, ProxyError> {
+        let fail = |source| ProxyError::ReadState { path: config.state_file.clone(), source };
+        let recorded = source::read(&config.state_file).map_err(fail)?;
+        Ok(Self { writer, allocations: recorded.clone(), recorded, programmed: None, config })
+    }
+
+    /// Plans, records, programs.
+    async fn round(&mut self, loaded: &Loaded, pods: &[LocalPod]) -> (ProxyReport, Outcome) {
+        let ranges = Ranges {
+            service_cidr: self.config.service_cidr,
+            node_ports: self.config.node_port_range.clone(),
+        };
+        let services = &loaded.objects.services;
+        let plan = source::plan(services, pods, &self.allocations, &ranges, &self.config.node_name);
+        let mut report = plan.report;
+        let rules = render_rules(&plan.services, &NodeFacts { pod_cidr: self.config.pod_cidr });
+        self.allocations = plan.allocations;
+        let mut outcome = Outcome::Done;
+        let mut failed = |what: &str, error: &dyn std::error::Error| {
+            let message = format!("{what}: {}", chain(error));
+            report.problems.push(Problem { service: None, field: None, message });
+            outcome = Outcome::Retry;
+        };
+        // Recorded before it is used: after a crash no Service moves.
+        if let Err(error) = self.record().await {
+            failed("the allocated addresses are not recorded", &error);
+        }
+        if let Err(error) = self.program(rules).await {
+            failed("the rules of Services are not programmed", &error);
+        }
+        (report, outcome)
+    }
+
+    async fn record(&mut self) -> std::io::Result<()> {
+        if self.allocations == self.recorded {
+            return Ok(());
+        }
+        let (path, allocations) = (self.config.state_file.clone(), self.allocations.clone());
+        let work =
+            tokio::task::spawn_blocking(move || source::write(&path, &allocations).map(|()| allocations));
+        self.recorded = work.await.map_err(std::io::Error::other)??;
+        Ok(())
+    }
+
+    async fn program(&mut self, rules: Ruleset) -> Result<(), WriteError> {
+        if self.programmed.as_ref() == Some(&rules) {
+            return Ok(());
+        }
+        self.programmed = None;
+        self.writer.submit(Owner::Proxy, rules.clone()).await?;
+        self.programmed = Some(rules);
+        Ok(())
+    }
+}
+
+/// Publishes a report that says something new, and logs the problems that are new.
+fn tell(report: &watch::Sender<Arc<ProxyReport>>, now: ProxyReport) {
+    report.send_if_modified(|before| {
+        for problem in now.problems.iter().filter(|problem| !before.problems.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        let differs = **before != now;
+        *before = Arc::new(now);
+        differs
+    });
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }

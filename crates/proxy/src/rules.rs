@@ -1,0 +1,416 @@
+//! From Service ports to netfilter rules, in kube-proxy's chains and shapes. Pure.
+//!
+//! ```text
+//! PREROUTING, OUTPUT ─► KUBE-SERVICES ─► KUBE-SVC-… ─► KUBE-SEP-… ─► DNAT
+//!                            └─► KUBE-NODEPORTS ─► KUBE-EXT-… ─┘ (marked, to be masqueraded)
+//! POSTROUTING ─► KUBE-POSTROUTING ─► MASQUERADE what is marked
+//! ```
+//! NodePorts do not answer on 127.0.0.0/8: that needs `route_localnet`, which opens the node's loopback to its
+//! neighbours (CVE-2020-8558).
+
+use hostnet::netfilter::{Position, Ruleset, Table};
+
+use crate::model::{NodeFacts, ServiceMap, ServicePort, ServicePortName};
+use crate::names::{endpoint_chain, external_chain, service_chain};
+
+/// The mark of packets that leave with the node's address.
+const MARK: &str = "0x4000";
+/// How jumps are narrowed to the first packet of a connection.
+const NEW: &str = "-m conntrack --ctstate NEW";
+/// Every address of the node but its loopback.
+const NODE_ADDRESSES: &str = "-m addrtype --dst-type LOCAL ! -d 127.0.0.0/8";
+
+struct Jump {
+    table: Table,
+    builtin: &'static str,
+    chain: &'static str,
+    matches: &'static str,
+    comment: &'static str,
+}
+
+const fn jump(
+    table: Table,
+    builtin: &'static str,
+    chain: &'static str,
+    matches: &'static str,
+    comment: &'static str,
+) -> Jump {
+    Jump { table, builtin, chain, matches, comment }
+}
+
+const PORTALS: &str = "kubernetes service portals";
+const EXTERNAL: &str = "kubernetes externally-visible service portals";
+
+/// The jumps into our chains, in the order in which a packet meets them.
+const JUMPS: [Jump; 10] = [
+    jump(Table::Filter, "INPUT", "KUBE-NODEPORTS", "", "kubernetes health check service ports"),
+    jump(Table::Filter, "INPUT", "KUBE-EXTERNAL-SERVICES", NEW, EXTERNAL),
+    jump(Table::Filter, "INPUT", "KUBE-FIREWALL", "", ""),
+    jump(Table::Filter, "FORWARD", "KUBE-FORWARD", "", "kubernetes forwarding rules"),
+    jump(Table::Filter, "FORWARD", "KUBE-SERVICES", NEW, PORTALS),
+    jump(Table::Filter, "FORWARD", "KUBE-EXTERNAL-SERVICES", NEW, EXTERNAL),
+    jump(Table::Filter, "OUTPUT", "KUBE-SERVICES", NEW, PORTALS),
+    jump(Table::Filter, "OUTPUT", "KUBE-FIREWALL", "", ""),
+    jump(Table::Nat, "PREROUTING", "KUBE-SERVICES", "", PORTALS),
+    jump(Table::Nat, "OUTPUT", "KUBE-SERVICES", "", PORTALS),
+];
+
+/// The rules that make `services` reachable on a node.
+#[must_use]
+pub fn render_rules(services: &ServiceMap, node: &NodeFacts) -> Ruleset {
+    let mut rules = Ruleset::default();
+    for jump in &JUMPS {
+        let comment = if jump.comment.is_empty() { String::new() } else { quoted(jump.comment) };
+        let rule = words(&[jump.matches, &comment, "-j", jump.chain]);
+        rules.hook(jump.table, jump.builtin, &rule, Position::First);
+    }
+    let postrouting = words(&[&quoted("kubernetes postrouting rules"), "-j KUBE-POSTROUTING"]);
+    rules.hook(Table::Nat, "POSTROUTING", &postrouting, Position::First);
+    render_fixed(&mut rules);
+
+    let mut portals = Portals::default();
+    for (name, port) in services {
+        if port.endpoints.is_empty() {
+            portals.reject(name, port);
+        } else {
+            portals.accept(name, port);
+            render_port(&mut rules, name, port, node);
+        }
+    }
+    // The last rule: an address of the node that is no Service's.
+    let comment = quoted("kubernetes service nodeports; NOTE: this must be the last rule in this chain");
+    portals.nat_services.push(words(&[&comment, NODE_ADDRESSES, "-j KUBE-NODEPORTS"]));
+    rules.chain(Table::Nat, "KUBE-SERVICES", portals.nat_services);
+    rules.chain(Table::Nat, "KUBE-NODEPORTS", portals.nat_node_ports);
+    rules.chain(Table::Filter, "KUBE-SERVICES", portals.filter_services);
+    rules.chain(Table::Filter, "KUBE-EXTERNAL-SERVICES", portals.filter_external);
+    rules
+}
+
+/// What is there whatever the Services are.
+fn render_fixed(rules: &mut Ruleset) {
+    let mut chain = |table, name, lines: &[&str]| {
+        rules.chain(table, name, lines.iter().map(|&line| line.to_owned()).collect());
+    };
+    chain(Table::Nat, "KUBE-MARK-MASQ", &[&format!("-j MARK --or-mark {MARK}")]);
+    chain(
+        Table::Nat,
+        "KUBE-POSTROUTING",
+        &[
+            &format!("-m mark ! --mark {MARK}/{MARK} -j RETURN"),
+            // The mark goes, so that a packet that is wrapped and sent again is not masqueraded twice.
+            &format!("-j MARK --xor-mark {MARK}"),
+            &words(&[&quoted("kubernetes service traffic requiring SNAT"), "-j MASQUERADE --random-fully"]),
+        ],
+    );
+    chain(
+        Table::Filter,
+        "KUBE-FORWARD",
+        &[
+            // Not translated back, such a packet would reset the connection of a pod (kubernetes#74839).
+            "-m conntrack --ctstate INVALID -j DROP",
+            &words(&[
+                &quoted("kubernetes forwarding rules"),
+                &format!("-m mark --mark {MARK}/{MARK} -j ACCEPT"),
+            ]),
+            &words(&[
+                &quoted("kubernetes forwarding conntrack rule"),
+                "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+            ]),
+        ],
+    );
+    chain(
+        Table::Filter,
+        "KUBE-FIREWALL",
+        &[&words(&[
+            &quoted("block incoming localnet connections"),
+            "-d 127.0.0.0/8 ! -s 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",
+        ])],
+    );
+    chain(Table::Filter, "KUBE-NODEPORTS", &[]);
+}
+
+/// The chains in which Services are looked up.
+#[derive(Default)]
+struct Portals {
+    nat_services: Vec<String>,
+    nat_node_ports: Vec<String>,
+    filter_services: Vec<String>,
+    filter_external: Vec<String>,
+}
+
+impl Portals {
+    fn accept(&mut self, name: &ServicePortName, port: &ServicePort) {
+        let comment = quoted(&format!("{name} cluster IP"));
+        let target = format!("-j {}", service_chain(name));
+        self.nat_services.push(words(&[&comment, &to_cluster_ip(name, port), &target]));
+        if let Some(node_port) = port.node_port {
+            let target = format!("-j {}", external_chain(name));
+            let line = words(&[&quoted(&name.to_string()), &to_port(name, node_port), &target]);
+            self.nat_node_ports.push(line);
+        }
+    }
+
+    /// Without endpoints a connection is refused at once instead of running into nothing.
+    fn reject(&mut self, name: &ServicePortName, port: &ServicePort) {
+        let comment = quoted(&format!("{name} has no endpoints"));
+        self.filter_services.push(words(&[&comment, &to_cluster_ip(name, port), "-j REJECT"]));
+        if let Some(node_port) = port.node_port {
+            let line = words(&[&comment, NODE_ADDRESSES, &to_port(name, node_port), "-j REJECT"]);
+            self.filter_external.push(line);
+        }
+    }
+}
+
+/// The chains of one Service port and its endpoints.
+fn render_port(rules: &mut Ruleset, name: &ServicePortName, port: &ServicePort, node: &NodeFacts) {
+    let service = service_chain(name);
+    let mut spread = Vec::new();
+    if let Some(pods) = node.pod_cidr {
+        // From elsewhere: the answer has to come back through this node.
+        let comment = quoted(&format!("{name} cluster IP"));
+        let from = format!("! -s {pods} -j KUBE-MARK-MASQ");
+        spread.push(words(&[&comment, &to_cluster_ip(name, port), &from]));
+    }
+    let count = port.endpoints.len();
+    for (index, endpoint) in port.endpoints.iter().enumerate() {
+        let chain = endpoint_chain(name, endpoint);
+        let comment = quoted(&format!("{name} -> {endpoint}"));
+        let probability = match count - index {
+            1 => String::new(),
+            left => format!("-m statistic --mode random --probability {}", probability(left)),
+        };
+        spread.push(words(&[&comment, &probability, &format!("-j {chain}")]));
+        let comment = quoted(&name.to_string());
+        let protocol = name.protocol.name();
+        rules.chain(
+            Table::Nat,
+            &chain,
+            vec![
+                // A pod that reaches itself would not take its own address for the Service's answer.
+                words(&[&comment, &format!("-s {} -j KUBE-MARK-MASQ", endpoint.ip)]),
+                words(&[
+                    &comment,
+                    &format!("-m {protocol} -p {protocol} -j DNAT --to-destination {endpoint}"),
+                ]),
+            ],
+        );
+    }
+    rules.chain(Table::Nat, &service, spread);
+    if port.node_port.is_some() {
+        let comment = quoted(&format!("masquerade traffic for {name} external destinations"));
+        let lines = vec![words(&[&comment, "-j KUBE-MARK-MASQ"]), format!("-j {service}")];
+        rules.chain(Table::Nat, &external_chain(name), lines);
+    }
+}
+
+/// The share of the first of `left` endpoints.
+fn probability(left: usize) -> String {
+    format!("{:.10}", 1.0 / left as f64)
+}
+
+fn to_cluster_ip(name: &ServicePortName, port: &ServicePort) -> String {
+    let protocol = name.protocol.name();
+    format!("-m {protocol} -p {protocol} -d {} --dport {}", port.cluster_ip, port.port)
+}
+
+fn to_port(name: &ServicePortName, port: u16) -> String {
+    let protocol = name.protocol.name();
+    format!("-m {protocol} -p {protocol} --dport {port}")
+}
+
+/// A comment, as iptables-save would write it: in quotes when it has spaces.
+fn quoted(comment: &str) -> String {
+    match comment.contains(' ') {
+        true => format!("-m comment --comment \"{comment}\""),
+        false => format!("-m comment --comment {comment}"),
+    }
+}
+
+fn words(words: &[&str]) -> String {
+    let words: Vec<&str> = words.iter().copied().filter(|word| !word.is_empty()).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Endpoint, Protocol};
+    use hostnet::netfilter::render_restore;
+    use manifest::ObjectKey;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    const NODE: NodeFacts =
+        NodeFacts { pod_cidr: Some(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 85, 0, 0), 16)) };
+
+    fn port(service: &str, port: &str) -> ServicePortName {
+        let (namespace, name) = service.split_once('/').expect("namespace/name");
+        ServicePortName {
+            service: ObjectKey::new(namespace, name),
+            port: port.to_owned(),
+            protocol: Protocol::Tcp,
+        }
+    }
+
+    fn to(last: u8, port: u16, node_port: Option<u16>, endpoints: &[u8]) -> ServicePort {
+        let endpoints = endpoints.iter().map(|&last| Endpoint { ip: [10, 85, 0, last].into(), port: 8080 });
+        ServicePort { cluster_ip: [10, 96, 0, last].into(), port, node_port, endpoints: endpoints.collect() }
+    }
+
+    fn all(rules: &Ruleset) -> String {
+        render_restore(&Ruleset::default(), rules).expect("there are rules")
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "reading the test's environment")]
+    fn golden(name: &str, services: &ServiceMap, node: &NodeFacts) {
+        let path = format!("{}/tests/golden/{name}.rules", env!("CARGO_MANIFEST_DIR"));
+        let found = all(&render_rules(services, node));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, &found).unwrap();
+        }
+        let expect = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(found, expect, "{path} differs; UPDATE_GOLDEN=1 rewrites it");
+    }
+
+    #[test]
+    fn no_services() {
+        golden("none", &ServiceMap::new(), &NODE);
+    }
+
+    #[test]
+    fn cluster_ips_node_ports_and_services_without_endpoints() {
+        let services = ServiceMap::from([
+            (port("default/web", "http"), to(1, 80, Some(30080), &[2, 3, 4])),
+            (port("default/one", ""), to(2, 443, None, &[2])),
+            (port("ns/empty", "http"), to(3, 80, Some(30081), &[])),
+        ]);
+        golden("services", &services, &NODE);
+    }
+
+    #[test]
+    fn without_a_pod_range_nothing_is_masqueraded_on_the_way_to_a_cluster_ip() {
+        let services = ServiceMap::from([(port("default/web", "http"), to(1, 80, None, &[2, 3]))]);
+        golden("no_pod_cidr", &services, &NodeFacts { pod_cidr: None });
+    }
+
+    #[test]
+    fn probabilities_have_the_ten_digits_of_kube_proxy() {
+        let found: Vec<String> = (2..5).map(probability).collect();
+        assert_eq!(found, ["0.5000000000", "0.3333333333", "0.2500000000"]);
+    }
+
+    fn services() -> impl Strategy<Value = Vec<(ServicePortName, ServicePort)>> {
+        let endpoints = proptest::collection::btree_set(2u8..60, 0..12);
+        let service = ("[a-c]{1,2}", "[ab]?", 1u8..250, proptest::option::of(30000u16..32767), endpoints);
+        proptest::collection::vec(service, 0..12).prop_map(|services| {
+            let mut seen = BTreeSet::new();
+            let ports = services.into_iter().map(|(name, port_name, ip, node_port, endpoints)| {
+                let endpoints: Vec<u8> = endpoints.into_iter().collect();
+                (port(&format!("ns/{name}"), &port_name), to(ip, 80, node_port, &endpoints))
+            });
+            ports.filter(|(name, _)| seen.insert(name.clone())).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn rendering_is_order_independent(mut services in services()) {
+            let one = render_rules(&services.iter().cloned().collect(), &NODE);
+            services.reverse();
+            prop_assert_eq!(one, render_rules(&services.into_iter().collect(), &NODE));
+        }
+
+        #[test]
+        fn every_endpoint_gets_the_same_share(services in services()) {
+            let services: ServiceMap = services.into_iter().collect();
+            let rules = render_rules(&services, &NODE);
+            for (name, port) in services.iter().filter(|(_, port)| !port.endpoints.is_empty()) {
+                let lines = rules.rules(Table::Nat, &service_chain(name)).expect("its chain");
+                let mut left = 1.0;
+                let mut shares = Vec::new();
+                for line in lines.iter().filter(|line| line.contains("KUBE-SEP-")) {
+                    let words: Vec<&str> = line.split(' ').collect();
+                    let at = words.iter().position(|word| *word == "--probability");
+                    let chance = at.map_or(1.0, |at| words[at + 1].parse::<f64>().expect("a number"));
+                    shares.push(left * chance);
+                    left *= 1.0 - chance;
+                }
+                prop_assert_eq!(shares.len(), port.endpoints.len());
+                for share in shares {
+                    prop_assert!((share - 1.0 / port.endpoints.len() as f64).abs() < 1e-8);
+                }
+            }
+        }
+
+        #[test]
+        fn a_step_from_one_state_to_another_ends_where_a_fresh_start_does(
+            before in services(), after in services(),
+        ) {
+            let before = render_rules(&before.into_iter().collect(), &NODE);
+            let after = render_rules(&after.into_iter().collect(), &NODE);
+            let mut kernel = Kernel::default();
+            kernel.apply(&all(&before));
+            if let Some(step) = render_restore(&before, &after) {
+                kernel.apply(&step);
+            }
+            let mut fresh = Kernel::default();
+            fresh.apply(&all(&after));
+            prop_assert_eq!(kernel, fresh);
+        }
+
+        #[test]
+        fn every_jump_has_a_chain_and_every_chain_a_jump(services in services()) {
+            let rules = render_rules(&services.into_iter().collect(), &NODE);
+            for table in Table::ALL {
+                let names: BTreeSet<&str> = rules.chains(table).map(|(name, _)| name).collect();
+                let lines = rules.chains(table).flat_map(|(_, lines)| lines);
+                let hooks = rules.hooks(table).iter().map(|hook| &hook.rule);
+                let targets: BTreeSet<&str> = lines
+                    .chain(hooks)
+                    .filter_map(|line| line.split(' ').skip_while(|word| *word != "-j").nth(1))
+                    .filter(|target| target.starts_with("KUBE-"))
+                    .collect();
+                let mut targets = targets;
+                if table == Table::Nat && !targets.contains("KUBE-MARK-MASQ") {
+                    // Without Services nothing is marked.
+                    targets.insert("KUBE-MARK-MASQ");
+                }
+                prop_assert_eq!(names, targets);
+            }
+        }
+    }
+
+    /// What iptables-restore --noflush does, as far as our input goes.
+    #[derive(Debug, Default, PartialEq)]
+    struct Kernel {
+        chains: std::collections::BTreeMap<(String, String), Vec<String>>,
+    }
+
+    impl Kernel {
+        fn apply(&mut self, input: &str) {
+            let mut table = String::new();
+            for line in input.lines() {
+                if let Some(name) = line.strip_prefix('*') {
+                    table = name.to_owned();
+                } else if let Some(chain) = line.strip_prefix(':') {
+                    let name = chain.split(' ').next().expect("a name");
+                    self.chains.insert((table.clone(), name.to_owned()), Vec::new());
+                } else if let Some((chain, rule)) =
+                    line.strip_prefix("-A ").and_then(|rest| rest.split_once(' '))
+                {
+                    self.chains.entry((table.clone(), chain.to_owned())).or_default().push(rule.to_owned());
+                } else if let Some(rest) = line.strip_prefix("-I ") {
+                    let (chain, rule) = rest.split_once(" 1 ").expect("a position");
+                    let chain = self.chains.entry((table.clone(), chain.to_owned())).or_default();
+                    chain.insert(0, rule.to_owned());
+                } else if let Some(name) = line.strip_prefix("-X ") {
+                    let gone = self.chains.remove(&(table.clone(), name.to_owned()));
+                    assert_eq!(gone, Some(Vec::new()), "{name} is empty");
+                } else {
+                    assert_eq!(line, "COMMIT");
+                }
+            }
+        }
+    }
+}

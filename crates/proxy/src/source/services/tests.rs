@@ -1,0 +1,162 @@
+//! What is served, told and refused.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+fn pod(name: &str, last: u8, ready: bool) -> LocalPod {
+    LocalPod {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
+        ips: vec!["fd00::1".parse().unwrap(), IpAddr::from([10, 85, 0, last])],
+        ready,
+        ports: BTreeMap::from([("http".to_owned(), 8000 + u16::from(last))]),
+    }
+}
+
+fn services(specs: &[(&str, Value)]) -> BTreeMap<ObjectKey, Arc<Service>> {
+    let made = specs.iter().map(|(name, spec)| {
+        let value = json!({"metadata": {"name": name, "namespace": "default"}, "spec": spec});
+        let mut service: Service = serde_json::from_value(value).unwrap();
+        manifest::default_service(&mut service);
+        (ObjectKey::new("default", *name), Arc::new(service))
+    });
+    made.collect()
+}
+
+fn planned(specs: &[(&str, Value)], pods: &[LocalPod]) -> Plan {
+    let ranges = Ranges { service_cidr: "10.96.0.0/16".parse().unwrap(), node_ports: 30000..=32767 };
+    plan(&services(specs), pods, &Allocations::default(), &ranges, "node")
+}
+
+fn served(plan: &Plan) -> Vec<String> {
+    let ports = plan.services.iter().map(|(name, port)| {
+        let endpoints: Vec<String> = port.endpoints.iter().map(ToString::to_string).collect();
+        let node_port = port.node_port.map_or(String::new(), |port| format!(" node:{port}"));
+        format!("{name} {}:{}{node_port} [{}]", port.cluster_ip, port.port, endpoints.join(" "))
+    });
+    ports.collect()
+}
+
+fn problems(plan: &Plan) -> Vec<String> {
+    plan.report.problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn ready_pods_that_the_selector_matches_are_endpoints_and_ports_go_by_name() {
+    let mut elsewhere = pod("web-9", 9, true);
+    elsewhere.namespace = "other".to_owned();
+    let mut unlike = pod("db", 8, true);
+    unlike.labels.clear();
+    let mut without_port = pod("web-4", 4, true);
+    without_port.ports.clear();
+    let pods = [pod("web-2", 2, true), pod("web-3", 3, false), without_port, elsewhere, unlike];
+    let spec = json!({"type": "NodePort", "selector": {"app": "web"}, "ports": [
+        {"name": "http", "port": 80, "targetPort": "http"}, {"name": "raw", "port": 81}]});
+    let plan = planned(&[("web", spec)], &pods);
+    assert_eq!(
+        served(&plan),
+        [
+            "default/web:http 10.96.0.1:80 node:30000 [10.85.0.2:8002]",
+            "default/web:raw 10.96.0.1:81 node:30001 [10.85.0.2:81 10.85.0.4:81]",
+        ]
+    );
+    assert_eq!(problems(&plan), Vec::<String>::new());
+}
+
+#[test]
+fn a_service_may_publish_pods_that_are_not_ready() {
+    let spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80}], "publishNotReadyAddresses": true});
+    let plan = planned(&[("web", spec)], &[pod("web-3", 3, false)]);
+    assert_eq!(served(&plan), ["default/web 10.96.0.1:80 [10.85.0.3:80]"]);
+}
+
+#[test]
+fn the_report_has_what_was_given_and_slices_as_a_cluster_has_them() {
+    let spec = json!({"type": "NodePort", "selector": {"app": "web"},
+        "ports": [{"name": "http", "port": 80, "targetPort": "http", "nodePort": 30080}]});
+    let plan = planned(&[("web", spec)], &[pod("a", 2, true), pod("b", 3, false)]);
+    let service = serde_json::to_value(&plan.report.services[0]).unwrap();
+    assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
+    assert_eq!(service["spec"]["clusterIPs"], json!(["10.96.0.1"]));
+    assert_eq!(service["spec"]["ports"][0]["nodePort"], 30080);
+    assert_eq!(plan.report.endpoints.len(), 2, "their ports of that name differ");
+    let slice = serde_json::to_value(&plan.report.endpoints[0]).unwrap();
+    assert_eq!(slice["metadata"]["labels"]["kubernetes.io/service-name"], "web");
+    assert_eq!(slice["ports"], json!([{"name": "http", "port": 8002, "protocol": "TCP"}]));
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["10.85.0.2"]));
+    assert_eq!(
+        slice["endpoints"][0]["conditions"],
+        json!({"ready": true, "serving": true, "terminating": false})
+    );
+    let other = serde_json::to_value(&plan.report.endpoints[1]).unwrap();
+    assert_eq!(other["endpoints"][0]["conditions"]["ready"], false);
+}
+
+#[test]
+fn headless_services_and_aliases_have_no_address_and_no_rules() {
+    let plan = planned(
+        &[
+            ("headless", json!({"clusterIP": "None", "selector": {"app": "web"}, "ports": [{"port": 80}]})),
+            ("alias", json!({"type": "ExternalName", "externalName": "x.example"})),
+        ],
+        &[pod("a", 2, true)],
+    );
+    assert_eq!(served(&plan), Vec::<String>::new());
+    assert_eq!(problems(&plan), Vec::<String>::new());
+    assert_eq!(plan.allocations, Allocations::default());
+    assert_eq!((plan.report.services.len(), plan.report.endpoints.len()), (2, 1));
+}
+
+#[test]
+fn what_is_not_supported_is_told_by_name() {
+    let with = |extra: Value| {
+        let mut spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80}]});
+        for (key, value) in extra.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        let plan = planned(&[("s", spec)], &[pod("a", 2, true)]);
+        (problems(&plan), plan.services.len())
+    };
+    for (extra, field, ports) in [
+        (json!({"sessionAffinity": "ClientIP"}), "spec.sessionAffinity", 1),
+        (json!({"type": "NodePort", "externalTrafficPolicy": "Local"}), "spec.externalTrafficPolicy", 1),
+        (json!({"type": "LoadBalancer"}), "spec.type", 1),
+        (json!({"externalIPs": ["192.0.2.1"]}), "spec.externalIPs", 1),
+        (json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), "spec.loadBalancerSourceRanges", 1),
+        (json!({"ipFamilies": ["IPv6"]}), "spec.ipFamilies", 0),
+        (json!({"ipFamilyPolicy": "RequireDualStack"}), "spec.ipFamilyPolicy", 0),
+        (json!({"clusterIP": "fd00::7"}), "spec.clusterIP", 0),
+        (json!({"clusterIP": "10.1.2.3"}), "spec.clusterIP", 0),
+        (json!({"selector": {}}), "spec.selector", 1),
+        (
+            json!({"ports": [{"name": "a", "port": 53, "protocol": "UDP"}, {"name": "b", "port": 53}]}),
+            "spec.ports[0].protocol",
+            1,
+        ),
+    ] {
+        let (told, served) = with(extra.clone());
+        assert_eq!((told.len(), served), (1, ports), "{extra}: {told:?}");
+        assert!(told[0].starts_with(&format!("Service default/s: field {field}: ")), "{told:?}");
+    }
+    assert_eq!(
+        with(json!({"ipFamilyPolicy": "PreferDualStack", "internalTrafficPolicy": "Local"})).0.len(),
+        0
+    );
+}
+
+#[test]
+fn a_service_for_another_proxy_is_left_to_it() {
+    let mut services = services(&[("s", json!({"selector": {"app": "web"}, "ports": [{"port": 80}]}))]);
+    for service in services.values_mut() {
+        Arc::make_mut(service).metadata.labels = Some(BTreeMap::from([(
+            "service.kubernetes.io/service-proxy-name".to_owned(),
+            "other".to_owned(),
+        )]));
+    }
+    let ranges = Ranges { service_cidr: "10.96.0.0/16".parse().unwrap(), node_ports: 30000..=32767 };
+    let plan = plan(&services, &[], &Allocations::default(), &ranges, "node");
+    assert!(plan.services.is_empty());
+    assert!(problems(&plan)[0].ends_with("left to the proxy that it names"));
+}
