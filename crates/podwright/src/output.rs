@@ -24,7 +24,7 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
-/// A line on stderr that is rewritten while work goes on; on anything but a terminal only the end is printed.
+/// A line on stderr that is rewritten while work goes on; on anything but a terminal nothing is shown.
 #[derive(Debug)]
 pub(crate) struct ProgressLine {
     live: bool,
@@ -43,16 +43,6 @@ impl ProgressLine {
             let mut err = std::io::stderr().lock();
             let _ = write!(err, "\r{text:<width$}", width = self.width).and_then(|()| err.flush());
             self.width = text.chars().count();
-        }
-    }
-
-    /// Replaces the line by its last words; nothing more follows.
-    pub(crate) fn finish(mut self, text: &str) {
-        if self.live {
-            self.show(text);
-            note("");
-        } else {
-            note(text);
         }
     }
 

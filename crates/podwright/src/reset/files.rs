@@ -45,6 +45,20 @@ pub(crate) fn leftovers(node: &Node, images: Images) -> Vec<PathBuf> {
     paths
 }
 
+/// Where the kubelet and the runtime kept files of one pod outside root and state. A path that a record names is only
+/// followed where it lies in the directory of pods' logs.
+pub(crate) fn of_pod(node: &Node, uid: &str, log_directory: &str) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    if !uid.is_empty() && !uid.contains('/') && uid != "." && uid != ".." {
+        paths.push(node.kubelet_dir.join("pods").join(uid));
+    }
+    let logs = PathBuf::from(log_directory);
+    if logs.parent() == Some(&node.pod_logs_dir) && logs.file_name().is_some() {
+        paths.push(logs);
+    }
+    paths
+}
+
 /// The mount points below any of `dirs`, innermost first, from the text of `/proc/self/mountinfo`.
 pub(crate) fn mounts_below(mountinfo: &str, dirs: &[&Path]) -> Vec<PathBuf> {
     let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
@@ -131,6 +145,16 @@ mod tests {
             assert!(!node().registry_config_dir.starts_with(path), "{}", path.display());
         }
         assert!(all.contains(&"/s".into()) && kept.contains(&"/s".into()));
+    }
+
+    #[test]
+    fn files_of_a_pod_are_found_but_nothing_outside() {
+        let found = |uid: &str, logs: &str| of_pod(&node(), uid, logs);
+        let expect: Vec<PathBuf> = vec!["/r/kubelet/pods/u1".into(), "/r/logs/pods/default_web_u1".into()];
+        assert_eq!(found("u1", "/r/logs/pods/default_web_u1"), expect);
+        for (uid, logs) in [("", ""), ("..", "/etc"), ("a/b", "/r/logs/pods"), (".", "/r/logs/pods/..")] {
+            assert_eq!(found(uid, logs), Vec::<PathBuf>::new(), "{uid} {logs}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod network;
 mod pods;
 
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -16,6 +17,7 @@ use crate::cli::ResetArgs;
 use crate::lock::{LockError, NodeLock};
 use crate::node::Node;
 use crate::output;
+use crate::status::offline::{self, Recorded};
 use files::Images;
 
 /// How long a running agent gets to end after it was asked to.
@@ -78,17 +80,30 @@ async fn end_agent(node: &Node, holder: Option<u32>) -> anyhow::Result<()> {
 pub(crate) async fn wipe(node: &Node, images: Images) -> anyhow::Result<()> {
     let mut failed = Vec::new();
     let mut note = |step: anyhow::Result<()>| failed.extend(step.err());
+    let recorded = offline::records(node).unwrap_or_default();
     note(pods::remove_all(node).await);
     note(cgroups::remove(node).await);
     note(network::remove(node).await);
-    note(remove_files(node, images));
+    note(remove_files(node, images, &recorded));
     let Some(last) = failed.pop() else { return Ok(()) };
     failed.iter().for_each(output::error);
     Err(last)
 }
 
-fn remove_files(node: &Node, images: Images) -> anyhow::Result<()> {
-    files::unmount_below(&[&node.root, &node.state, &node.kubelet_dir.join("pods")])?;
+fn remove_files(node: &Node, images: Images, recorded: &[Recorded]) -> anyhow::Result<()> {
+    let of_pods: Vec<PathBuf> = recorded
+        .iter()
+        .flat_map(|(sandbox, _)| {
+            let uid = sandbox.config.metadata.as_ref().map_or("", |metadata| &metadata.uid);
+            files::of_pod(node, uid, &sandbox.config.log_directory)
+        })
+        .collect();
+    let mut below: Vec<&Path> = of_pods.iter().map(PathBuf::as_path).collect();
+    below.extend([node.root.as_path(), node.state.as_path()]);
+    files::unmount_below(&below)?;
+    for path in &of_pods {
+        files::remove(path)?;
+    }
     for path in files::leftovers(node, images) {
         files::remove(&path)?;
     }

@@ -1,6 +1,6 @@
 //! `podwright status`: asks the running agent, or reads what it left.
 
-mod offline;
+pub(crate) mod offline;
 pub(crate) mod report;
 pub(crate) mod sandboxes;
 pub(crate) mod table;

@@ -17,15 +17,24 @@ use crate::node::Node;
 pub(crate) fn report(node: &Node) -> anyhow::Result<Report> {
     let trouble = ("AgentNotRunning".to_owned(), "the agent is not running".to_owned());
     let mut report = Report { node: node_object(node, node.ip, Some(trouble)), ..Report::default() };
-    for directory in directories(&node.state.join("sandboxes"))? {
-        let Some(record) = read::<SandboxRecord>(&directory) else { continue };
-        let mut containers = Vec::new();
-        for directory in directories(&directory.join("containers"))? {
-            containers.extend(read::<ContainerRecord>(&directory));
-        }
-        report.pods.push(recorded_pod(record, &containers)?);
+    for (sandbox, containers) in records(node)? {
+        report.pods.push(recorded_pod(sandbox, &containers)?);
     }
     Ok(report)
+}
+
+/// A sandbox and its containers.
+pub(crate) type Recorded = (SandboxRecord, Vec<ContainerRecord>);
+
+/// Every sandbox, as the runtime wrote them down.
+pub(crate) fn records(node: &Node) -> anyhow::Result<Vec<Recorded>> {
+    let mut found = Vec::new();
+    for directory in directories(&node.state.join("sandboxes"))? {
+        let Some(sandbox) = read(&directory) else { continue };
+        let containers = directories(&directory.join("containers"))?;
+        found.push((sandbox, containers.iter().filter_map(|directory| read(directory)).collect()));
+    }
+    Ok(found)
 }
 
 fn recorded_pod(record: SandboxRecord, containers: &[ContainerRecord]) -> anyhow::Result<Pod> {
