@@ -1,1 +1,69 @@
-//! Makes the pods on this node match what a manifest directory asks for.
+//! Makes the pods on this node match what a manifest directory (later an API server) asks for.
+//!
+//! It speaks CRI and knows no pids, no mounts of containers, no netlink. It owns volumes and the pod and QoS cgroups, on any
+//! runtime. Begin with [`pod::plan`].
+
+mod cgroups;
+mod cri_requests;
+mod environment;
+mod events;
+mod hosts;
+mod manager;
+pub mod pod;
+mod probe;
+mod report;
+mod time;
+mod volumes;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+pub use manager::{run, stop_all_pods};
+pub use report::{NodeReport, StartTimes};
+pub use time::BootTime;
+
+/// Where a kubelet keeps its things, and what it knows of its node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The node's name: the default of a pod's `spec.nodeName`, and in events.
+    pub node_name: String,
+    /// The node's address, for `status.hostIP`; none is found without it.
+    pub node_ip: Option<IpAddr>,
+    /// `/var/lib/kubelet`: volumes and /etc/hosts of pods.
+    pub root_dir: PathBuf,
+    /// `/var/log/pods`.
+    pub pod_logs_dir: PathBuf,
+    /// The cgroup below which `kubepods` lies: `/`.
+    pub cgroup_root: String,
+    /// What must survive a restart of the agent, but not a boot: verdicts of probes, back-offs.
+    pub state_dir: PathBuf,
+    /// The node's resolv.conf.
+    pub resolv_conf: PathBuf,
+}
+
+/// Why the kubelet ended.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeletError {
+    /// A directory cannot be made.
+    #[error("create {}", path.display())]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The machine has no cgroups that we know.
+    #[error("look at the machine's cgroups")]
+    Cgroups(#[from] host::cgroup::CgroupError),
+    /// The runtime does not answer.
+    #[error("{what}")]
+    Runtime {
+        /// What was asked.
+        what: &'static str,
+        /// What it said.
+        source: Box<tonic::Status>,
+    },
+    /// The clock does not answer.
+    #[error("read the boot's identity")]
+    Boot(#[source] std::io::Error),
+}

@@ -1,0 +1,171 @@
+//! The kubepods cgroup tree: `kubepods[/burstable|/besteffort]/pod<uid>`, on any runtime.
+
+use std::collections::BTreeMap;
+
+use host::cgroup::{CgroupError, CgroupManager, Limits};
+use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::pod::model::{Pod, QosClass};
+
+/// The kernel's smallest weight. Upstream: pkg/kubelet/cm/helpers_linux.go.
+const MIN_SHARES: i64 = 2;
+const MAX_SHARES: i64 = 262_144;
+/// Microseconds.
+const PERIOD: i64 = 100_000;
+const MIN_QUOTA: i64 = 1_000;
+
+/// The tree of this node.
+#[derive(Clone, Debug)]
+pub(crate) struct PodCgroups {
+    manager: CgroupManager,
+    root: String,
+}
+
+impl PodCgroups {
+    /// Looks at the machine's cgroups.
+    pub(crate) fn open(root: &str) -> Result<Self, CgroupError> {
+        Ok(Self { manager: CgroupManager::detect()?, root: root.trim_end_matches('/').to_owned() })
+    }
+
+    /// The pod's cgroup: what CRI calls the cgroup parent.
+    pub(crate) fn path(&self, pod: &Pod) -> String {
+        let class = match pod.qos {
+            QosClass::Guaranteed => "",
+            QosClass::Burstable => "/burstable",
+            QosClass::BestEffort => "/besteffort",
+        };
+        format!("{}/kubepods{class}/pod{}", self.root, pod.uid)
+    }
+
+    /// Makes the pod's cgroup with the sum of its containers' requests and limits.
+    pub(crate) fn create(&self, pod: &Pod) -> Result<(), CgroupError> {
+        self.manager.create(&self.path(pod), &pod_limits(pod)).map(drop)
+    }
+
+    /// Removes the cgroup of the pod with that uid, whatever its class; one that is gone is no error.
+    pub(crate) fn remove(&self, uid: &str) -> Result<(), CgroupError> {
+        for class in ["", "/burstable", "/besteffort"] {
+            self.manager.open(&format!("{}/kubepods{class}/pod{uid}", self.root))?.remove()?;
+        }
+        Ok(())
+    }
+
+    /// Removes the classes that no pod is in any more; one that has pods stays.
+    pub(crate) fn remove_empty_classes(&self) {
+        for class in ["/burstable", "/besteffort", ""] {
+            if let Ok(cgroup) = self.manager.open(&format!("{}/kubepods{class}", self.root)) {
+                for (_, directory) in cgroup.directories() {
+                    // Not empty: a pod is in it.
+                    let _ = std::fs::remove_dir(directory);
+                }
+            }
+        }
+    }
+}
+
+/// A limit of the pod only where every container has one.
+fn pod_limits(pod: &Pod) -> Limits {
+    let sum = |amount: &dyn Fn(&v1::Container) -> Option<i64>| {
+        pod.containers.iter().map(|container| amount(&container.spec)).sum::<Option<i64>>()
+    };
+    let requests: i64 =
+        pod.containers.iter().map(|container| cpu_request(&container.spec).unwrap_or(0)).sum();
+    let quota = sum(&|container| milli(limits(container), "cpu")).map(quota_of);
+    Limits {
+        cpu_shares: u64::try_from(shares_of(requests)).ok(),
+        cpu_quota: quota,
+        cpu_period: quota.map(|_| PERIOD.unsigned_abs()),
+        memory_limit: sum(&|container| bytes(limits(container), "memory")),
+        accounting: true,
+        ..Limits::default()
+    }
+}
+
+/// CRI's limits of one container.
+pub(crate) fn container_resources(pod: &Pod, container: &v1::Container) -> cri::v1::LinuxContainerResources {
+    let quota = milli(limits(container), "cpu").map(quota_of);
+    cri::v1::LinuxContainerResources {
+        cpu_shares: shares_of(cpu_request(container).unwrap_or(0)),
+        cpu_quota: quota.unwrap_or(0),
+        cpu_period: PERIOD,
+        memory_limit_in_bytes: bytes(limits(container), "memory").unwrap_or(0),
+        oom_score_adj: oom_score_adj(pod.qos, bytes(requests(container), "memory"), memory_capacity()),
+        ..Default::default()
+    }
+}
+
+/// Who is killed first. Upstream: pkg/kubelet/qos/policy.go.
+fn oom_score_adj(qos: QosClass, request: Option<i64>, capacity: i64) -> i64 {
+    match qos {
+        QosClass::Guaranteed => -997,
+        QosClass::BestEffort => 1000,
+        QosClass::Burstable => (1000 - 1000 * request.unwrap_or(0) / capacity.max(1)).clamp(3, 999),
+    }
+}
+
+fn shares_of(milli: i64) -> i64 {
+    if milli == 0 { MIN_SHARES } else { (milli * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES) }
+}
+
+fn quota_of(milli: i64) -> i64 {
+    if milli == 0 { 0 } else { (milli * PERIOD / 1000).max(MIN_QUOTA) }
+}
+
+/// A limit without a request is the request too.
+fn cpu_request(container: &v1::Container) -> Option<i64> {
+    milli(requests(container), "cpu").or_else(|| milli(limits(container), "cpu"))
+}
+
+type Amounts<'a> = Option<&'a BTreeMap<String, Quantity>>;
+
+fn limits(container: &v1::Container) -> Amounts<'_> {
+    container.resources.as_ref()?.limits.as_ref()
+}
+
+fn requests(container: &v1::Container) -> Amounts<'_> {
+    container.resources.as_ref()?.requests.as_ref()
+}
+
+fn milli(amounts: Amounts<'_>, name: &str) -> Option<i64> {
+    Some(manifest::quantity::parse(&amounts?.get(name)?.0).ok()?.milli())
+}
+
+fn bytes(amounts: Amounts<'_>, name: &str) -> Option<i64> {
+    Some(manifest::quantity::parse(&amounts?.get(name)?.0).ok()?.ceil())
+}
+
+/// Bytes of memory of this machine.
+fn memory_capacity() -> i64 {
+    static BYTES: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
+    *BYTES.get_or_init(|| {
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<i64>().ok())
+            .map_or(i64::MAX, |kib| kib * 1024)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_and_quota_are_upstreams() {
+        for (milli, shares) in [(0, 2), (1, 2), (100, 102), (1000, 1024), (1_000_000, 262_144)] {
+            assert_eq!(shares_of(milli), shares, "{milli}");
+        }
+        for (milli, quota) in [(0, 0), (1, 1000), (500, 50_000), (2000, 200_000)] {
+            assert_eq!(quota_of(milli), quota, "{milli}");
+        }
+    }
+
+    #[test]
+    fn who_is_killed_first_depends_on_the_class() {
+        assert_eq!(oom_score_adj(QosClass::Guaranteed, None, 100), -997);
+        assert_eq!(oom_score_adj(QosClass::BestEffort, None, 100), 1000);
+        assert_eq!(oom_score_adj(QosClass::Burstable, Some(25), 100), 750);
+        assert_eq!(oom_score_adj(QosClass::Burstable, Some(100), 100), 3);
+        assert_eq!(oom_score_adj(QosClass::Burstable, None, 100), 999);
+    }
+}

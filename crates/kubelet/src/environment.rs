@@ -1,0 +1,203 @@
+//! A container's environment: values, references, `$(VAR)`.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1;
+use manifest::{ObjectKey, Objects};
+
+use crate::pod::model::Pod;
+
+/// What a reference can point at, beside objects.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PodFacts {
+    pub(crate) node_name: String,
+    pub(crate) host_ip: String,
+    pub(crate) pod_ips: Vec<String>,
+}
+
+/// The variables in order. A reference to something that is missing is an error unless it is optional.
+///
+/// # Errors
+/// What is missing: the container waits with CreateContainerConfigError.
+pub(crate) fn render(
+    pod: &Pod,
+    container: &v1::Container,
+    objects: &Objects,
+    facts: &PodFacts,
+) -> Result<Vec<(String, String)>, String> {
+    let mut variables: Vec<(String, String)> = Vec::new();
+    for source in container.env_from.iter().flatten() {
+        let prefix = source.prefix.clone().unwrap_or_default();
+        for (key, value) in from_object(pod, source, objects)? {
+            set(&mut variables, prefix.clone() + &key, value);
+        }
+    }
+    for variable in container.env.iter().flatten() {
+        let value = match (&variable.value, &variable.value_from) {
+            (Some(value), _) => Some(expand(value, &variables)),
+            (None, Some(from)) => referenced(pod, from, objects, facts)?,
+            (None, None) => Some(String::new()),
+        };
+        if let Some(value) = value {
+            set(&mut variables, variable.name.clone(), value);
+        }
+    }
+    Ok(variables)
+}
+
+fn set(variables: &mut Vec<(String, String)>, name: String, value: String) {
+    match variables.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, known)) => *known = value,
+        None => variables.push((name, value)),
+    }
+}
+
+fn from_object(
+    pod: &Pod,
+    source: &v1::EnvFromSource,
+    objects: &Objects,
+) -> Result<BTreeMap<String, String>, String> {
+    if let Some(reference) = &source.config_map_ref {
+        let found = objects.config_maps.get(&ObjectKey::new(&pod.namespace, &reference.name));
+        return match (found, reference.optional) {
+            (Some(map), _) => Ok(map.data.clone().unwrap_or_default()),
+            (None, Some(true)) => Ok(BTreeMap::new()),
+            (None, _) => Err(format!("configmap {:?} not found", reference.name)),
+        };
+    }
+    if let Some(reference) = &source.secret_ref {
+        let found = objects.secrets.get(&ObjectKey::new(&pod.namespace, &reference.name));
+        return match (found, reference.optional) {
+            (Some(secret), _) => {
+                Ok(secret.data.iter().flatten().map(|(key, value)| (key.clone(), text(&value.0))).collect())
+            }
+            (None, Some(true)) => Ok(BTreeMap::new()),
+            (None, _) => Err(format!("secret {:?} not found", reference.name)),
+        };
+    }
+    Ok(BTreeMap::new())
+}
+
+fn referenced(
+    pod: &Pod,
+    from: &v1::EnvVarSource,
+    objects: &Objects,
+    facts: &PodFacts,
+) -> Result<Option<String>, String> {
+    if let Some(reference) = &from.config_map_key_ref {
+        let map = objects.config_maps.get(&ObjectKey::new(&pod.namespace, &reference.name));
+        let value = map.and_then(|map| map.data.as_ref()?.get(&reference.key).cloned());
+        return or_missing(
+            "configmap",
+            &reference.name,
+            &reference.key,
+            map.is_some(),
+            value,
+            reference.optional,
+        );
+    }
+    if let Some(reference) = &from.secret_key_ref {
+        let secret = objects.secrets.get(&ObjectKey::new(&pod.namespace, &reference.name));
+        let value =
+            secret.and_then(|secret| secret.data.as_ref()?.get(&reference.key).map(|value| text(&value.0)));
+        return or_missing(
+            "secret",
+            &reference.name,
+            &reference.key,
+            secret.is_some(),
+            value,
+            reference.optional,
+        );
+    }
+    if let Some(reference) = &from.field_ref {
+        return field(pod, &reference.field_path, facts).map(Some);
+    }
+    Err("valueFrom names no source".into())
+}
+
+fn or_missing(
+    kind: &str,
+    name: &str,
+    key: &str,
+    found: bool,
+    value: Option<String>,
+    optional: Option<bool>,
+) -> Result<Option<String>, String> {
+    match (value, optional) {
+        (Some(value), _) => Ok(Some(value)),
+        (None, Some(true)) => Ok(None),
+        (None, _) if found => Err(format!("couldn't find key {key} in {kind} {name}")),
+        (None, _) => Err(format!("{kind} {name:?} not found")),
+    }
+}
+
+fn field(pod: &Pod, path: &str, facts: &PodFacts) -> Result<String, String> {
+    let meta = &pod.source.metadata;
+    let keyed = |prefix: &str, map: &Option<BTreeMap<String, String>>| {
+        let key = path.strip_prefix(prefix)?.strip_suffix("']")?;
+        Some(map.as_ref().and_then(|map| map.get(key).cloned()).unwrap_or_default())
+    };
+    match path {
+        "metadata.name" => Ok(pod.name.clone()),
+        "metadata.namespace" => Ok(pod.namespace.clone()),
+        "metadata.uid" => Ok(pod.uid.clone()),
+        "spec.nodeName" => Ok(facts.node_name.clone()),
+        "spec.serviceAccountName" => Ok("default".into()),
+        "status.hostIP" => Ok(facts.host_ip.clone()),
+        "status.podIP" => Ok(facts.pod_ips.first().cloned().unwrap_or_default()),
+        "status.podIPs" => Ok(facts.pod_ips.join(",")),
+        _ => keyed("metadata.labels['", &meta.labels)
+            .or_else(|| keyed("metadata.annotations['", &meta.annotations))
+            .ok_or_else(|| format!("fieldRef {path:?} is not supported")),
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Replaces `$(NAME)` by the variable's value; `$$` is one `$`, and an unknown name stays as it is.
+/// Upstream: third_party/forked/golang/expansion.
+pub(crate) fn expand(text: &str, variables: &[(String, String)]) -> String {
+    let mut expanded = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        expanded.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        if let Some(after) = rest.strip_prefix('$') {
+            expanded.push('$');
+            rest = after;
+        } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|inside| inside.split_once(')')) {
+            match variables.iter().find(|(known, _)| known == name) {
+                Some((_, value)) => expanded.push_str(value),
+                None => expanded.push_str(&format!("$({name})")),
+            }
+            rest = after;
+        } else {
+            expanded.push('$');
+        }
+    }
+    expanded + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_are_expanded_as_upstream_does_it() {
+        let variables = [("A".to_owned(), "1".to_owned()), ("B".to_owned(), "$(A)".to_owned())];
+        for (text, expect) in [
+            ("$(A)", "1"),
+            ("x$(A)y$(A)", "x1y1"),
+            ("$(B)", "$(A)"),
+            ("$$(A)", "$(A)"),
+            ("$(NO)", "$(NO)"),
+            ("$A ${A} $(A", "$A ${A} $(A"),
+            ("$", "$"),
+            ("$$$(A)", "$1"),
+        ] {
+            assert_eq!(expand(text, &variables), expect, "{text}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Events as upstream words them: the last 1000, newest last.
+
+use std::collections::VecDeque;
+
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::pod::model::Pod;
+use crate::time::{api_time, wall_ns};
+
+const KEPT: usize = 1000;
+
+/// Whether something is as it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Normal,
+    Warning,
+}
+
+/// The events of this node.
+#[derive(Debug, Default)]
+pub(crate) struct Recorder {
+    events: VecDeque<Event>,
+    count: u64,
+}
+
+impl Recorder {
+    /// Notes an event; the same one again only counts up.
+    pub(crate) fn note(&mut self, node: &str, pod: &Pod, kind: Kind, reason: &str, message: &str) {
+        let now = api_time(wall_ns());
+        let same = |event: &&mut Event| {
+            event.involved_object.uid.as_deref() == Some(&pod.uid)
+                && event.reason.as_deref() == Some(reason)
+                && event.message.as_deref() == Some(message)
+        };
+        if let Some(known) = self.events.iter_mut().rev().take(50).find(same) {
+            known.count = known.count.map(|count| count + 1);
+            known.last_timestamp = now;
+            return;
+        }
+        self.count += 1;
+        self.events.push_back(Event {
+            metadata: ObjectMeta {
+                name: Some(format!("{}.{:x}", pod.name, self.count)),
+                namespace: Some(pod.namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            involved_object: ObjectReference {
+                kind: Some("Pod".into()),
+                api_version: Some("v1".into()),
+                namespace: Some(pod.namespace.clone()),
+                name: Some(pod.name.clone()),
+                uid: Some(pod.uid.clone()),
+                ..ObjectReference::default()
+            },
+            reason: Some(reason.to_owned()),
+            message: Some(message.to_owned()),
+            type_: Some(if kind == Kind::Normal { "Normal" } else { "Warning" }.to_owned()),
+            source: Some(EventSource { component: Some("kubelet".into()), host: Some(node.to_owned()) }),
+            count: Some(1),
+            first_timestamp: now.clone(),
+            last_timestamp: now,
+            ..Event::default()
+        });
+        while self.events.len() > KEPT {
+            self.events.pop_front();
+        }
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn list(&self) -> Vec<Event> {
+        self.events.iter().cloned().collect()
+    }
+}

@@ -1,0 +1,279 @@
+//! One worker per wanted pod; the CRI's events to whom they concern; what nobody wants any more is ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::v1 as crv1;
+use cri::v1::runtime_service_client::RuntimeServiceClient;
+use k8s_openapi::api::core::v1;
+use manifest::{Loaded, ObjectKey};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+
+use crate::cgroups::PodCgroups;
+use crate::cri_requests::{GRACE, POD_UID};
+use crate::pod::model::admit;
+use crate::pod::status::render_rejected;
+use crate::pod::worker::{Node, Wish, Worker};
+use crate::report::{NodeReport, Reporter, StartTimes};
+use crate::time::wall_ns;
+use crate::volumes::Volumes;
+use crate::{Config, KubeletError};
+
+/// The safety net under the event stream: with our own runtime nothing depends on it.
+const RELIST: Duration = Duration::from_secs(10);
+
+/// A running worker, from outside.
+struct Handle {
+    key: ObjectKey,
+    wish: watch::Sender<Wish>,
+    wake: Arc<Notify>,
+}
+
+/// Makes the node's pods match `desired` until `stop` resolves; then the pods go on without a kubelet.
+///
+/// # Errors
+/// When a directory cannot be made, the machine's cgroups are unknown, or the runtime does not answer at the start.
+pub async fn run(
+    config: Config,
+    cri: Channel,
+    desired: watch::Receiver<Arc<Loaded>>,
+    report: watch::Sender<Arc<NodeReport>>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), KubeletError> {
+    for path in [&config.root_dir, &config.pod_logs_dir, &config.state_dir] {
+        std::fs::create_dir_all(path)
+            .map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
+    }
+    let node = Arc::new(Node {
+        cgroups: PodCgroups::open(&config.cgroup_root)?,
+        volumes: Volumes::new(&config.root_dir),
+        reporter: Reporter::new(config.node_name.clone(), report),
+        cri,
+        desired,
+        config,
+    });
+    let mut manager =
+        Manager { node, workers: BTreeMap::new(), running: JoinSet::new(), rejected: BTreeSet::new() };
+    manager.end_orphans().await?;
+    manager.reconcile();
+    manager.follow(stop).await;
+    Ok(())
+}
+
+struct Manager {
+    node: Arc<Node>,
+    /// By uid.
+    workers: BTreeMap<String, Handle>,
+    /// The tasks; each gives its uid at its end.
+    running: JoinSet<String>,
+    /// Uids that are not admitted.
+    rejected: BTreeSet<String>,
+}
+
+impl Manager {
+    async fn follow(&mut self, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut desired = self.node.desired.clone();
+        let (sender, mut events) = tokio::sync::mpsc::channel(256);
+        let listening = tokio::spawn(listen(self.node.cri.clone(), sender));
+        let mut relist = tokio::time::interval(RELIST);
+        loop {
+            tokio::select! {
+                () = &mut stop => break,
+                Ok(()) = desired.changed() => self.reconcile(),
+                Some(ended) = self.running.join_next() => {
+                    if let Ok(uid) = ended {
+                        self.workers.remove(&uid);
+                    }
+                    self.reconcile();
+                }
+                Some(event) = events.recv() => self.wake(event.as_deref()),
+                _ = relist.tick() => self.wake(None),
+            }
+        }
+        listening.abort();
+        self.running.abort_all();
+    }
+
+    /// Wakes the worker of that pod, or all.
+    fn wake(&self, uid: Option<&str>) {
+        match uid {
+            Some(uid) => self.workers.get(uid).into_iter().for_each(|handle| handle.wake.notify_one()),
+            None => self.workers.values().for_each(|handle| handle.wake.notify_one()),
+        }
+    }
+
+    /// Starts what is wanted and not there, stops what is there and not wanted. A pod waits until another of its name is
+    /// gone.
+    fn reconcile(&mut self) {
+        let desired = self.node.desired.borrow().clone();
+        let pods = &desired.objects.pods;
+        let wanted: BTreeSet<&str> = pods.values().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        for (uid, handle) in &self.workers {
+            if !wanted.contains(uid.as_str()) {
+                handle.wish.send_replace(Wish::Stop);
+            }
+        }
+        self.rejected.retain(|uid| {
+            let keep = wanted.contains(uid.as_str());
+            if !keep {
+                self.node.reporter.gone(uid);
+            }
+            keep
+        });
+        for (key, pod) in pods {
+            let uid = pod.metadata.uid.clone().unwrap_or_default();
+            let known = self.workers.contains_key(&uid) || self.rejected.contains(&uid);
+            if !known && !self.workers.values().any(|handle| handle.key == *key) {
+                self.start(key.clone(), uid, pod);
+            }
+        }
+    }
+
+    fn start(&mut self, key: ObjectKey, uid: String, source: &Arc<v1::Pod>) {
+        let pod = match admit(source) {
+            Ok(pod) => pod,
+            Err(problems) => {
+                let message = problems.join("; ");
+                tracing::warn!(pod = %key, message, "pod rejected");
+                let mut told = (**source).clone();
+                told.status = Some(render_rejected(&message, wall_ns()));
+                self.node.reporter.pod(&uid, told, StartTimes::default());
+                self.rejected.insert(uid);
+                return;
+            }
+        };
+        let (wish, wished) = watch::channel(Wish::Run);
+        let wake = Arc::new(Notify::new());
+        let worker = Worker::new(self.node.clone(), pod, wished, wake.clone());
+        self.workers.insert(uid.clone(), Handle { key, wish, wake });
+        self.running.spawn(async move {
+            worker.run().await;
+            uid
+        });
+    }
+
+    /// Pods that run and are not wanted any more: their manifests went while no agent was there.
+    async fn end_orphans(&self) -> Result<(), KubeletError> {
+        let desired = self.node.desired.borrow().clone();
+        let pods = desired.objects.pods.values();
+        let wanted: BTreeSet<String> = pods.filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let mut orphans = BTreeSet::new();
+        for sandbox in sandboxes(&self.node.cri).await? {
+            match sandbox.labels.get(POD_UID) {
+                Some(uid) if !wanted.contains(uid) => orphans.insert(uid.clone()),
+                _ => false,
+            };
+        }
+        for uid in orphans {
+            tracing::info!(uid, "ending a pod that no manifest asks for any more");
+            let node = self.node.clone();
+            tokio::spawn(async move {
+                if let Err(error) = end_pod(&node.cri, &uid, None).await {
+                    tracing::warn!(
+                        uid,
+                        error = error.message(),
+                        "a pod that nobody wants could not be ended"
+                    );
+                }
+                let _ = node.volumes.remove(&uid);
+                let _ = node.cgroups.remove(&uid);
+                let _ = std::fs::remove_file(node.config.state_dir.join(format!("{uid}.json")));
+                node.cgroups.remove_empty_classes();
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The runtime's events as uids of pods; `None`: anything may have happened. Begins again when the stream breaks.
+async fn listen(cri: Channel, uids: tokio::sync::mpsc::Sender<Option<String>>) {
+    loop {
+        let mut client =
+            RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+        if let Ok(stream) = client.get_container_events(crv1::GetEventsRequest {}).await {
+            let mut stream = stream.into_inner();
+            // What happened before the stream began.
+            if uids.send(None).await.is_err() {
+                return;
+            }
+            while let Ok(Some(event)) = stream.message().await {
+                let labels = event.pod_sandbox_status.map(|status| status.labels).unwrap_or_default();
+                if uids.send(labels.get(POD_UID).cloned()).await.is_err() {
+                    return;
+                }
+            }
+        }
+        tracing::debug!("the runtime's event stream ended; listening again");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Ends every pod that a kubelet started, each with its own grace period but at most `grace`.
+///
+/// # Errors
+/// When the runtime does not answer or refuses: after every pod was tried.
+pub async fn stop_all_pods(cri: Channel, grace: Duration) -> Result<(), KubeletError> {
+    let listed = sandboxes(&cri).await?;
+    let uids: BTreeSet<String> =
+        listed.iter().filter_map(|sandbox| sandbox.labels.get(POD_UID).cloned()).collect();
+    let mut ends = JoinSet::new();
+    for uid in uids {
+        let cri = cri.clone();
+        ends.spawn(async move { end_pod(&cri, &uid, Some(grace)).await });
+    }
+    let mut failed = None;
+    while let Some(ended) = ends.join_next().await {
+        if let Ok(Err(status)) = ended {
+            failed = Some(status);
+        }
+    }
+    failed.map_or(Ok(()), |status| Err(KubeletError::Runtime { what: "end a pod", source: Box::new(status) }))
+}
+
+async fn sandboxes(cri: &Channel) -> Result<Vec<crv1::PodSandbox>, KubeletError> {
+    let mut client = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    let listed = client.list_pod_sandbox(crv1::ListPodSandboxRequest::default()).await;
+    let listed = listed.map_err(|status| KubeletError::Runtime {
+        what: "list the pod sandboxes",
+        source: Box::new(status),
+    })?;
+    Ok(listed.into_inner().items)
+}
+
+/// Stops the pod's containers together, then removes its sandboxes.
+async fn end_pod(cri: &Channel, uid: &str, at_most: Option<Duration>) -> Result<(), tonic::Status> {
+    let mut client = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    let selector = std::collections::HashMap::from([(POD_UID.to_owned(), uid.to_owned())]);
+    let filter = crv1::ContainerFilter { label_selector: selector.clone(), ..Default::default() };
+    let listed =
+        client.list_containers(crv1::ListContainersRequest { filter: Some(filter) }).await?.into_inner();
+    let mut stops = JoinSet::new();
+    for container in listed.containers {
+        let own =
+            container.annotations.get(GRACE).and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or(30);
+        let seconds = at_most.map_or(own, |most| own.min(most.as_secs()));
+        let timeout = i64::try_from(seconds).unwrap_or(30);
+        let mut client = client.clone();
+        stops.spawn(async move {
+            client
+                .stop_container(crv1::StopContainerRequest { container_id: container.id, timeout })
+                .await
+                .map(drop)
+        });
+    }
+    while let Some(stopped) = stops.join_next().await {
+        stopped.unwrap_or(Ok(()))?;
+    }
+    let filter = crv1::PodSandboxFilter { label_selector: selector, ..Default::default() };
+    let listed =
+        client.list_pod_sandbox(crv1::ListPodSandboxRequest { filter: Some(filter) }).await?.into_inner();
+    for sandbox in listed.items {
+        client.stop_pod_sandbox(crv1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
+        client.remove_pod_sandbox(crv1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id }).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,7 @@
+//! One pod: the admitted model, what a round decides, how it is carried out, what is told of it.
+
+pub mod back_off;
+pub mod model;
+pub mod plan;
+pub mod status;
+pub(crate) mod worker;

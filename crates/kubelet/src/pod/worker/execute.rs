@@ -1,0 +1,317 @@
+//! From actions to CRI calls.
+
+use std::time::{Duration, Instant};
+
+use cri::v1;
+use k8s_openapi::api::core::v1 as api;
+
+use super::{Wish, Worker};
+use crate::cri_requests;
+use crate::environment::{self, PodFacts};
+use crate::events::Kind;
+use crate::hosts;
+use crate::pod::model::Container;
+use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan, StopReason};
+use crate::time::BootTime;
+
+/// How long what cannot be made now is not tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Why a container does not start: what its status shows while it waits.
+struct Obstacle {
+    reason: &'static str,
+    message: String,
+}
+
+impl Obstacle {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl Worker {
+    /// Carries out a plan: stops at once and together, the rest in order. A pod that is not wanted any more interrupts
+    /// starts, not stops.
+    pub(super) async fn execute(&mut self, plan: PodPlan, seen: &ObservedPod) {
+        let mut stops = tokio::task::JoinSet::new();
+        for action in plan.actions {
+            match action {
+                PodAction::StopContainer { id, name, grace, why } => {
+                    if why != StopReason::FailedLiveness {
+                        let message = format!("Stopping container {name}");
+                        self.node.reporter.event(&self.pod, Kind::Normal, "Killing", &message);
+                    }
+                    let mut runtime = self.runtime();
+                    let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+                    stops.spawn(async move {
+                        runtime
+                            .stop_container(v1::StopContainerRequest { container_id: id, timeout })
+                            .await
+                            .map(drop)
+                    });
+                }
+                other => {
+                    let mut wish = self.wish.clone();
+                    wish.mark_unchanged();
+                    let is_start =
+                        matches!(other, PodAction::StartContainer { .. } | PodAction::CreateSandbox { .. });
+                    let wanted = *wish.borrow() == Wish::Run;
+                    tokio::select! {
+                        () = self.execute_one(other, seen) => {}
+                        Ok(()) = wish.changed(), if is_start && wanted => return,
+                    }
+                }
+            }
+        }
+        while let Some(stopped) = stops.join_next().await {
+            if let Ok(Err(status)) = stopped {
+                tracing::warn!(pod = self.pod.name, error = status.message(), "stop a container");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    async fn execute_one(&mut self, action: PodAction, seen: &ObservedPod) {
+        let mut runtime = self.runtime();
+        let done = match action {
+            PodAction::CreateSandbox { attempt } => {
+                self.create_sandbox(attempt).await;
+                return;
+            }
+            PodAction::StartContainer { name, attempt } => {
+                self.start_container(&name, attempt, seen).await;
+                return;
+            }
+            PodAction::RemoveContainer { id } => {
+                runtime.remove_container(v1::RemoveContainerRequest { container_id: id }).await.map(drop)
+            }
+            PodAction::StopSandbox { id } => {
+                runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id }).await.map(drop)
+            }
+            PodAction::RemoveSandbox { id } => {
+                runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await.map(drop)
+            }
+            PodAction::StopContainer { .. } | PodAction::Finish => Ok(()),
+        };
+        if let Err(status) = done {
+            tracing::warn!(pod = self.pod.name, error = status.message(), "the runtime refused");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    async fn create_sandbox(&mut self, attempt: u32) {
+        let timer = now();
+        if let Err((reason, message)) = self.prepare() {
+            self.node.reporter.event(&self.pod, Kind::Warning, reason, &message);
+            self.memory.sandbox_held = Some(BootTime::now().after(Duration::from_secs(2)));
+            return;
+        }
+        self.step("volumes", timer);
+        let timer = now();
+        if attempt > 0 {
+            let message = "Pod sandbox changed, it will be killed and re-created.";
+            self.node.reporter.event(&self.pod, Kind::Normal, "SandboxChanged", message);
+        }
+        let dns = hosts::dns_of(&self.pod, &self.node.config.resolv_conf);
+        let parent = self.node.cgroups.path(&self.pod);
+        let logs = self.log_directory().display().to_string();
+        let config = cri_requests::sandbox(&self.pod, attempt, &logs, &parent, dns);
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        match self.runtime().run_pod_sandbox(request).await {
+            Ok(_) => {
+                self.memory.sandbox_held = None;
+                self.step("sandbox", timer);
+            }
+            Err(status) => {
+                let message = format!("Failed to create pod sandbox: {}", status.message());
+                self.node.reporter.event(&self.pod, Kind::Warning, "FailedCreatePodSandBox", &message);
+                self.memory.sandbox_held = Some(BootTime::now().after(RETRY));
+            }
+        }
+    }
+
+    /// What must be there before the sandbox: cgroup, volumes, the directory of the logs.
+    fn prepare(&self) -> Result<(), (&'static str, String)> {
+        if hosts::misses_cluster_dns(&self.pod) {
+            tracing::debug!(
+                pod = self.pod.name,
+                "no cluster DNS on a standalone node: using the node's resolv.conf"
+            );
+        }
+        let cgroup = self.node.cgroups.create(&self.pod);
+        cgroup.map_err(|error| {
+            ("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}"))
+        })?;
+        let desired = self.node.desired.borrow().clone();
+        self.node.volumes.set_up(&self.pod, &desired.objects).map_err(|message| ("FailedMount", message))?;
+        let logs = self.log_directory();
+        std::fs::create_dir_all(&logs)
+            .map_err(|error| ("Failed", format!("create {}: {error}", logs.display())))
+    }
+
+    async fn start_container(&mut self, name: &str, attempt: u32, seen: &ObservedPod) {
+        let all = self.pod.init_containers.iter().chain(&self.pod.containers);
+        let Some(container) = all.into_iter().find(|container| container.name == name).cloned() else {
+            return;
+        };
+        let previous = seen.containers.get(name).and_then(|attempts| attempts.first());
+        if let Some(ObservedState::Exited { ended, .. }) = previous.map(|previous| &previous.state) {
+            let back_off = self.memory.back_offs.get(name).copied().unwrap_or_default();
+            self.memory.back_offs.insert(name.to_owned(), back_off.next(*ended, BootTime::now()));
+        }
+        match self.try_start(&container, attempt, seen).await {
+            Ok(()) => {
+                self.waiting.remove(name);
+                self.memory.held.remove(name);
+                self.image_back_offs.remove(name);
+            }
+            Err(obstacle) => {
+                let message = format!("Error: {}", obstacle.message);
+                self.node.reporter.event(&self.pod, Kind::Warning, "Failed", &message);
+                let until = if obstacle.reason == "ErrImagePull" {
+                    let now = BootTime::now();
+                    let next = self.image_back_offs.get(name).copied().unwrap_or_default().next(now, now);
+                    self.image_back_offs.insert(name.to_owned(), next);
+                    now.after(next.delay())
+                } else {
+                    BootTime::now().after(RETRY)
+                };
+                self.memory.held.insert(name.to_owned(), until);
+                self.waiting.insert(name.to_owned(), (obstacle.reason.to_owned(), obstacle.message));
+            }
+        }
+    }
+
+    async fn try_start(
+        &mut self,
+        container: &Container,
+        attempt: u32,
+        seen: &ObservedPod,
+    ) -> Result<(), Obstacle> {
+        let Some(sandbox) = seen.sandboxes.first().filter(|sandbox| sandbox.ready) else { return Ok(()) };
+        let timer = now();
+        let image = self.image(&container.spec).await?;
+        self.step("image", timer);
+        let timer = now();
+        let refused = |message: String| Obstacle::new("CreateContainerConfigError", message);
+        cri_requests::check_non_root(&self.pod, &container.spec, &image).map_err(refused)?;
+        let desired = self.node.desired.borrow().clone();
+        let facts = PodFacts {
+            node_name: self.node.config.node_name.clone(),
+            host_ip: self.node.config.node_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            pod_ips: sandbox.ips.clone(),
+        };
+        let env =
+            environment::render(&self.pod, &container.spec, &desired.objects, &facts).map_err(refused)?;
+        let mounts = self.node.volumes.mounts(&self.pod, &container.spec).map_err(refused)?;
+        self.write_hosts(&sandbox.ips)
+            .map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?;
+        let config = cri_requests::container(&self.pod, container, attempt, &image.id, &env, mounts);
+        let dns = hosts::dns_of(&self.pod, &self.node.config.resolv_conf);
+        let parent = self.node.cgroups.path(&self.pod);
+        let logs = self.log_directory().display().to_string();
+        let request = v1::CreateContainerRequest {
+            pod_sandbox_id: sandbox.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(cri_requests::sandbox(&self.pod, sandbox.attempt, &logs, &parent, dns)),
+        };
+        let created = self.runtime().create_container(request).await;
+        let id = created
+            .map_err(|status| Obstacle::new("CreateContainerError", status.message()))?
+            .into_inner()
+            .container_id;
+        self.step("create", timer);
+        let reporter = &self.node.reporter;
+        reporter.event(&self.pod, Kind::Normal, "Created", &format!("Container created: {}", container.name));
+        let timer = now();
+        let started = self.runtime().start_container(v1::StartContainerRequest { container_id: id }).await;
+        if let Err(status) = started {
+            // The container has exited with StartError: its own back-off counts from here on.
+            let message = format!("Error: {}", status.message());
+            self.node.reporter.event(&self.pod, Kind::Warning, "Failed", &message);
+            return Ok(());
+        }
+        self.step("start", timer);
+        self.node.reporter.event(
+            &self.pod,
+            Kind::Normal,
+            "Started",
+            &format!("Container started: {}", container.name),
+        );
+        Ok(())
+    }
+
+    /// The image by the pull policy.
+    async fn image(&self, spec: &api::Container) -> Result<v1::Image, Obstacle> {
+        let name = spec.image.clone().unwrap_or_default();
+        let wanted = v1::ImageSpec { image: name.clone(), ..Default::default() };
+        let present = self.image_status(&wanted).await?;
+        let policy = spec.image_pull_policy.as_deref();
+        let reporter = &self.node.reporter;
+        match (policy, present) {
+            (Some("Always"), _) | (_, None) if policy != Some("Never") => {}
+            (Some("Never"), None) => {
+                let message = format!("Container image {name:?} is not present with pull policy of Never");
+                return Err(Obstacle::new("ErrImageNeverPull", message));
+            }
+            (_, Some(image)) => {
+                let message = format!("Container image {name:?} already present on machine");
+                reporter.event(&self.pod, Kind::Normal, "Pulled", &message);
+                return Ok(image);
+            }
+            (_, None) => {}
+        }
+        reporter.event(&self.pod, Kind::Normal, "Pulling", &format!("Pulling image {name:?}"));
+        let timer = now();
+        let request = v1::PullImageRequest { image: Some(wanted.clone()), auth: None, sandbox_config: None };
+        if let Err(status) = self.images().pull_image(request).await {
+            let message = format!("Failed to pull image {name:?}: {}", status.message());
+            reporter.event(&self.pod, Kind::Warning, "Failed", &message);
+            let reason = if status.code() == tonic::Code::InvalidArgument {
+                "InvalidImageName"
+            } else {
+                "ErrImagePull"
+            };
+            return Err(Obstacle::new(reason, status.message()));
+        }
+        let message = format!("Successfully pulled image {name:?} in {:?}", timer.elapsed());
+        reporter.event(&self.pod, Kind::Normal, "Pulled", &message);
+        let image = self.image_status(&wanted).await?;
+        image.ok_or_else(|| {
+            Obstacle::new("ErrImagePull", format!("image {name:?} vanished after it was pulled"))
+        })
+    }
+
+    async fn image_status(&self, wanted: &v1::ImageSpec) -> Result<Option<v1::Image>, Obstacle> {
+        let request = v1::ImageStatusRequest { image: Some(wanted.clone()), verbose: false };
+        let answer = self.images().image_status(request).await;
+        answer
+            .map(|answer| answer.into_inner().image)
+            .map_err(|status| Obstacle::new("ImageInspectError", status.message()))
+    }
+
+    fn write_hosts(&self, ips: &[String]) -> std::io::Result<()> {
+        let of_node = cri_requests::on_host_network(&self.pod)
+            .then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
+        let text =
+            hosts::render_hosts(&self.pod, &cri_requests::hostname(&self.pod), ips, of_node.as_deref());
+        self.node.volumes.write_hosts(&self.pod.uid, &text)
+    }
+
+    /// Notes how long a step of the first start took.
+    fn step(&mut self, name: &str, timer: Instant) {
+        if self.times.total > 0.0 {
+            return;
+        }
+        let ms = timer.elapsed().as_secs_f64() * 1e3;
+        match self.times.steps.iter_mut().find(|(known, _)| known == name) {
+            Some((_, sum)) => *sum += ms,
+            None => self.times.steps.push((name.to_owned(), ms)),
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "how long a step takes is measured")]
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,102 @@
+//! What the kubelet tells: pods with their status, events, how long each start took.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1;
+use tokio::sync::watch;
+
+use crate::events::{Kind, Recorder};
+use crate::pod::model::Pod;
+
+/// The state of the node's pods.
+#[derive(Clone, Debug, Default)]
+pub struct NodeReport {
+    /// Spec and status, as a kubelet reports them; by namespace and name.
+    pub pods: Vec<v1::Pod>,
+    /// The last 1000, oldest first.
+    pub events: Vec<v1::Event>,
+    /// How the pods came up.
+    pub starts: Vec<StartTimes>,
+}
+
+/// How long the steps of one pod's start took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StartTimes {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// Each step with its milliseconds, in order: `volumes`, `sandbox`, `image`, `create`, `start`, `ready`.
+    pub steps: Vec<(String, f64)>,
+    /// From the moment the kubelet saw the pod to Ready, in milliseconds; 0 while it is not ready.
+    pub total: f64,
+}
+
+/// Collects what the pod workers tell, and publishes it.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    node_name: String,
+    state: Mutex<State>,
+    sender: watch::Sender<Arc<NodeReport>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    pods: BTreeMap<String, v1::Pod>,
+    starts: BTreeMap<String, StartTimes>,
+    events: Recorder,
+}
+
+impl Reporter {
+    pub(crate) fn new(node_name: String, sender: watch::Sender<Arc<NodeReport>>) -> Self {
+        Self { node_name, state: Mutex::default(), sender }
+    }
+
+    /// A pod as it is now.
+    pub(crate) fn pod(&self, uid: &str, pod: v1::Pod, start: StartTimes) {
+        self.change(|state| {
+            let same = state.pods.get(uid) == Some(&pod) && state.starts.get(uid) == Some(&start);
+            if !same {
+                state.pods.insert(uid.to_owned(), pod);
+                state.starts.insert(uid.to_owned(), start);
+            }
+            !same
+        });
+    }
+
+    /// A pod is gone.
+    pub(crate) fn gone(&self, uid: &str) {
+        self.change(|state| {
+            state.starts.remove(uid);
+            state.pods.remove(uid).is_some()
+        });
+    }
+
+    /// Something happened.
+    pub(crate) fn event(&self, pod: &Pod, kind: Kind, reason: &str, message: &str) {
+        match kind {
+            Kind::Normal => tracing::debug!(pod = pod.name, reason, message, "event"),
+            Kind::Warning => tracing::warn!(pod = pod.name, reason, message, "event"),
+        }
+        self.change(|state| {
+            state.events.note(&self.node_name, pod, kind, reason, message);
+            true
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State) -> bool) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if !change(&mut state) {
+            return;
+        }
+        let mut pods: Vec<v1::Pod> = state.pods.values().cloned().collect();
+        pods.sort_by(|a, b| {
+            (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name))
+        });
+        let starts = state.starts.values().cloned().collect();
+        self.sender.send_replace(Arc::new(NodeReport { pods, events: state.events.list(), starts }));
+    }
+}
