@@ -70,6 +70,7 @@ fn node(dir: &Path) -> anyhow::Result<Node> {
 async fn demo(node: &Node, manifest: PathBuf, args: &DemoArgs) -> anyhow::Result<()> {
     let stop = signals::stop_token(signals::Again::KeepCleaning)?;
     network::set_up().await.context("set up the demo's network")?;
+    show::rules().await.context("the node needs iptables")?;
     let shown = run(node, manifest, args, &stop).await;
     output::note("cleaning up");
     let cleaned = reset::wipe(node, Images::Remove).await.context("clean up");
@@ -118,8 +119,8 @@ async fn run(
     }
     agent_stop.cancel();
     let ended = agent.await;
-    let shown = shown?;
-    ended.map(|()| shown)
+    // Where the agent broke down, what is shown broke down with it.
+    ended.and(shown)
 }
 
 /// An agent ends when it is told to; before that its end is an error.

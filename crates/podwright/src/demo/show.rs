@@ -145,9 +145,13 @@ fn addresses(services: &[Service]) -> anyhow::Result<Vec<(String, SocketAddr)>> 
 
 /// The rules at which Services begin, as the kernel has them.
 async fn chain() -> anyhow::Result<String> {
+    rules().await.map(|saved| service_chain(&saved))
+}
+
+/// Every rule of this network namespace.
+pub(super) async fn rules() -> anyhow::Result<String> {
     let saved = tokio::task::spawn_blocking(|| Programs::find(Family::V4)?.save()).await?;
-    let saved = saved.context("read the netfilter rules")?;
-    Ok(service_chain(&saved))
+    saved.context("read the netfilter rules")
 }
 
 /// The chain's lines out of `iptables-save`, in the form that `iptables -S` prints.

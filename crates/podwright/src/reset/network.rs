@@ -2,13 +2,18 @@
 
 use anyhow::Context;
 use hostnet::link::{LinkError, Netlink};
+use hostnet::netfilter::{ProgramError, WriteError};
 
 use crate::agent::parts;
 use crate::node::Node;
 
 /// Removes every chain of ours from netfilter, and the bridge with what is still attached to it.
 pub(crate) async fn remove(node: &Node) -> anyhow::Result<()> {
-    let rules = parts::netfilter().clear().await.context("remove the netfilter rules");
+    let rules = match parts::netfilter().clear().await {
+        // Without iptables there never were rules of ours.
+        Err(WriteError::Program(error)) if matches!(*error, ProgramError::Missing { .. }) => Ok(()),
+        cleared => cleared.context("remove the netfilter rules"),
+    };
     let bridge = match Netlink::open() {
         Ok(netlink) => delete_bridge(&netlink, &node.bridge).await,
         Err(error) => Err(error),
