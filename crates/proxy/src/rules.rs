@@ -262,7 +262,6 @@ mod tests {
         render_restore(&Ruleset::default(), rules).expect("there are rules")
     }
 
-    #[expect(clippy::disallowed_methods, reason = "reading the test's environment")]
     fn golden(name: &str, services: &ServiceMap, node: &NodeFacts) {
         let path = format!("{}/tests/golden/{name}.rules", env!("CARGO_MANIFEST_DIR"));
         let found = all(&render_rules(services, node));
