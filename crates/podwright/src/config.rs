@@ -7,6 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde::Deserialize;
 
 use crate::cli::NodeArgs;
+use crate::node::Node;
 
 /// What is wrong with the configuration; the process ends with exit code 2.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +100,64 @@ fn complete(flags: &NodeArgs, file: RuntimeFile) -> NodeArgs {
     }
 }
 
-pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
+/// The part of a KubeletConfiguration (kubelet.config.k8s.io/v1beta1) that is supported. Every other key is refused.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(crate) struct KubeletFile {
+    api_version: String,
+    kind: String,
+    #[serde(default, rename = "podCIDR")]
+    pod_cidr: Option<IpNet>,
+    #[serde(default)]
+    cgroup_root: Option<String>,
+    #[serde(default)]
+    cgroup_driver: Option<String>,
+    #[serde(default)]
+    pod_logs_dir: Option<PathBuf>,
+    #[serde(default, rename = "resolvConf")]
+    resolv_conf: Option<PathBuf>,
+}
+
+/// Reads a KubeletConfiguration; without a file nothing is configured.
+pub(crate) fn kubelet(file: Option<&Path>) -> Result<KubeletFile, ConfigError> {
+    let Some(path) = file else { return Ok(KubeletFile::default()) };
+    let fail = |message: String| ConfigError::Parse { path: path.to_owned(), message };
+    let file: KubeletFile = serde_saphyr::from_str(&read(path)?).map_err(|error| fail(error.to_string()))?;
+    if (file.api_version.as_str(), file.kind.as_str())
+        != ("kubelet.config.k8s.io/v1beta1", "KubeletConfiguration")
+    {
+        let what = format!("apiVersion {:?}, kind {:?}", file.api_version, file.kind);
+        return Err(fail(format!("{what} is no kubelet.config.k8s.io/v1beta1 KubeletConfiguration")));
+    }
+    match file.cgroup_driver.as_deref() {
+        None | Some("cgroupfs") => Ok(file),
+        Some(driver) => Err(fail(format!("cgroupDriver {driver:?} is not supported, only cgroupfs"))),
+    }
+}
+
+impl KubeletFile {
+    /// The flags, completed by the file.
+    pub(crate) fn complete(&self, flags: &NodeArgs) -> NodeArgs {
+        let flags = flags.clone();
+        NodeArgs {
+            pod_cidr: flags.pod_cidr.or(self.pod_cidr),
+            cgroup_root: flags.cgroup_root.or_else(|| self.cgroup_root.clone()),
+            ..flags
+        }
+    }
+
+    /// What has no flag.
+    pub(crate) fn apply(self, node: &mut Node) {
+        if let Some(dir) = self.pod_logs_dir {
+            node.pod_logs_dir = dir;
+        }
+        if let Some(path) = self.resolv_conf {
+            node.resolv_conf = path;
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }
 
@@ -138,6 +196,29 @@ mod tests {
         assert_eq!(args.root.as_deref(), Some(Path::new("/flag")));
         assert_eq!(args.state.as_deref(), Some(Path::new("/file-state")));
         assert_eq!(args.bridge.as_deref(), Some("br-file"));
+    }
+
+    #[test]
+    fn a_kubelet_configuration_is_taken_as_far_as_it_is_supported() {
+        let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+        let (_dir, path) =
+            file(&format!("{head}podCIDR: 10.9.0.0/16\npodLogsDir: /logs\ncgroupDriver: cgroupfs\n"));
+        let config = kubelet(Some(&path)).unwrap();
+        let mut node = Node::resolve(&config.complete(&NodeArgs::default()), "box").unwrap();
+        config.apply(&mut node);
+        assert_eq!(node.pod_cidr.to_string(), "10.9.0.0/16");
+        assert_eq!(node.pod_logs_dir, Path::new("/logs"));
+        for (text, expect) in [
+            ("evictionHard: {}\n", "evictionHard"),
+            ("cgroupDriver: systemd\n", "only cgroupfs"),
+            ("podCIDR: x\n", "podCIDR"),
+        ] {
+            let (_dir, path) = file(&format!("{head}{text}"));
+            let message = kubelet(Some(&path)).unwrap_err().to_string();
+            assert!(message.contains(expect), "{message}");
+        }
+        let (_dir, path) = file("apiVersion: v1\nkind: Pod\n");
+        assert!(kubelet(Some(&path)).unwrap_err().to_string().contains("is no kubelet.config"));
     }
 
     #[test]

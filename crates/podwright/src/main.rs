@@ -12,7 +12,6 @@ mod cli;
 mod config;
 mod demo;
 mod image;
-mod kubelet_soon;
 mod lock;
 mod logging;
 mod node;

@@ -1,10 +1,10 @@
-//! Where everything of one node lies: flags and configuration file in, one resolved [`Node`] out. Pure but for
-//! the host's name, which is read once.
+//! Where everything of one node lies: flags and configuration file in, one resolved [`Node`] out. Resolving is pure; the
+//! host's own name, resolv.conf and address are asked for here too.
 //!
 //! Two nodes on one machine need their own `--root`, `--state`, `--cgroup-root`, `--pod-cidr` and `--bridge`
 //! (and network namespace); every other path follows from these.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -14,6 +14,9 @@ use crate::config::ConfigError;
 
 const DEFAULT_ROOT: &str = "/var/lib/podwright";
 const DEFAULT_STATE: &str = "/run/podwright";
+const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
+/// The servers behind systemd-resolved's stub.
+const RESOLVED_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
 const DEFAULT_BRIDGE: &str = "podwright0";
 const DEFAULT_POD_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 85, 0, 0), 16);
 const DEFAULT_SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
@@ -53,6 +56,8 @@ pub(crate) struct Node {
     pub(crate) kubelet_dir: PathBuf,
     /// Logs of pods.
     pub(crate) pod_logs_dir: PathBuf,
+    /// What pods' resolv.conf is made of.
+    pub(crate) resolv_conf: PathBuf,
 }
 
 impl Node {
@@ -96,6 +101,7 @@ impl Node {
             ip: args.node_ip.map(IpAddr::V4),
             kubelet_dir: under_root("kubelet", "/var/lib/kubelet"),
             pod_logs_dir: under_root("logs/pods", "/var/log/pods"),
+            resolv_conf: PathBuf::from(DEFAULT_RESOLV_CONF),
             root,
             state,
         })
@@ -103,7 +109,20 @@ impl Node {
 
     /// Resolves what was given on this machine.
     pub(crate) fn here(args: &NodeArgs) -> Result<Self, ConfigError> {
-        Self::resolve(args, &host_name())
+        let mut node = Self::resolve(args, &host_name())?;
+        node.resolv_conf = resolv_conf(Path::new(DEFAULT_RESOLV_CONF), Path::new(RESOLVED_RESOLV_CONF));
+        Ok(node)
+    }
+
+    /// The address of the node: the one that was given, else the one from which it would reach the world. Asking the
+    /// kernel for that sends nothing.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        let default = || -> Option<IpAddr> {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+            socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
+            socket.local_addr().ok().map(|address| address.ip())
+        };
+        self.ip.or_else(default)
     }
 
     /// The socket on which the CLI asks a running agent.
@@ -125,6 +144,16 @@ impl Node {
     pub(crate) fn leases_dir(&self) -> PathBuf {
         self.root.join("networks")
     }
+}
+
+/// systemd-resolved's stub listens on the host's loopback, which no pod reaches: where the host uses it, pods get the
+/// real servers, as kubeadm sets it up.
+fn resolv_conf(host: &Path, resolved: &Path) -> PathBuf {
+    let stub = std::fs::read_to_string(host).is_ok_and(|text| {
+        let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+        servers.into_iter().any(|server| server.trim() == "127.0.0.53")
+    });
+    if stub && resolved.exists() { resolved.to_owned() } else { host.to_owned() }
 }
 
 /// The machine's name, as `hostname` prints it.
@@ -230,6 +259,7 @@ mod tests {
             ip: None,
             kubelet_dir: "/var/lib/kubelet".into(),
             pod_logs_dir: "/var/log/pods".into(),
+            resolv_conf: "/etc/resolv.conf".into(),
         };
         assert_eq!(node, expect);
     }
@@ -293,6 +323,18 @@ mod tests {
             let message = refused(args);
             assert!(message.contains(expect), "{message} / {expect}");
         }
+    }
+
+    #[test]
+    fn pods_get_the_real_name_servers_where_the_host_has_a_stub() {
+        let dir = tempfile::tempdir().unwrap();
+        let (host, real) = (dir.path().join("stub"), dir.path().join("real"));
+        std::fs::write(&host, "search lan\nnameserver 127.0.0.53\n").unwrap();
+        assert_eq!(resolv_conf(&host, &real), host);
+        std::fs::write(&real, "nameserver 192.0.2.53\n").unwrap();
+        assert_eq!(resolv_conf(&host, &real), real);
+        std::fs::write(&host, "nameserver 192.0.2.1\n").unwrap();
+        assert_eq!(resolv_conf(&host, &real), host);
     }
 
     #[test]

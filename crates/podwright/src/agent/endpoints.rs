@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::kubelet_soon::NodeReport;
 use k8s_openapi::api::core::v1::Pod;
+use kubelet::NodeReport;
 use proxy::LocalPod;
 use tokio::sync::watch;
 

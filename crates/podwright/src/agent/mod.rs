@@ -28,7 +28,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::cli::{NodeArgs, RunArgs, RuntimeArgs};
+use crate::cli::{RunArgs, RuntimeArgs};
 use crate::lock::NodeLock;
 use crate::node::Node;
 use crate::{admin, config, image, signals};
@@ -50,17 +50,19 @@ pub(crate) enum Role {
 
 /// `podwright run`: until a signal ends it; the pods stay.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let flags = config::runtime(&args.node, args.config.as_deref())?;
-    until_signal(&flags, Role::Node { manifests: args.files.clone() })
+    let file = config::kubelet(args.config.as_deref())?;
+    let mut node = Node::here(&file.complete(&args.node))?;
+    file.apply(&mut node);
+    until_signal(node, Role::Node { manifests: args.files.clone() })
 }
 
 /// `podwright runtime`: until a signal ends it; the pods stay.
 pub(crate) fn runtime(args: &RuntimeArgs) -> anyhow::Result<()> {
-    until_signal(&config::runtime(&args.node, args.config.as_deref())?, Role::Runtime)
+    let flags = config::runtime(&args.node, args.config.as_deref())?;
+    until_signal(Node::here(&flags)?, Role::Runtime)
 }
 
-fn until_signal(flags: &NodeArgs, role: Role) -> anyhow::Result<()> {
-    let node = Node::here(flags)?;
+fn until_signal(node: Node, role: Role) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
         bail!("a node makes namespaces, cgroups and mounts: run podwright as root");
     }
@@ -163,7 +165,7 @@ fn start_node(
     let (proxy_report, services) = watch::channel(Arc::default());
     let (local_pods, endpoints) = watch::channel(Arc::default());
     let stopped = || stop.clone().cancelled_owned();
-    let kubelet = crate::kubelet_soon::run((), cri, desired.clone(), kubelet_report, stopped());
+    let kubelet = kubelet::run(parts::kubelet(node), cri, desired.clone(), kubelet_report, stopped());
     callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
     let following = endpoints::follow(pods.clone(), local_pods, stopped());
     callers.spawn(async move {

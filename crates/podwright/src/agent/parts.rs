@@ -43,3 +43,16 @@ pub(crate) fn runtime(node: &Node) -> runtime::Config {
         },
     }
 }
+
+/// The kubelet.
+pub(crate) fn kubelet(node: &Node) -> kubelet::Config {
+    kubelet::Config {
+        node_name: node.name.clone(),
+        node_ip: node.address(),
+        root_dir: node.kubelet_dir.clone(),
+        pod_logs_dir: node.pod_logs_dir.clone(),
+        cgroup_root: node.kubelet_cgroup.clone(),
+        state_dir: node.state.join("kubelet"),
+        resolv_conf: node.resolv_conf.clone(),
+    }
+}

@@ -1,12 +1,11 @@
 //! What the parts of a running agent know, for the admin socket and the demo: one report of v1 objects.
 
-use std::net::{IpAddr, UdpSocket};
 use std::sync::Arc;
 
-use crate::kubelet_soon::NodeReport;
 use cri::v1::StatusRequest;
 use cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_openapi::api::core::v1::Node as NodeObject;
+use kubelet::NodeReport;
 use manifest::Loaded;
 use proxy::ProxyReport;
 use runtime::Runtime;
@@ -74,7 +73,7 @@ impl Sources {
             }
             Err(error) => Some(("RuntimeUnknown".to_owned(), error.message().to_owned())),
         };
-        node_object(&self.node, self.node.ip.or_else(default_source), trouble)
+        node_object(&self.node, trouble)
     }
 }
 
@@ -91,13 +90,13 @@ impl Standalone {
 }
 
 /// A v1 Node of what is known here. `trouble` is a reason and a sentence.
-pub(crate) fn node_object(node: &Node, ip: Option<IpAddr>, trouble: Option<(String, String)>) -> NodeObject {
+pub(crate) fn node_object(node: &Node, trouble: Option<(String, String)>) -> NodeObject {
     let (status, reason, message) = match trouble {
         None => ("True", "KubeletReady".to_owned(), "the runtime and its network are ready".to_owned()),
         Some((reason, message)) => ("False", reason, message),
     };
     let mut addresses = vec![json!({"type": "Hostname", "address": node.name})];
-    addresses.extend(ip.map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})));
+    addresses.extend(node.address().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})));
     let object = json!({
         "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"}},
         "spec": {"podCIDR": node.pod_cidr.to_string(), "podCIDRs": [node.pod_cidr.to_string()]},
@@ -107,11 +106,4 @@ pub(crate) fn node_object(node: &Node, ip: Option<IpAddr>, trouble: Option<(Stri
         },
     });
     serde_json::from_value(object).unwrap_or_default()
-}
-
-/// The address from which this machine would reach the world; nothing is sent.
-fn default_source() -> Option<IpAddr> {
-    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
-    socket.connect("192.0.2.1:9").ok()?;
-    socket.local_addr().ok().map(|address| address.ip())
 }

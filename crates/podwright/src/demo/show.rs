@@ -117,8 +117,23 @@ fn pods(standalone: &Standalone) -> String {
 }
 
 fn pod_times(standalone: &Standalone) -> Vec<PodTimes> {
-    let _ = standalone;
-    Vec::new()
+    let report = standalone.kubelet.borrow();
+    let ip_of = |uid: &str| {
+        let pod = report.pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(uid));
+        pod.and_then(|pod| pod.status.as_ref()?.pod_ip.clone()).unwrap_or_else(|| "-".to_owned())
+    };
+    let mut times: Vec<PodTimes> = report
+        .starts
+        .iter()
+        .map(|start| PodTimes {
+            name: start.name.clone(),
+            ip: ip_of(&start.uid),
+            steps: start.steps.clone(),
+            total: start.total,
+        })
+        .collect();
+    times.sort_by(|a, b| a.name.cmp(&b.name));
+    times
 }
 
 /// Where requests go: a Service's address and port, or this node's where that is what it is for.

@@ -16,7 +16,7 @@ use crate::node::Node;
 /// Reads the records; nothing is changed.
 pub(crate) fn report(node: &Node) -> anyhow::Result<Report> {
     let trouble = ("AgentNotRunning".to_owned(), "the agent is not running".to_owned());
-    let mut report = Report { node: node_object(node, node.ip, Some(trouble)), ..Report::default() };
+    let mut report = Report { node: node_object(node, Some(trouble)), ..Report::default() };
     for (sandbox, containers) in records(node)? {
         report.pods.push(recorded_pod(sandbox, &containers)?);
     }
