@@ -222,7 +222,7 @@ fn duplicate_pod_names_are_told_and_one_runs() -> Result<()> {
     let mut story = Story::start(&[("twins.yaml", &text)])?;
     story.ready("twin")?;
     let log = story.node().log();
-    assert!(log.contains("duplicate") || log.contains("already"), "{log}");
+    assert!(log.contains("twins.yaml document 2") && log.contains("is also in document 1"), "{log}");
     Ok(())
 }
 
