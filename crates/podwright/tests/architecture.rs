@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cargo_metadata::{Metadata, MetadataCommand};
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Who may use which of our crates. `podwright` wires everything, `e2e` drives anything.
 const ARROWS: &[(&str, &[&str])] = &[
@@ -25,11 +25,12 @@ fn metadata() -> Metadata {
     MetadataCommand::new().no_deps().exec().expect("cargo metadata")
 }
 
-/// Every package with the names of what it depends on, for whatever purpose.
+/// Every package with the names of what it is built with; its tests may use more.
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
     let packages = metadata().packages;
     let names = |package: &cargo_metadata::Package| {
-        package.dependencies.iter().map(|dependency| dependency.name.clone()).collect()
+        let built = package.dependencies.iter().filter(|one| one.kind != DependencyKind::Development);
+        built.map(|dependency| dependency.name.clone()).collect()
     };
     packages.iter().map(|package| (package.name.to_string(), names(package))).collect()
 }
