@@ -176,12 +176,9 @@ impl Shell {
     }
 }
 
-/// Publishes a report that says something new, and logs the problems that are new.
+/// Publishes a report that says something new. Problems are in it; whoever reads it tells of them.
 fn tell(report: &watch::Sender<Arc<ProxyReport>>, now: ProxyReport) {
     report.send_if_modified(|before| {
-        for problem in now.problems.iter().filter(|problem| !before.problems.contains(problem)) {
-            tracing::warn!("{problem}");
-        }
         let differs = **before != now;
         *before = Arc::new(now);
         differs
