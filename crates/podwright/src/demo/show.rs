@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use hostnet::netfilter::{Family, Programs};
 use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::times::{self, PodTimes};
 use super::{isolation, traffic};
@@ -99,16 +100,21 @@ async fn endpoints_ready(standalone: &Standalone, clock: Clock) -> anyhow::Resul
     let mut reports = standalone.proxy.clone();
     let report = reports
         .wait_for(|report| {
-            let complete = report
-                .endpoints
-                .iter()
-                .filter(|slice| slice.endpoints.as_ref().is_some_and(|endpoints| endpoints.len() >= pods));
+            let complete = report.endpoints.iter().filter(|slice| ready_endpoints(slice) >= pods);
             complete.count() >= wanted
         })
         .await
         .context("the proxy reports no more")?;
     clock.say(&format!("{} Services with their endpoints in the rules", report.services.len()));
     Ok(())
+}
+
+fn ready_endpoints(slice: &EndpointSlice) -> usize {
+    let endpoints = slice.endpoints.iter().flatten();
+    let ready = endpoints.filter(|endpoint| {
+        endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true)
+    });
+    ready.count()
 }
 
 fn pods(standalone: &Standalone) -> String {
