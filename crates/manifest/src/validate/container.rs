@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvFromSource, EnvVar, ExecAction, GRPCAction, HTTPGetAction, LifecycleHandler,
-    Probe, ResourceRequirements, SeccompProfile, SecurityContext, TCPSocketAction,
+    Container, ContainerPort, EnvFromSource, EnvVar, ResourceRequirements, SeccompProfile, SecurityContext,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::names::{self, Form};
-use super::{one_of, tell, unique_name, volume};
+use super::{one_of, probe, tell, unique_name, volume};
 use crate::decode::Fault;
 use crate::quantity::{self, Amount};
 
@@ -55,37 +53,16 @@ pub(super) fn check(container: &Container, place: &Place<'_>, faults: &mut Vec<F
     if let Some(found) = &container.security_context {
         security(found, &format!("{at}.securityContext"), faults);
     }
-    let sidecar = container.restart_policy.as_deref() == Some("Always");
-    if place.role == Role::Init {
-        one_of(faults, &format!("{at}.restartPolicy"), container.restart_policy.as_deref(), &["Always"]);
-    } else {
-        let policies = ["Always", "OnFailure", "Never"];
-        one_of(faults, &format!("{at}.restartPolicy"), container.restart_policy.as_deref(), &policies);
-    }
-    for (field, found) in [
-        ("livenessProbe", &container.liveness_probe),
-        ("readinessProbe", &container.readiness_probe),
-        ("startupProbe", &container.startup_probe),
-    ] {
-        let Some(found) = found else { continue };
-        let path = format!("{at}.{field}");
-        if place.role == Role::Init && !sidecar {
-            tell(faults, path, "an init container has none, unless its restartPolicy is Always");
-        } else {
-            probe(found, field, &path, container, faults);
-        }
-    }
-    if let Some(lifecycle) = &container.lifecycle {
-        for (field, handler) in [("postStart", &lifecycle.post_start), ("preStop", &lifecycle.pre_stop)] {
-            let Some(handler) = handler else { continue };
-            let path = format!("{at}.lifecycle.{field}");
-            if place.role == Role::Init && !sidecar {
-                tell(faults, path, "an init container has none, unless its restartPolicy is Always");
-            } else {
-                hook(handler, &path, container, faults);
-            }
-        }
-    }
+    restart_policy(container, place, faults);
+    probe::all(container, place, faults);
+}
+
+fn restart_policy(container: &Container, place: &Place<'_>, faults: &mut Vec<Fault>) {
+    let policies: &[&str] = match place.role {
+        Role::Init => &["Always"],
+        Role::Main => &["Always", "OnFailure", "Never"],
+    };
+    one_of(faults, &format!("{}.restartPolicy", place.at), container.restart_policy.as_deref(), policies);
 }
 
 fn ports(ports: &[ContainerPort], place: &Place<'_>, faults: &mut Vec<Fault>) {
@@ -298,91 +275,5 @@ pub(super) fn seccomp(profile: &SeccompProfile, at: &str, faults: &mut Vec<Fault
         (true, file) => volume::descending(faults, &path, file),
         (false, "") => {}
         (false, _) => tell(faults, path, "only with type Localhost"),
-    }
-}
-
-fn probe(probe: &Probe, field: &str, at: &str, container: &Container, faults: &mut Vec<Fault>) {
-    let given =
-        [probe.exec.is_some(), probe.http_get.is_some(), probe.tcp_socket.is_some(), probe.grpc.is_some()];
-    exactly_one(faults, at, &given);
-    action(&probe.exec, &probe.http_get, &probe.tcp_socket, at, container, faults);
-    if let Some(GRPCAction { port, .. }) = &probe.grpc {
-        number(faults, &format!("{at}.grpc.port"), *port);
-    }
-    for (name, value, least) in [
-        ("initialDelaySeconds", probe.initial_delay_seconds, 0),
-        ("timeoutSeconds", probe.timeout_seconds, 1),
-        ("periodSeconds", probe.period_seconds, 1),
-        ("successThreshold", probe.success_threshold, 1),
-        ("failureThreshold", probe.failure_threshold, 1),
-    ] {
-        if let Some(value) = value.filter(|value| *value < least) {
-            tell(faults, format!("{at}.{name}"), format!("{value} is less than {least}"));
-        }
-    }
-    if field != "readinessProbe" && probe.success_threshold.is_some_and(|threshold| threshold > 1) {
-        tell(faults, format!("{at}.successThreshold"), "is 1 for this probe");
-    }
-    if let Some(seconds) = probe.termination_grace_period_seconds {
-        if field == "readinessProbe" {
-            tell(
-                faults,
-                format!("{at}.terminationGracePeriodSeconds"),
-                "not for a readiness probe: it kills nothing",
-            );
-        } else if seconds < 1 {
-            tell(faults, format!("{at}.terminationGracePeriodSeconds"), format!("{seconds} is less than 1"));
-        }
-    }
-}
-
-fn hook(handler: &LifecycleHandler, at: &str, container: &Container, faults: &mut Vec<Fault>) {
-    let given = [
-        handler.exec.is_some(),
-        handler.http_get.is_some(),
-        handler.tcp_socket.is_some(),
-        handler.sleep.is_some(),
-    ];
-    exactly_one(faults, at, &given);
-    action(&handler.exec, &handler.http_get, &handler.tcp_socket, at, container, faults);
-}
-
-fn action(
-    exec: &Option<ExecAction>,
-    http: &Option<HTTPGetAction>,
-    tcp: &Option<TCPSocketAction>,
-    at: &str,
-    container: &Container,
-    faults: &mut Vec<Fault>,
-) {
-    if exec.as_ref().is_some_and(|exec| exec.command.as_ref().is_none_or(Vec::is_empty)) {
-        tell(faults, format!("{at}.exec.command"), "required");
-    }
-    if let Some(http) = http {
-        one_of(faults, &format!("{at}.httpGet.scheme"), http.scheme.as_deref(), &["HTTP", "HTTPS"]);
-        target(&http.port, &format!("{at}.httpGet.port"), container, faults);
-        for (index, header) in http.http_headers.iter().flatten().enumerate() {
-            let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-            if header.name.is_empty() || !header.name.bytes().all(token) {
-                let path = format!("{at}.httpGet.httpHeaders[{index}].name");
-                tell(faults, path, format!("{:?} is not the name of an HTTP header", header.name));
-            }
-        }
-    }
-    if let Some(tcp) = tcp {
-        target(&tcp.port, &format!("{at}.tcpSocket.port"), container, faults);
-    }
-}
-
-/// A port by number, or by the name that the container gives it.
-fn target(port: &IntOrString, path: &str, container: &Container, faults: &mut Vec<Fault>) {
-    match port {
-        IntOrString::Int(port) => number(faults, path, *port),
-        IntOrString::String(name) => {
-            let known = container.ports.iter().flatten().any(|port| port.name.as_ref() == Some(name));
-            if !known {
-                tell(faults, path, format!("{name:?} is not the name of a port of this container"));
-            }
-        }
     }
 }

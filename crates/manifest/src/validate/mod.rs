@@ -4,6 +4,7 @@ mod container;
 mod metadata;
 mod names;
 mod pod;
+mod probe;
 mod service;
 mod volume;
 
