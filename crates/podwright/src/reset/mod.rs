@@ -30,11 +30,11 @@ pub(crate) fn main(args: &ResetArgs) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
         let _lock = take_over(&node, args.force).await?;
         wipe(&node, images).await?;
-        output::line(&format!(
-            "reset: nothing is left of {} and {}",
-            node.root.display(),
-            node.state.display()
-        ));
+        let (root, state) = (node.root.display(), node.state.display());
+        output::line(&match images {
+            Images::Remove => format!("reset: nothing is left in {root} and {state}"),
+            Images::Keep => format!("reset: nothing but images is left in {root}, nothing in {state}"),
+        });
         Ok(())
     })
 }
