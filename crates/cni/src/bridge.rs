@@ -88,6 +88,19 @@ pub struct BridgeConfig {
     pub ipam: HostLocal,
 }
 
+/// Where the container's end of a pair goes.
+#[derive(Clone, Copy, Debug)]
+pub struct ContainerEnd<'a> {
+    /// The container's id.
+    pub container_id: &'a str,
+    /// The interface's name inside.
+    pub interface: &'a str,
+    /// The network namespace, open.
+    pub namespace: &'a OwnedFd,
+    /// The network namespace's path, for the result.
+    pub path: &'a Path,
+}
+
 impl BridgeConfig {
     /// Parses a plugin configuration.
     ///
@@ -173,12 +186,10 @@ impl BridgeConfig {
         &self,
         netlink: &Netlink,
         bridge: u32,
-        container_id: &str,
-        namespace: &OwnedFd,
-        path: &str,
-        interface: &str,
+        end: &ContainerEnd<'_>,
         mut leased: AddResult,
     ) -> Result<AddResult, CniError> {
+        let ContainerEnd { container_id, interface, namespace, path } = *end;
         let host_name = host_interface(container_id, interface);
         let address = leased.ips.first().map(|ip| hardware_address(ip.address.addr()));
         let pair = VethPair {
@@ -223,7 +234,7 @@ impl BridgeConfig {
             Interface {
                 name: interface.to_owned(),
                 mac: address.map(text_of).unwrap_or_default(),
-                sandbox: path.to_owned(),
+                sandbox: path.display().to_string(),
             },
         ];
         leased.dns = json!({});

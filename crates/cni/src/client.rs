@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, OnceCell, broadcast};
 
-use crate::bridge::{BridgeConfig, host_interface, open_namespace};
+use crate::bridge::{BridgeConfig, ContainerEnd, host_interface, open_namespace};
 use crate::config::NetworkConfig;
 use crate::error::{CniError, Code};
 use crate::host_local::{HostLocal, Lease};
@@ -141,9 +141,13 @@ impl Client {
         namespace: &std::os::fd::OwnedFd,
     ) -> Result<AddResult, CniError> {
         let leased = network.ipam.add(&attachment.container_id, &attachment.ifname)?;
-        let path = attachment.netns.display().to_string();
-        let (id, ifname) = (&attachment.container_id, &attachment.ifname);
-        network.connect(&self.netlink, bridge, id, namespace, &path, ifname, leased).await
+        let end = ContainerEnd {
+            container_id: &attachment.container_id,
+            interface: &attachment.ifname,
+            namespace,
+            path: &attachment.netns,
+        };
+        network.connect(&self.netlink, bridge, &end, leased).await
     }
 
     /// Disconnects a sandbox whose network namespace ends with it: the kernel removes the pair, and the address is free

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use hostnet::link::Netlink;
 use serde_json::{Value, json};
 
-use crate::bridge::{self, BridgeConfig, open_namespace};
+use crate::bridge::{self, BridgeConfig, ContainerEnd, open_namespace};
 use crate::config::{VERSIONS, check_version};
 use crate::error::{CniError, Code};
 use crate::host_local::HostLocal;
@@ -120,12 +120,11 @@ fn add(plugin: Plugin, call: &Call) -> Result<crate::AddResult, CniError> {
                 let netlink = Netlink::open()?;
                 let index = config.set_up_bridge(&netlink).await?;
                 let leased = config.ipam.add(&call.container_id, &call.interface)?;
-                let (id, interface) = (&call.container_id, &call.interface);
-                let path = path.display().to_string();
-                let connected =
-                    config.connect(&netlink, index, id, &namespace, &path, interface, leased).await;
+                let (container_id, interface) = (&call.container_id, &call.interface);
+                let end = ContainerEnd { container_id, interface, namespace: &namespace, path };
+                let connected = config.connect(&netlink, index, &end, leased).await;
                 if connected.is_err() {
-                    config.ipam.del(id, interface)?;
+                    config.ipam.del(container_id, interface)?;
                 }
                 connected
             })

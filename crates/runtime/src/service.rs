@@ -277,7 +277,6 @@ impl RuntimeService for Pods {
             features: Some(v1::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: true,
                 user_namespaces: false,
-                ..Default::default()
             }),
         };
         Ok(Response::new(v1::StatusResponse {
