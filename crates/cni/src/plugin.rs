@@ -1,4 +1,4 @@
-//! The bundled plugins as CNI binaries, chosen by argv[0]: environment and standard input in, JSON out (CNI 1.1 §2).
+//! The bundled plugins as CNI binaries, chosen by `argv[0]`: environment and standard input in, JSON out (CNI 1.1 §2).
 
 use std::io::Read;
 use std::path::{Path, PathBuf};

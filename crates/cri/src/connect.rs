@@ -44,7 +44,7 @@ pub async fn connect(endpoint: &str) -> Result<Channel, ConnectError> {
 }
 
 /// A channel to a server in this process, and the stream of connections that the server must be given
-/// ([`serve`](crate::serve) takes it as `extra`). The channel connects at its first call.
+/// ([`serve`](crate::serve()) takes it as `extra`). The channel connects at its first call.
 #[must_use]
 pub fn connect_in_memory() -> (Channel, mpsc::Receiver<DuplexStream>) {
     let (connections, incoming) = mpsc::channel(4);

@@ -97,12 +97,12 @@ impl Session {
             if !able {
                 continue;
             }
-            if let Some(error) = failed.take() {
+            if let Some(error) = &failed {
                 tracing::warn!(%error, next = %host.authority, "a mirror does not serve the image, asking the next host");
             }
             match self.ask_host(transport, kind, name).await {
                 Ok(response) => return Ok((Arc::clone(transport), response)),
-                Err(error) => failed = Some(error),
+                Err(error) => failed = Some(more_telling(failed, error)),
             }
         }
         Err(failed.unwrap_or_else(|| ImageError::RegistryUnavailable {
@@ -373,4 +373,16 @@ fn message(body: &[u8]) -> String {
     let told = json["errors"][0]["message"].as_str().or_else(|| json["details"].as_str()).map(str::to_owned);
     let text = told.unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
     text.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+/// Which of two hosts' errors a person should read: what a host answered tells more than that the next, as on a node without
+/// a way to the internet, could not be reached.
+fn more_telling(earlier: Option<ImageError>, later: ImageError) -> ImageError {
+    let answered = |error: &ImageError| {
+        !matches!(error, ImageError::RegistryUnavailable { .. } | ImageError::Stalled { .. })
+    };
+    match earlier {
+        Some(earlier) if answered(&earlier) && !answered(&later) => earlier,
+        _ => later,
+    }
 }

@@ -199,6 +199,20 @@ async fn mirrors_are_asked_in_order_and_the_registry_when_they_fail() {
 }
 
 #[tokio::test]
+async fn a_mirrors_answer_counts_more_than_a_registry_out_of_reach() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let mirror = serve(|_| Reply::status("404 Not Found", "")).await;
+    let directory = temp.path().join("certs.d/registry.invalid");
+    std::fs::create_dir_all(&directory).expect("mkdir");
+    let toml = format!("server = \"http://127.0.0.1:1\"\n[host.\"http://{}\"]\n", mirror.authority);
+    std::fs::write(directory.join("hosts.toml"), toml).expect("write");
+    let store =
+        ImageStore::open(&temp.path().join("root"), &temp.path().join("certs.d")).await.expect("open");
+    let error = store.pull("registry.invalid/app", None, |_| ()).await.expect_err("nobody has it");
+    assert!(matches!(&error, ImageError::NotFound { .. }), "{error}");
+}
+
+#[tokio::test]
 async fn what_a_registry_cannot_or_will_not_give_is_told_apart() {
     let temp = tempfile::tempdir().expect("temp dir");
     let server = serve(|request| match request.path.split('/').nth(2) {
