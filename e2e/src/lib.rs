@@ -11,8 +11,10 @@ pub mod node;
 pub mod parts;
 pub mod registry;
 pub mod requests;
+pub mod story;
 pub mod test_host;
 
 pub use cri_server::CriServer;
 pub use node::Node;
+pub use story::Story;
 pub use test_host::{Daemon, TestHost};

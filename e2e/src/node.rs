@@ -34,7 +34,17 @@ impl Node {
     /// # Errors
     /// When it does not come up: with its log.
     pub fn run(host: &TestHost, manifests: &Path) -> Result<Self> {
-        Self::start(host, &["run".to_owned(), "-f".to_owned(), manifests.display().to_string()])
+        Self::run_with(host, manifests, &[])
+    }
+
+    /// The same with more flags.
+    ///
+    /// # Errors
+    /// When it does not come up: with its log.
+    pub fn run_with(host: &TestHost, manifests: &Path, flags: &[&str]) -> Result<Self> {
+        let mut command = vec!["run".to_owned(), "-f".to_owned(), manifests.display().to_string()];
+        command.extend(flags.iter().map(|&flag| flag.to_owned()));
+        Self::start(host, &command)
     }
 
     fn start(host: &TestHost, command: &[String]) -> Result<Self> {

@@ -1,114 +1,9 @@
 //! A standalone node: manifests become running pods behind Services, files are watched, crashes lose nothing.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result};
-use e2e::requests;
+use e2e::story::{Story, condition, container_id, web_pod};
 use e2e::test_host::{NODE_ADDRESS, eventually, text_of};
-use e2e::{Node, TestHost, image};
-use serde_json::Value;
-
-/// A node on a host of its own, with a directory of manifests.
-struct Story {
-    node: Option<Node>,
-    manifests: PathBuf,
-    host: TestHost,
-}
-
-impl Story {
-    fn start(files: &[(&str, &str)]) -> Result<Self> {
-        let host = TestHost::new()?;
-        let manifests = host.path().join("manifests");
-        std::fs::create_dir(&manifests)?;
-        let layout = image::busybox(host.path())?;
-        let node = Node::run(&host, &manifests)?;
-        node.import(&host, &layout)?;
-        let story = Self { node: Some(node), manifests, host };
-        for (name, text) in files {
-            story.write(name, text)?;
-        }
-        Ok(story)
-    }
-
-    fn write(&self, name: &str, text: &str) -> Result<()> {
-        let temporary = self.manifests.join(format!(".{name}"));
-        std::fs::write(&temporary, text.replace("IMAGE", image::BUSYBOX))?;
-        std::fs::rename(temporary, self.manifests.join(name)).context("write a manifest")
-    }
-
-    fn node(&mut self) -> &mut Node {
-        self.node.as_mut().expect("the node lives as long as the story")
-    }
-
-    fn status(&self) -> Result<Value> {
-        self.node.as_ref().context("the node")?.status(&self.host)
-    }
-
-    /// The object of that kind and name in `podwright status -o json`.
-    fn object(&self, kind: &str, name: &str) -> Option<Value> {
-        let status = self.status().ok()?;
-        let mut items = status["items"].as_array()?.iter();
-        items.find(|item| item["kind"] == kind && item["metadata"]["name"] == name).cloned()
-    }
-
-    /// Waits until the pod is as `check` wants it.
-    fn pod_until(&self, name: &str, what: &str, check: impl Fn(&Value) -> bool) -> Result<Value> {
-        let mut last = Value::Null;
-        let found = eventually(what, || {
-            last = self.object("Pod", name)?;
-            check(&last).then(|| last.clone())
-        });
-        found.with_context(|| {
-            format!("pod {name} is {}", serde_json::to_string_pretty(&last["status"]).unwrap_or_default())
-        })
-    }
-
-    fn ready(&self, name: &str) -> Result<Value> {
-        self.pod_until(name, "the pod is ready", |pod| condition(pod, "Ready") == Some("True"))
-    }
-
-    fn get(&self, address: &str) -> Option<String> {
-        let url = format!("http://{address}/");
-        self.host.run("curl", &["-sf", "--max-time", "5", &url]).ok().map(|text| text.trim().to_owned())
-    }
-}
-
-impl Drop for Story {
-    fn drop(&mut self) {
-        if let Some(node) = self.node.take() {
-            node.reset(&self.host);
-        }
-    }
-}
-
-fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a str> {
-    let mut conditions = pod["status"]["conditions"].as_array()?.iter();
-    conditions.find(|condition| condition["type"] == kind)?["status"].as_str()
-}
-
-fn web_pod(name: &str, extra: &str) -> String {
-    format!(
-        "apiVersion: v1
-kind: Pod
-metadata:
-  name: {name}
-  labels:
-    app: web
-spec:
-  containers:
-  - name: web
-    image: IMAGE
-    command: [/bin/sh, -c]
-    args:
-    - |
-      mkdir -p /tmp/www && echo {name} > /tmp/www/index.html
-      exec httpd -f -p 8080 -h /tmp/www
-    ports:
-    - name: http
-      containerPort: 8080
-{extra}"
-    )
-}
+use e2e::{image, requests};
 
 const SERVICES: &str = "apiVersion: v1
 kind: Service
@@ -297,10 +192,10 @@ fn readiness_gates_the_endpoints_and_liveness_restarts() -> Result<()> {
     })?;
     assert!(story.get("10.96.0.80").is_none(), "an unready pod is no endpoint");
     let id = container_id(&pod)?;
-    exec(&story, &id, "touch /tmp/ready")?;
+    story.exec(&id, "touch /tmp/ready")?;
     story.ready("gated")?;
     eventually("the Service answers", || story.get("10.96.0.80").filter(|name| name == "gated").map(drop))?;
-    exec(&story, &id, "rm /tmp/www/index.html")?;
+    story.exec(&id, "rm /tmp/www/index.html")?;
     story.pod_until("gated", "liveness restarts it", |pod| {
         pod["status"]["containerStatuses"][0]["restartCount"] == 1
     })?;
@@ -383,9 +278,8 @@ spec:
     let story = Story::start(&[("rich.yaml", text)])?;
     let pod = story.pod_until("rich", "it ends", |pod| pod["status"]["phase"] == "Succeeded")?;
     assert_eq!(pod["status"]["qosClass"], "Burstable");
-    let log = eventually("its log is there", || {
-        crictl_logs(&story, &pod).ok().filter(|text| text.contains("CapEff"))
-    })?;
+    let log =
+        eventually("its log is there", || story.logs(&pod).ok().filter(|text| text.contains("CapEff")))?;
     let wanted =
         "green\ns3cret\n400\nx\nhello hello\n0\nrichhost\n1\nreadonly\n67108864\nCapEff:\t0000000000000020\n";
     assert_eq!(log, wanted);
@@ -401,19 +295,18 @@ fn killing_the_agent_loses_nothing() -> Result<()> {
     let before = story.ready("ticking")?;
     story.ready("a")?;
     let id = container_id(&before)?;
-    let (pid, started) = facts(&story, &id)?;
+    let (pid, started) = story.facts(&id)?;
     let rules = story.host.run("iptables-save", &["-t", "nat"])?;
 
     story.node().crash();
     let lines = log_lines(&story)?;
     eventually("the log grows without an agent", || (log_lines(&story).ok()? > lines + 5).then_some(()))?;
     assert!(story.get("10.96.0.80").is_some(), "the Service works without an agent");
-    let Story { node, host, .. } = &mut story;
-    node.as_mut().context("the node")?.restart(host)?;
+    story.restart()?;
 
     let after = story.ready("ticking")?;
     assert_eq!(container_id(&after)?, id);
-    assert_eq!(facts(&story, &id)?, (pid, started));
+    assert_eq!(story.facts(&id)?, (pid, started));
     assert_eq!(after["status"]["containerStatuses"][0]["restartCount"], 0);
     assert_eq!(after["status"]["startTime"], before["status"]["startTime"]);
     let pods = story.status()?["items"]
@@ -423,7 +316,7 @@ fn killing_the_agent_loses_nothing() -> Result<()> {
         .filter(|item| item["kind"] == "Pod")
         .count();
     assert_eq!(pods, 2);
-    let text = std::fs::read_to_string(log_path(&story)?)?;
+    let text = std::fs::read_to_string(story.log_path("ticking")?)?;
     let numbers: Vec<u64> = text.lines().filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no line is lost or repeated");
     let counters = |text: &str| {
@@ -455,41 +348,8 @@ fn removing_a_pod_and_resetting_leave_nothing() -> Result<()> {
     Ok(())
 }
 
-fn container_id(pod: &Value) -> Result<String> {
-    let id = pod["status"]["containerStatuses"][0]["containerID"].as_str().context("a container id")?;
-    Ok(id.trim_start_matches("podwright://").to_owned())
-}
-
-/// Pid and start time as CRI tells them.
-fn facts(story: &Story, id: &str) -> Result<(i64, String)> {
-    let value = crictl(story, &["inspect", id])?;
-    let value: Value = serde_json::from_str(&value)?;
-    let started = value["status"]["startedAt"].as_str().context("startedAt")?.to_owned();
-    Ok((value["info"]["pid"].as_i64().context("a pid")?, started))
-}
-
-fn exec(story: &Story, id: &str, script: &str) -> Result<()> {
-    crictl(story, &["exec", "-s", id, "sh", "-c", script]).map(drop)
-}
-
-fn crictl_logs(story: &Story, pod: &Value) -> Result<String> {
-    crictl(story, &["logs", &container_id(pod)?])
-}
-
-fn crictl(story: &Story, arguments: &[&str]) -> Result<String> {
-    let endpoint = format!("unix://{}", story.node.as_ref().context("the node")?.socket.display());
-    let mut all = vec!["--timeout", "60s", "--runtime-endpoint", &endpoint];
-    all.extend(arguments);
-    story.host.run(e2e::parts::tool("crictl"), &all)
-}
-
-fn log_path(story: &Story) -> Result<PathBuf> {
-    let pattern = format!("find {} -path '*default_ticking_*' -name '0.log'", story.host.path().display());
-    Ok(story.host.run("sh", &["-c", &pattern])?.trim().into())
-}
-
 fn log_lines(story: &Story) -> Result<usize> {
-    Ok(std::fs::read_to_string(log_path(story)?)?.lines().count())
+    Ok(std::fs::read_to_string(story.log_path("ticking")?)?.lines().count())
 }
 
 /// The harness's requests and the manifests of this file name the same image.
