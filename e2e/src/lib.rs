@@ -13,6 +13,7 @@ pub mod registry;
 pub mod requests;
 pub mod story;
 pub mod test_host;
+pub mod uml;
 
 pub use cri_server::CriServer;
 pub use node::Node;

@@ -1,0 +1,137 @@
+//! A whole machine of its own: user-mode Linux, an ordinary program that boots a kernel with cgroup v2 in two seconds.
+//!
+//! Its root is a small directory: busybox, and this machine's `/usr` to look at. It has no network to anywhere, and what runs in it
+//! is gone with it. One slow processor: for what is right, never for how long it takes.
+
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::bundle::busybox_root;
+use crate::test_host::program;
+
+/// What makes a machine of the kernel: file systems, the modules a node needs, a loopback device. Then the story.
+const INIT: &str = "#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mkdir -p /dev/pts /dev/shm
+mount -t devpts -o ptmxmode=666 devpts /dev/pts
+for directory in /dev/shm /run /tmp /var; do mount -t tmpfs -o size=100% tmpfs $directory; done
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mount -t hostfs -o /usr hostfs /usr
+mount -t hostfs -o /usr/lib/uml/modules hostfs /lib/modules
+hostname guest
+ip link set lo up
+export PATH=/legacy:/bin:/programs:/usr/sbin:/usr/bin HOME=/
+sh -e /story >/output 2>&1
+echo $? >/status
+poweroff -f
+";
+
+/// Seconds after which a guest is given up.
+const PATIENCE: &str = "120";
+
+/// A machine that is off.
+pub struct Guest {
+    root: TempDir,
+}
+
+impl Guest {
+    /// Makes the machine's root directory.
+    ///
+    /// # Errors
+    /// When busybox-static or user-mode-linux is not installed.
+    pub fn new() -> Result<Self> {
+        ensure!(Path::new("/usr/bin/linux.uml").exists(), "user-mode-linux is not installed");
+        let root = tempfile::Builder::new().prefix("pw-uml-").tempdir_in("/tmp").context("create a root")?;
+        let guest = Self { root };
+        busybox_root(guest.path())?;
+        for directory in ["usr", "run", "var", "sbin", "programs", "legacy", "lib/modules"] {
+            std::fs::create_dir_all(guest.path().join(directory)).context("create a directory")?;
+        }
+        guest.write("init", INIT)?;
+        guest.link("/bin/busybox", "sbin/modprobe")?;
+        guest.link_libraries()?;
+        for name in ["iptables", "iptables-save", "iptables-restore"] {
+            guest.link("/usr/sbin/xtables-legacy-multi", &format!("legacy/{name}"))?;
+        }
+        Ok(guest)
+    }
+
+    /// The machine's root directory, as this machine sees it.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// Puts a program into the machine's PATH.
+    ///
+    /// # Errors
+    /// When it cannot be copied.
+    pub fn install(&self, source: &Path) -> Result<()> {
+        let name = source.file_name().context("a program has a name")?;
+        std::fs::copy(source, self.path().join("programs").join(name))
+            .with_context(|| format!("copy {}", source.display()))
+            .map(drop)
+    }
+
+    /// Writes an executable file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        use std::os::unix::fs::PermissionsExt;
+        let path = self.path().join(name);
+        std::fs::write(&path, text).with_context(|| format!("write {name}"))?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).context("set permissions")
+    }
+
+    /// Boots, runs a shell script (`sh -e`), and powers off; gives what the script wrote.
+    ///
+    /// # Errors
+    /// When the machine does not come to the end of the script, or the script fails: with all that was written.
+    pub fn run(&self, script: &str) -> Result<String> {
+        self.write("story", script)?;
+        let console = self.boot()?;
+        let read = |name: &str| std::fs::read_to_string(self.path().join(name)).unwrap_or_default();
+        let (output, status) = (read("output"), read("status"));
+        ensure!(
+            status.trim() == "0",
+            "the guest's script ended with {status:?}:\n{output}\n--- console ---\n{}{}",
+            String::from_utf8_lossy(&console.stdout),
+            String::from_utf8_lossy(&console.stderr)
+        );
+        Ok(output)
+    }
+
+    /// The kernel keeps the guest's memory in a file of TMPDIR, which must be on a tmpfs.
+    fn boot(&self) -> Result<Output> {
+        program("timeout")
+            .args(["--signal=KILL", PATIENCE, "linux.uml", "mem=1G", "rootfstype=hostfs", "root=none", "rw"])
+            .arg(format!("rootflags={}", self.path().display()))
+            .args(["init=/init", "quiet", "con=null", "con0=fd:0,fd:1"])
+            .env("TMPDIR", "/dev/shm")
+            .stdin(Stdio::null())
+            .output()
+            .context("start linux.uml (user-mode-linux)")
+    }
+
+    /// Programs of this machine find their loader and libraries where they expect them.
+    fn link_libraries(&self) -> Result<()> {
+        self.link("/usr/lib64", "lib64")?;
+        for entry in std::fs::read_dir("/usr/lib").context("read /usr/lib")?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with("-linux-gnu") {
+                self.link(&format!("/usr/lib/{name}"), &format!("lib/{name}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link(&self, target: &str, name: &str) -> Result<()> {
+        let link: PathBuf = self.path().join(name);
+        std::os::unix::fs::symlink(target, link).with_context(|| format!("link {name}"))
+    }
+}

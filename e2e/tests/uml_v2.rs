@@ -1,0 +1,106 @@
+//! Stories on a machine with cgroup v2 and every controller in it: a guest of user-mode Linux, booted for each.
+
+use anyhow::{Context, Result};
+use e2e::bundle::{Bundle, OciRuntime};
+use e2e::uml::Guest;
+use e2e::{image, parts};
+use serde_json::{Value, json};
+
+/// A guest with podwright in it.
+fn guest() -> Result<Guest> {
+    let guest = Guest::new()?;
+    guest.install(&parts::podwright())?;
+    Ok(guest)
+}
+
+/// A bundle named `name` in the guest's /bundles: busybox, running `script` under these limits.
+fn add_bundle(guest: &Guest, name: &str, script: &str, resources: Value) -> Result<()> {
+    let bundle = Bundle::new(OciRuntime::Podwright, script)?;
+    let mut spec = bundle.spec.clone();
+    spec["root"]["path"] = json!("/bundles/rootfs");
+    spec["linux"]["cgroupsPath"] = json!(format!("/stories/{name}"));
+    spec["linux"]["resources"] = resources;
+    spec["linux"]["resources"]["devices"] = json!([]);
+    let directory = guest.path().join("bundles").join(name);
+    std::fs::create_dir_all(&directory).context("create a bundle")?;
+    std::fs::write(directory.join("config.json"), spec.to_string()).context("write config.json")?;
+    let rootfs = guest.path().join("bundles/rootfs");
+    if !rootfs.exists() {
+        e2e::bundle::busybox_root(&rootfs)?;
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn limits_are_enforced_and_nothing_is_left() -> Result<()> {
+    let guest = guest()?;
+    let hog = "exec dd if=/dev/zero of=/dev/null bs=100M count=1";
+    add_bundle(&guest, "memory", hog, json!({ "memory": { "limit": 16 << 20, "swap": 16 << 20 } }))?;
+    let forks = "for i in 1 2 3 4 5 6 7 8 9; do sleep 1 & done; wait";
+    add_bundle(&guest, "pids", forks, json!({ "pids": { "limit": 5 } }))?;
+    let shares = json!({
+        "cpu": { "shares": 1024, "quota": 20_000, "period": 50_000 }, "memory": { "reservation": 1 << 20 },
+    });
+    add_bundle(&guest, "cpu", "exec sleep 1000", shares)?;
+    let output = guest.run(
+        "cd /bundles
+        group=/sys/fs/cgroup/stories
+        podwright oci run --keep --bundle memory memory || echo exit code $?
+        grep -w oom_kill $group/memory/memory.events
+        podwright oci delete memory
+        podwright oci run --keep --bundle pids pids 2>&1 | grep -o 'fork: Resource temporarily unavailable' | head -n 1
+        grep -q 'max 0' $group/pids/pids.events || echo pids.max was hit
+        podwright oci delete pids
+        podwright oci run --detach --bundle cpu cpu
+        (cd $group/cpu; cat cpu.max cpu.weight memory.low)
+        podwright oci delete cpu 2>&1 | grep -o 'that is not stopped'
+        podwright oci delete --force cpu
+        ls $group | grep -v '\\.' | wc -l",
+    )?;
+    let wanted = "exit code 137\noom_kill 1\n\
+        fork: Resource temporarily unavailable\npids.max was hit\n\
+        20000 50000\n100\n1048576\nthat is not stopped\n0\n";
+    assert_eq!(output, wanted);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pod_lives_and_ends() -> Result<()> {
+    let guest = guest()?;
+    guest.install(&parts::tool("crictl"))?;
+    image::busybox(guest.path())?;
+    let pod = json!({ "metadata": { "name": "web", "namespace": "default", "uid": "u1", "attempt": 0 }, "log_directory": "/var/log/pods/web",
+        "linux": { "cgroup_parent": "/kubepods/pod-u1" } });
+    let container = json!({ "metadata": { "name": "main" }, "image": { "image": image::BUSYBOX }, "log_path": "main.log",
+        "command": ["/bin/sh", "-c", "echo hello from $(hostname); trap 'exit 3' TERM; while :; do sleep 1; done"],
+        "linux": { "resources": { "memory_limit_in_bytes": 32 << 20, "cpu_quota": 50_000, "cpu_period": 100_000, "cpu_shares": 512 } } });
+    guest.write("pod.json", &pod.to_string())?;
+    guest.write("container.json", &container.to_string())?;
+    guest.write("etc/crictl.yaml", "timeout: 60\n")?;
+    let output = guest.run(
+        "podwright runtime --root /var/root --state /run/pw --listen /run/pw.sock --cni-conf-dir /run/none --cgroup-root /node >/tmp/log 2>&1 &
+        trap '[ $? = 0 ] || cat /tmp/log' EXIT
+        export CONTAINER_RUNTIME_ENDPOINT=unix:///run/pw.sock IMAGE_SERVICE_ENDPOINT=unix:///run/pw.sock
+        until crictl version >/dev/null 2>&1; do sleep 0.1; done
+        podwright image import /busybox.oci --root /var/root --state /run/pw >/dev/null
+        mkdir -p /var/log/pods/web
+        pod=$(crictl runp /pod.json)
+        id=$(crictl create $pod /container.json /pod.json)
+        crictl start $id >/dev/null
+        crictl exec -s $id sh -c 'cd /sys/fs/cgroup; cat memory.max cpu.max' | grep .
+        crictl exec -s $id ip -4 -o address show dev eth0 | grep -o 10.85.0.2/16
+        crictl stop --timeout 20 $id >/dev/null
+        crictl inspect $id | grep -o '\"exitCode\": 3'
+        cut -d' ' -f2- /var/log/pods/web/main.log
+        crictl stopp $pod >/dev/null
+        crictl rmp $pod >/dev/null
+        find /sys/fs/cgroup/kubepods/pod-u1 /sys/fs/cgroup/node -mindepth 1 -type d
+        ip link | grep -c veth || true",
+    )?;
+    let wanted = "33554432\n50000 100000\n10.85.0.2/16\n\"exitCode\": 3\nstdout F hello from guest\n\
+        /sys/fs/cgroup/node/supervisors\n0\n";
+    assert_eq!(output, wanted);
+    Ok(())
+}
