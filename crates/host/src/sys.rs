@@ -230,6 +230,16 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     check(value).map(drop)
 }
 
+/// Lets the other side of a pseudo-terminal be opened, and opens it by the controlling side alone: no name in any /dev/pts is looked up.
+pub fn open_terminal_peer(controlling: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let unlocked: libc::c_int = 0;
+    // SAFETY: the descriptor is borrowed for the call, and the kernel reads one int.
+    check(unsafe { libc::ioctl(controlling.as_raw_fd(), libc::TIOCSPTLCK, &raw const unlocked) }.into())?;
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the descriptor is borrowed for the call; the argument is a value.
+    check(unsafe { libc::ioctl(controlling.as_raw_fd(), libc::TIOCGPTPEER, flags) }.into()).map(own_fd)
+}
+
 /// sethostname(2).
 pub fn set_hostname(name: &[u8]) -> io::Result<()> {
     // SAFETY: pointer and length describe `name`.

@@ -4,6 +4,7 @@
 //! `seccomp` makes and compiles system call filters, `cli` is runc's command line.
 
 pub mod cli;
+pub mod console;
 pub mod launch;
 pub mod plan;
 pub mod seccomp;

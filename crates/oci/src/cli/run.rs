@@ -179,7 +179,7 @@ fn own_stdio() -> Result<Stdio, CliError> {
         rustix::io::fcntl_dupfd_cloexec(fd, 64)
             .map_err(|error| CliError::because("copy the standard streams", &std::io::Error::from(error)))
     };
-    Ok(Stdio {
+    Ok(Stdio::Streams {
         stdin: copy(rustix::stdio::stdin())?,
         stdout: copy(rustix::stdio::stdout())?,
         stderr: copy(rustix::stdio::stderr())?,

@@ -43,16 +43,16 @@ fn set_up(seed: &Seed<'_>, reporter: &mut Reporter) -> Result<Never, Failure> {
     }
     join_namespaces(seed)?;
     name_host(plan)?;
-    let root = rootfs::build(plan, seed.cgroup, &|procfs| {
+    let built = rootfs::build(plan, seed.cgroup, seed.stdio, &|procfs| {
         if let Some(score) = process.oom_score_adj {
             set_oom_score(procfs, score)?;
         }
         plan.sysctls.iter().try_for_each(|(name, value)| write_sysctl(procfs, name, value))
     })?;
     rustix::process::setsid().step(|| "start a session".to_owned())?;
-    take_stdio(seed.stdio)?;
+    take_stdio(seed.stdio, built.terminal.as_ref())?;
     own_stdio(process.uid);
-    rootfs::enter(&root, plan)?;
+    rootfs::enter(&built.root, plan)?;
     let env = program::environment(process);
     let filter = seed.filter.as_ref();
     finish_cgroup(seed)?;
@@ -136,12 +136,20 @@ fn write_proc(procfs: &OwnedFd, name: &str, value: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn take_stdio(stdio: &Stdio) -> Result<(), Failure> {
+/// Makes the streams, or the terminal made for this process, its descriptors 0 to 2; the terminal also controls its session.
+pub(super) fn take_stdio(stdio: &Stdio, terminal: Option<&OwnedFd>) -> Result<(), Failure> {
     let step = || "take over the standard streams".to_owned();
+    let streams = match (stdio, terminal) {
+        (_, Some(terminal)) => {
+            rustix::process::ioctl_tiocsctty(terminal).step(|| "take the terminal".to_owned())?;
+            [terminal; 3]
+        }
+        (Stdio::Streams { stdin, stdout, stderr }, None) => [stdin, stdout, stderr],
+        // `Stdio::fits` has seen to it that a terminal is made.
+        (Stdio::Terminal { .. }, None) => return Ok(()),
+    };
     // First out of the way, in case one of them is a standard descriptor itself.
-    let aside = |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 64);
-    let streams = [&stdio.stdin, &stdio.stdout, &stdio.stderr];
-    let [stdin, stdout, stderr] = streams.map(aside);
+    let [stdin, stdout, stderr] = streams.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 64));
     rustix::stdio::dup2_stdin(stdin.step(step)?).step(step)?;
     rustix::stdio::dup2_stdout(stdout.step(step)?).step(step)?;
     rustix::stdio::dup2_stderr(stderr.step(step)?).step(step)

@@ -10,6 +10,7 @@ mod program;
 mod report;
 mod rootfs;
 mod session;
+mod terminal;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,15 +22,36 @@ use host::sys::{self, Forked};
 use crate::plan::{ExecPlan, ExecTarget, LaunchPlan, ProcessPlan, SeccompPlan};
 use report::{Message, Reporter};
 
-/// Standard streams of a new process. Closed in the caller once it is started.
+/// What a new process reads and writes: a terminal if its plan has one, else streams. Closed in the caller once it is started.
 #[derive(Debug)]
-pub struct Stdio {
-    /// Descriptor 0.
-    pub stdin: OwnedFd,
-    /// Descriptor 1.
-    pub stdout: OwnedFd,
-    /// Descriptor 2.
-    pub stderr: OwnedFd,
+pub enum Stdio {
+    /// Three descriptors.
+    Streams {
+        /// Descriptor 0.
+        stdin: OwnedFd,
+        /// Descriptor 1.
+        stdout: OwnedFd,
+        /// Descriptor 2.
+        stderr: OwnedFd,
+    },
+    /// A new terminal of the container's own devpts. Its controlling side is sent to this unix socket before the program runs:
+    /// one message with one descriptor, as runc's `--console-socket` has it.
+    Terminal {
+        /// A connected stream socket.
+        console: OwnedFd,
+    },
+}
+
+impl Stdio {
+    fn fits(&self, process: &ProcessPlan) -> Result<(), LaunchError> {
+        let reason = match (self, process.terminal) {
+            (Self::Streams { .. }, None) | (Self::Terminal { .. }, Some(_)) => return Ok(()),
+            (Self::Streams { .. }, Some(_)) => "the process has a terminal and nobody takes its other side",
+            (Self::Terminal { .. }, None) => "the process has no terminal",
+        };
+        let source = io::Error::new(io::ErrorKind::InvalidInput, reason);
+        Err(LaunchError::Starter { step: "connect the standard streams".to_owned(), source })
+    }
 }
 
 /// Holds a container back right before it executes its program: it waits until one byte can be read from this descriptor (a fifo opened
@@ -105,6 +127,7 @@ pub fn start(
     stdio: Stdio,
     gate: Option<Gate>,
 ) -> Result<Child, LaunchError> {
+    stdio.fits(&plan.process)?;
     let cgroup = match &plan.cgroup {
         Some(wanted) => Some(cgroups.create(&wanted.path, &wanted.limits)?),
         None => None,
@@ -154,6 +177,7 @@ pub fn exec(
     plan: &ExecPlan,
     stdio: Stdio,
 ) -> Result<Child, LaunchError> {
+    stdio.fits(&plan.process)?;
     let starter = |step: &str| {
         let step = step.to_owned();
         move |source| LaunchError::Starter { step, source }

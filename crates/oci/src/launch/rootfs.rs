@@ -8,8 +8,8 @@ use host::mount::{self, Depth, MountAttributes, Parameter};
 use host::path::{self, Leaf};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
-use super::dev;
 use super::report::{Failure, Step};
+use super::{Stdio, dev, terminal};
 use crate::plan::{LaunchPlan, MountKind, MountPlan, Rootfs};
 
 /// Writes settings to a procfs.
@@ -17,7 +17,12 @@ type Tune<'a> = dyn Fn(&OwnedFd) -> Result<(), Failure> + 'a;
 
 /// Mounts everything, masks what is to be masked; gives the topmost directory, ready to be entered. `tune` writes to a procfs of the
 /// container's pid namespace that is attached nowhere yet.
-pub(super) fn build(plan: &LaunchPlan, cgroup: Option<&Cgroup>, tune: &Tune<'_>) -> Result<OwnedFd, Failure> {
+pub(super) fn build(
+    plan: &LaunchPlan,
+    cgroup: Option<&Cgroup>,
+    stdio: &Stdio,
+    tune: &Tune<'_>,
+) -> Result<Built, Failure> {
     let host_root = open_host("/")?;
     let host_null = open_host_null()?;
     let sources = clone_sources(&plan.mounts)?;
@@ -47,6 +52,14 @@ pub(super) fn build(plan: &LaunchPlan, cgroup: Option<&Cgroup>, tune: &Tune<'_>)
         tune(&mount::new_filesystem("proc", "proc", &[], 0).step(|| "mount a procfs".to_owned())?)?;
     }
     dev::make_nodes(&root, &plan.devices)?;
+    let terminal = match stdio {
+        Stdio::Streams { .. } => None,
+        Stdio::Terminal { console } => {
+            let terminal = terminal::open(&root, console, &plan.process)?;
+            bind_console(&root, &terminal)?;
+            Some(terminal)
+        }
+    };
     protect(&root, &host_null, plan)?;
     // Where it does not exist it is made, as runc does.
     path::make_in_root(&root, &plan.process.cwd, Leaf::Directory)
@@ -55,7 +68,22 @@ pub(super) fn build(plan: &LaunchPlan, cgroup: Option<&Cgroup>, tune: &Tune<'_>)
         mount::set_attributes(&mount, Depth::One, read_only())
             .step(|| format!("make {} read-only", target.display()))?;
     }
-    Ok(root)
+    Ok(Built { root, terminal })
+}
+
+/// A root that is ready to be entered.
+pub(super) struct Built {
+    pub(super) root: OwnedFd,
+    /// The container's side of its terminal.
+    pub(super) terminal: Option<OwnedFd>,
+}
+
+/// The terminal is also /dev/console: the open one, not what its name in /dev/pts leads to (CVE-2025-52565).
+fn bind_console(root: &OwnedFd, terminal: &OwnedFd) -> Result<(), Failure> {
+    let step = || "bind the terminal to /dev/console".to_owned();
+    let target = path::make_in_root(root, Path::new("/dev/console"), Leaf::File).step(step)?;
+    let tree = mount::clone_fd(terminal, Depth::One).step(step)?;
+    mount::attach(&tree, &target).step(step)
 }
 
 /// Makes it the root of this process and lets go of the host's.

@@ -5,10 +5,11 @@ use std::os::fd::BorrowedFd;
 use host::cgroup::Entry;
 use host::namespace::{self, Namespace};
 use host::{mount, sys};
+use rustix::fs::{Mode, OFlags};
 
 use super::container::{own_stdio, set_oom_score, shield, take_stdio};
 use super::report::{Failure, Reporter, Step};
-use super::{Stdio, credentials, program};
+use super::{Stdio, credentials, program, terminal};
 use crate::plan::{ExecPlan, ExecTarget};
 
 /// What the starter has prepared.
@@ -47,7 +48,15 @@ fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), F
         set_oom_score(&procfs, score)?;
     }
     rustix::process::setsid().step(|| "start a session".to_owned())?;
-    take_stdio(seed.stdio)?;
+    let terminal = match seed.stdio {
+        Stdio::Streams { .. } => None,
+        Stdio::Terminal { console } => {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = rustix::fs::open("/", flags, Mode::empty()).step(|| "open the root".to_owned())?;
+            Some(terminal::open(&root, console, process)?)
+        }
+    };
+    take_stdio(seed.stdio, terminal.as_ref())?;
     own_stdio(process.uid);
     if let Some(entry) = seed.entry {
         entry.join_cpu().step(|| "join the cpu cgroup".to_owned())?;

@@ -16,7 +16,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType,
 pub use capability::{CAPABILITY_NAMES, capability_mask};
 pub use types::{
     Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountKind, MountPlan,
-    ProcessPlan, Rootfs, SeccompPlan,
+    ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize,
 };
 
 use crate::seccomp;

@@ -3,7 +3,7 @@
 use oci_spec::runtime::{PosixRlimitType, Process};
 
 use super::capability::plan_capabilities;
-use super::{PlanError, ProcessPlan, SeccompPlan};
+use super::{PlanError, ProcessPlan, SeccompPlan, TerminalPlan, TerminalSize};
 
 pub(super) fn plan_process(
     process: &Process,
@@ -57,13 +57,27 @@ pub(super) fn plan_process(
         oom_score_adj: process.oom_score_adj(),
         seccomp,
         preserve_fds: 0,
+        terminal: plan_terminal(process)?,
     })
+}
+
+fn plan_terminal(process: &Process) -> Result<Option<TerminalPlan>, PlanError> {
+    if process.terminal() != Some(true) {
+        // OCI runtime spec, process: consoleSize is ignored without a terminal.
+        return Ok(None);
+    }
+    let Some(size) = process.console_size() else { return Ok(Some(TerminalPlan::default())) };
+    let number = |number: u64| {
+        u16::try_from(number)
+            .map_err(|_| PlanError::invalid("process.consoleSize", format!("{number} is over 65535")))
+    };
+    let size = TerminalSize { rows: number(size.height())?, columns: number(size.width())? };
+    Ok(Some(TerminalPlan { size: Some(size) }))
 }
 
 fn refuse(process: &Process) -> Result<(), PlanError> {
     let set = |text: &Option<String>| text.as_ref().is_some_and(|text| !text.is_empty());
     let refusals = [
-        (process.terminal() == Some(true), "process.terminal", "terminals"),
         (set(process.command_line()), "process.commandLine", "it belongs to Windows"),
         (set(process.apparmor_profile()), "process.apparmorProfile", "AppArmor"),
         (set(process.selinux_label()), "process.selinuxLabel", "SELinux"),

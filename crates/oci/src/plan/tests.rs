@@ -39,7 +39,6 @@ fn a_plan_survives_the_way_to_the_supervisor() {
 #[test]
 fn what_is_not_done_is_refused_by_the_name_of_the_field() {
     let table = [
-        ("process.terminal", json!({ "process": { "terminal": true } })),
         ("process.apparmorProfile", json!({ "process": { "apparmorProfile": "p" } })),
         ("process.selinuxLabel", json!({ "process": { "selinuxLabel": "l" } })),
         ("hooks", json!({ "hooks": { "poststart": [{ "path": "/bin/true" }] } })),
@@ -113,6 +112,19 @@ fn inherited_namespaces_are_neither_made_nor_joined() {
     assert_eq!(plan.new_namespaces, [Namespace::Mnt, Namespace::Pid]);
     assert_eq!(plan.join_namespaces, [(Namespace::Ipc, PathBuf::from("/proc/1/ns/ipc"))]);
     assert_eq!(plan.hostname, None, "whoever owns the namespace has set it");
+}
+
+#[test]
+fn a_terminal_is_planned_with_its_size_and_a_size_alone_means_nothing() {
+    let terminal = |process: Value| plan(json!({ "process": process })).map(|plan| plan.process.terminal);
+    let size = json!({ "height": 24, "width": 80 });
+    let planned = terminal(json!({ "terminal": true, "consoleSize": size })).unwrap().unwrap();
+    assert_eq!(planned.size, Some(TerminalSize { rows: 24, columns: 80 }));
+    assert_eq!(terminal(json!({ "terminal": true })), Ok(Some(TerminalPlan::default())));
+    assert_eq!(terminal(json!({ "consoleSize": size })), Ok(None));
+    let too_large =
+        terminal(json!({ "terminal": true, "consoleSize": { "height": 1, "width": 65536 } })).unwrap_err();
+    assert!(too_large.to_string().contains("process.consoleSize"), "{too_large}");
 }
 
 #[test]

@@ -158,6 +158,26 @@ pub struct ProcessPlan {
     pub seccomp: Option<SeccompPlan>,
     /// How many descriptors from 3 on stay open.
     pub preserve_fds: u32,
+    /// The process gets a terminal of its own instead of three streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalPlan>,
+}
+
+/// A terminal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalPlan {
+    /// How large it is to begin with; else the kernel's 0 by 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<TerminalSize>,
+}
+
+/// Size of a terminal in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Lines.
+    pub rows: u16,
+    /// Characters of a line.
+    pub columns: u16,
 }
 
 /// Capability sets as bit masks. Inheritable is not here: it is what ambient needs, else empty (CVE-2022-29162).

@@ -62,7 +62,7 @@ fn with_pipes(
         Ok((stdin, output::pipe_of(user)?, output::pipe_of(user)?))
     };
     let (stdin, (stdout, out), (stderr, err)) = make_stdio().map_err(|error| failed("make pipes", &error))?;
-    let child = start(Stdio { stdin, stdout: out, stderr: err })
+    let child = start(Stdio::Streams { stdin, stdout: out, stderr: err })
         .map_err(|error| ErrorReply { code: ErrorCode::Launch, message: chain(&error) })?;
     Ok(Launched { child, stdout, stderr })
 }

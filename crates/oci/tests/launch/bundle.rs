@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use host::cgroup::CgroupManager;
 use host::process::{Exit, ProcessId, wait};
+use oci::console;
 use oci::launch::{self, Child, Gate, LaunchError, Stdio};
 use oci::plan::{
     ExecTarget, InheritedNamespaces, LaunchOptions, LaunchPlan, PlanError, Rootfs, plan_exec, plan_launch,
@@ -38,7 +39,7 @@ impl Bundle {
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
         for applet in [
             "sh", "cat", "echo", "id", "grep", "ls", "mount", "readlink", "sleep", "stat", "pwd", "hostname",
-            "unshare",
+            "unshare", "tty", "stty", "head",
         ] {
             std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
@@ -82,6 +83,14 @@ impl Bundle {
         self.start_on(Rootfs::Directory(self.root()), None)
     }
 
+    /// Starts it on a terminal of which `line` and `finish` read the controlling side.
+    pub(crate) fn start_on_terminal(&self) -> Result<Running, LaunchError> {
+        let plan = self.plan_on(Rootfs::Directory(self.root())).unwrap();
+        let (console, ours) = console::pair().unwrap();
+        let child = launch::start(&self.cgroups, &plan, Stdio::Terminal { console }, None)?;
+        Ok(Running { child, plan, output: console::receive(&ours).unwrap() })
+    }
+
     /// Runs it to its end and gives everything it wrote.
     pub(crate) fn output(&self) -> String {
         let (text, exit) = self.start().unwrap_or_else(|error| panic!("{}", chain(&error))).finish();
@@ -105,9 +114,7 @@ impl Bundle {
 impl Running {
     /// Waits for the end of its output and of itself.
     pub(crate) fn finish(self) -> (String, Exit) {
-        let mut text = String::new();
-        std::fs::File::from(self.output).read_to_string(&mut text).unwrap();
-        (text, wait(self.child.pidfd.as_fd()).unwrap())
+        (read_all(self.output), wait(self.child.pidfd.as_fd()).unwrap())
     }
 
     pub(crate) fn kill(self) {
@@ -136,16 +143,37 @@ impl Running {
             plan_exec(&process, Some(bundle.cgroup.clone()), self.plan.process.seccomp.clone()).unwrap();
         let (output, stdio) = pipes();
         let child = launch::exec(&bundle.cgroups, &target, &plan, stdio)?;
-        let mut text = String::new();
-        std::fs::File::from(output).read_to_string(&mut text).unwrap();
-        Ok((text, wait(child.pidfd.as_fd()).unwrap()))
+        Ok((read_all(output), wait(child.pidfd.as_fd()).unwrap()))
+    }
+
+    /// The same on a terminal.
+    pub(crate) fn exec_on_terminal(&self, bundle: &Bundle, process: Value) -> (String, Exit) {
+        let target = ExecTarget {
+            init: ProcessId::of(self.child.pid).unwrap(),
+            namespaces: self.plan.own_namespaces(),
+        };
+        let process = serde_json::from_value(process).unwrap();
+        let plan = plan_exec(&process, Some(bundle.cgroup.clone()), None).unwrap();
+        let (console, ours) = console::pair().unwrap();
+        let child = launch::exec(&bundle.cgroups, &target, &plan, Stdio::Terminal { console });
+        let child = child.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        (read_all(console::receive(&ours).unwrap()), wait(child.pidfd.as_fd()).unwrap())
+    }
+}
+
+/// Up to the end, which on a terminal is EIO.
+fn read_all(output: OwnedFd) -> String {
+    let mut text = Vec::new();
+    match std::fs::File::from(output).read_to_end(&mut text) {
+        Err(error) if error.raw_os_error() != Some(libc::EIO) => panic!("{error}"),
+        _ => String::from_utf8(text).unwrap(),
     }
 }
 
 fn pipes() -> (OwnedFd, Stdio) {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let stdin = std::fs::File::open("/dev/null").unwrap().into();
-    (reader, Stdio { stdin, stdout: writer.try_clone().unwrap(), stderr: writer })
+    (reader, Stdio::Streams { stdin, stdout: writer.try_clone().unwrap(), stderr: writer })
 }
 
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {

@@ -17,6 +17,9 @@ pub(crate) const ALL: &[(&str, Story)] = &[
     ("an_overlay_by_path_takes_any_character", overlay_by_path),
     ("sessions_join_the_container", session),
     ("a_session_cannot_start_in_a_leaked_directory", session_directory),
+    ("a_terminal_controls_the_session_and_is_the_console", terminal),
+    ("a_session_gets_a_terminal_of_its_own", session_terminal),
+    ("a_terminal_is_only_made_by_a_terminal_multiplexer", false_multiplexer),
     ("a_session_needs_a_running_container", session_after_end),
     ("a_missing_program_is_told_in_the_words_of_runc", missing_programs),
     ("an_image_whose_dev_is_a_link_gets_a_dev_of_its_own", dev_link),
@@ -279,4 +282,68 @@ fn own_program() {
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     let error = std::fs::set_permissions(path, mode).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EROFS), "{error}");
+}
+
+fn terminal() {
+    let mut bundle = Bundle::new(
+        "tty; stty size; stat -c %u:%t:%T /dev/console /dev/pts/0; echo controlling > /dev/tty; \
+         echo again > /dev/console; ls /proc/self/fd | grep -c .",
+    );
+    bundle.spec["process"]["terminal"] = json!(true);
+    bundle.spec["process"]["consoleSize"] = json!({ "height": 33, "width": 111 });
+    bundle.spec["process"]["user"] = json!({ "uid": 1000, "gid": 1000 });
+    let running = bundle.start_on_terminal().unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let (text, exit) = running.finish();
+    let lines: Vec<&str> = text.split("\r\n").collect();
+    let expect = ["/dev/pts/0", "33 111", "1000:88:0", "1000:88:0", "controlling", "again", "4", ""];
+    assert_eq!((lines.as_slice(), exit), (&expect[..], Exit::Code(0)), "{text}");
+    bundle.remove_cgroup();
+    let Err(error) = bundle.start() else { panic!("a terminal that nobody holds") };
+    assert!(chain(&error).contains("nobody takes its other side"), "{}", chain(&error));
+}
+
+fn session_terminal() {
+    let bundle = Bundle::new("echo up; exec sleep 60");
+    let running = bundle.start().unwrap();
+    assert_eq!(running.line(), "up");
+    let mut inside =
+        process(&["/bin/sh", "-c", "tty; stty size; echo controlling > /dev/tty; ls /dev/console"]);
+    inside["terminal"] = json!(true);
+    inside["consoleSize"] = json!({ "height": 5, "width": 6 });
+    let (text, exit) = running.exec_on_terminal(&bundle, inside);
+    assert!(text.starts_with("/dev/pts/0\r\n5 6\r\ncontrolling\r\n"), "{text}");
+    assert!(text.contains("No such file"), "a session's terminal is no console: {text}");
+    assert_eq!(exit, Exit::Code(1));
+    running.kill();
+    bundle.remove_cgroup();
+}
+
+/// CVE-2025-52565 and its like: a /dev of the container's making must not lead anywhere.
+fn false_multiplexer() {
+    for trick in ["ln -s /etc/plain", "echo >", "mknod -m 666", "ln -s pts/ptmx"] {
+        let mut bundle = Bundle::new("");
+        // Without a devpts, and with a /dev that is the image's.
+        let dev = bundle.path().join("dev");
+        std::fs::create_dir(&dev).unwrap();
+        match trick {
+            "ln -s /etc/plain" => symlink("/etc/plain", dev.join("ptmx")).unwrap(),
+            "echo >" => std::fs::write(dev.join("ptmx"), "").unwrap(),
+            "ln -s pts/ptmx" => symlink("pts/ptmx", dev.join("ptmx")).unwrap(),
+            _ => rustix::fs::mknodat(
+                rustix::fs::CWD,
+                dev.join("ptmx"),
+                rustix::fs::FileType::Fifo,
+                0o666.into(),
+                0,
+            )
+            .unwrap(),
+        }
+        bundle.spec["process"]["terminal"] = json!(true);
+        bundle.spec["mounts"] = json!([
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+            { "destination": "/dev", "type": "bind", "source": dev, "options": ["rbind", "rw"] },
+        ]);
+        let Err(error) = bundle.start_on_terminal() else { panic!("{trick}: it has started") };
+        assert!(chain(&error).contains("/dev/ptmx"), "{trick}: {}", chain(&error));
+    }
 }
