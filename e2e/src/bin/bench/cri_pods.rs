@@ -3,25 +3,24 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cri::v1::{
     ContainerConfig, PodSandboxConfig, PodSandboxStatusRequest, RemovePodSandboxRequest,
     StopPodSandboxRequest,
 };
 use e2e::cri_server::{CriServer, Implementation};
 use e2e::requests::{self, Runtime};
-use e2e::test_host::eventually;
 
 use crate::measure::{Row, network_namespaces, settle, timed};
 
 const PEER: &str = "containerd 2.4 + runc 1.5";
 
-/// The first thing that the container does is to tell how it is confined; then it waits for SIGTERM.
-const WORKLOAD: &str = "echo $(grep -E '^(Seccomp|NoNewPrivs|CapEff|CapBnd|CapInh|CapPrm):' /proc/self/status | tr '\\n\\t' '  ') nofile $(ulimit -n) \
+/// Once it would end on SIGTERM, the first thing that the container does is to tell how it is confined; then it waits.
+const WORKLOAD: &str = "trap 'exit 0' TERM; echo $(grep -E '^(Seccomp|NoNewPrivs|CapEff|CapBnd|CapInh|CapPrm):' /proc/self/status | tr '\\n\\t' '  ') nofile $(ulimit -n) \
  memory $(cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null) \
  cpu $(cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.shares /sys/fs/cgroup/cpu.max 2>/dev/null) \
  masked $(cat /proc/keys /proc/timer_list 2>/dev/null | wc -c) ro $(mount | grep -c '/proc/.*(ro') dev $(ls /dev | tr '\\n' ' '); \
- trap 'exit 0' TERM; while :; do sleep 1000 & wait; done";
+ while :; do sleep 1000 & wait; done";
 
 /// One side: its server and a client with a runtime of its own.
 struct Side {
@@ -36,6 +35,20 @@ struct Pod {
     sandbox: String,
     container_config: ContainerConfig,
     container: String,
+}
+
+impl Pod {
+    /// Waits for the container's first log line: from then on it ends on SIGTERM.
+    fn first_line(&self) -> Result<String> {
+        let log = Path::new(&self.config.log_directory).join(&self.container_config.log_path);
+        for _ in 0..60_000 {
+            if let Some(text) = std::fs::read_to_string(&log).ok().filter(|text| text.ends_with('\n')) {
+                return Ok(text);
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        bail!("no line came into {} within 30 s", log.display())
+    }
 }
 
 impl Side {
@@ -66,10 +79,7 @@ impl Side {
 
     /// The container's own report, after checking that its address answers from the node.
     fn report(&mut self, pod: &Pod) -> Result<String> {
-        let log = Path::new(&pod.config.log_directory).join(&pod.container_config.log_path);
-        let line = eventually("the first log line is written", || {
-            std::fs::read_to_string(&log).ok().filter(|text| text.ends_with('\n'))
-        })?;
+        let line = pod.first_line()?;
         let request = PodSandboxStatusRequest { pod_sandbox_id: pod.sandbox.clone(), verbose: false };
         let client = &mut self.client;
         let status = self
@@ -134,7 +144,8 @@ pub(crate) fn start_and_stop(n: usize) -> Result<Vec<Row>> {
     ])
 }
 
-/// Row `cycle`: the mean over 30 s of cycles one after the other, the last one's deferred work awaited inside the time.
+/// Row `cycle`: the mean over 30 s of cycles (start, first log line, stop) one after the other, the last one's deferred work awaited
+/// inside the time.
 pub(crate) fn cycle() -> Result<Row> {
     let mut means = Vec::new();
     let mut count = 0;
@@ -148,6 +159,7 @@ pub(crate) fn cycle() -> Result<Row> {
                 let mut pod = side.prepare(&format!("cycle-{cycles}"))?;
                 let (one, ()) = timed(|| {
                     side.start(&mut pod)?;
+                    pod.first_line()?;
                     side.stop(&pod)
                 })?;
                 spent += one;
