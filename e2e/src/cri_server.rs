@@ -81,6 +81,18 @@ impl CriServer {
         }
     }
 
+    /// Kills our agent as a crash would, and starts it again.
+    ///
+    /// # Errors
+    /// When the server is not ours, or does not come up.
+    pub fn crash_and_restart(&mut self) -> Result<()> {
+        let Self { daemon: Some(ServerProcess::Podwright(node)), host, .. } = self else {
+            anyhow::bail!("only our own agent is killed");
+        };
+        node.crash();
+        node.restart(host)
+    }
+
     /// Runs crictl against the server and gives its standard output.
     ///
     /// # Errors

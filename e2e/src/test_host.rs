@@ -168,7 +168,8 @@ impl Daemon {
     pub fn terminate(&mut self) -> Result<std::process::ExitStatus> {
         let pid =
             i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).context("a pid")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).context("send SIGTERM")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+            .with_context(|| format!("send SIGTERM to {}, which wrote\n{}", self.name, self.log()))?;
         let deadline = now() + Duration::from_secs(30);
         loop {
             if let Some(status) = self.child.try_wait().context("look at the daemon")? {

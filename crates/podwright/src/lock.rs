@@ -4,7 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use host::process::ProcessId;
 use rustix::fs::FlockOperation;
 
 use crate::node::Node;
@@ -30,6 +32,11 @@ pub(crate) enum LockError {
         source: std::io::Error,
     },
 }
+
+/// An agent that was killed while it made a supervisor leaves the lock to that child until it executes its program.
+const WAIT: Duration = Duration::from_millis(10);
+/// So often that is awaited.
+const WAITS: u32 = 200;
 
 /// The right to change a node's root and state.
 #[derive(Debug)]
@@ -57,17 +64,33 @@ fn take(dir: &Path) -> Result<File, LockError> {
         .mode(0o600)
         .open(&path)
         .map_err(fail)?;
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let _ = file.read_to_string(&mut text);
-            return Err(LockError::Held { dir: dir.to_owned(), holder: text.trim().parse().ok() });
+    for _ in 0..WAITS {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return sign(file).map_err(fail),
+            Err(rustix::io::Errno::WOULDBLOCK) if holder(&mut file).is_some_and(is_gone) => {
+                std::thread::sleep(WAIT);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => break,
+            Err(errno) => return Err(fail(errno.into())),
         }
-        Err(errno) => return Err(fail(errno.into())),
     }
-    file.set_len(0).and_then(|()| file.rewind()).map_err(fail)?;
-    writeln!(file, "{}", std::process::id()).map_err(fail)?;
+    Err(LockError::Held { dir: dir.to_owned(), holder: holder(&mut file) })
+}
+
+fn holder(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).ok()?;
+    text.trim().parse().ok()
+}
+
+fn is_gone(pid: u32) -> bool {
+    !i32::try_from(pid).is_ok_and(|pid| ProcessId::of(pid).is_ok_and(|process| process.is_alive()))
+}
+
+/// Tells the next one who has the lock.
+fn sign(mut file: File) -> std::io::Result<File> {
+    file.set_len(0).and_then(|()| file.rewind())?;
+    writeln!(file, "{}", std::process::id())?;
     Ok(file)
 }
 
@@ -83,5 +106,19 @@ mod tests {
         assert!(message.contains(&format!("pid {}", std::process::id())), "{message}");
         drop(first);
         take(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_killed_holder_for_a_moment_is_awaited() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = take(dir.path()).expect("free");
+        // No pid is that large (pid_max is 4194304 at most).
+        std::fs::write(dir.path().join("agent.lock"), "4194305\n").unwrap();
+        let child = std::thread::spawn(move || {
+            std::thread::sleep(WAIT * 5);
+            drop(first);
+        });
+        take(dir.path()).expect("free once the child has gone on");
+        child.join().expect("it only sleeps");
     }
 }

@@ -79,6 +79,12 @@ impl Runtime {
                 remove_orphan(&directory);
                 continue;
             };
+            // The spec is written last: without it nobody was told that the container exists. Its layer goes with the orphans.
+            if !directory.join("config.json").exists() {
+                tracing::info!(container = record.id, "undoing a container that was not finished");
+                remove_orphan(&directory);
+                continue;
+            }
             let metadata = record.config.metadata.clone().unwrap_or_default();
             let name = format!("{}_{}_{}", metadata.name, sandbox.id, metadata.attempt);
             self.index().reserve("container", &name, &record.id)?;

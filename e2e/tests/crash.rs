@@ -1,0 +1,173 @@
+//! `kill -9` of the agent at any moment of a start: afterwards all of it is there or nothing, and nothing is started twice.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cri::v1::{ContainerState, ListContainersRequest, ListPodSandboxRequest, RemovePodSandboxRequest};
+use e2e::cri_server::{CriServer, Implementation};
+use e2e::requests::{self, Runtime};
+use e2e::test_host::eventually;
+
+/// A start takes some 10 ms: moments from its request to after its answer.
+fn moments(step: Duration) -> impl Iterator<Item = Duration> {
+    (0..16).map(move |count| step * count)
+}
+
+fn start() -> Result<(tokio::runtime::Runtime, CriServer)> {
+    let tokio = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    Ok((tokio, CriServer::start(Implementation::Podwright)?))
+}
+
+/// Sends a request, kills the agent after `moment`, starts another, and gives a client of it.
+async fn crash_during<F>(server: &mut CriServer, moment: Duration, request: F) -> Result<Runtime>
+where
+    F: Future<Output = Result<String>> + Send + 'static,
+{
+    let asked = tokio::spawn(request);
+    tokio::time::sleep(moment).await;
+    server.crash_and_restart()?;
+    // Whether it was answered does not matter: the client of an agent that dies cannot rely on it.
+    let _ = asked.await?;
+    Ok(server.clients().await?.0)
+}
+
+/// What the machine holds for sandboxes, by the sandbox's id.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    records: BTreeSet<String>,
+    leases: BTreeSet<String>,
+    supervisors: BTreeSet<String>,
+}
+
+fn held(server: &mut CriServer) -> Result<Held> {
+    let directory = server.host.path().to_owned();
+    let root = server.node().context("our node")?.cgroup_root().trim_start_matches('/').to_owned();
+    let mut leases = BTreeSet::new();
+    for network in names(directory.join("root/networks")) {
+        let network = directory.join("root/networks").join(network);
+        for name in names(network.clone()).into_iter().filter(|name| name.parse::<std::net::IpAddr>().is_ok())
+        {
+            let lease = std::fs::read_to_string(network.join(name)).unwrap_or_default();
+            leases.insert(lease.lines().next().unwrap_or_default().trim().to_owned());
+        }
+    }
+    // The v2 tree of the hybrid layout, or v2 itself.
+    let supervisors = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+        .map(|mount| names(PathBuf::from(mount).join(&root).join("supervisors")))
+        .into_iter()
+        .flatten()
+        .filter(|name| !name.contains('.')) // the kernel's own files
+        .collect();
+    Ok(Held { records: names(directory.join("state/sandboxes")), leases, supervisors })
+}
+
+fn names(directory: PathBuf) -> BTreeSet<String> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// The ids that CRI lists are those for which something is held, no more, no less.
+async fn check_held(server: &mut CriServer, runtime: &mut Runtime) -> Result<BTreeSet<String>> {
+    let listed = runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items;
+    let ids: BTreeSet<String> = listed.into_iter().map(|sandbox| sandbox.id).collect();
+    let supervisors = ids.iter().map(|id| id[..13].to_owned()).collect();
+    let wanted = Held { records: ids.clone(), leases: ids.clone(), supervisors };
+    let mut last = None;
+    // The kernel frees a network in the background, and its lease follows.
+    eventually("what is held is what is listed", || {
+        last = held(server).ok();
+        (last.as_ref() == Some(&wanted)).then_some(())
+    })
+    .with_context(|| format!("listed {ids:?}, held {last:?}"))?;
+    Ok(ids)
+}
+
+async fn remove(runtime: &mut Runtime, sandbox: &str) -> Result<()> {
+    let request = RemovePodSandboxRequest { pod_sandbox_id: sandbox.to_owned() };
+    runtime.remove_pod_sandbox(request).await.context("RemovePodSandbox").map(drop)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn killing_the_agent_while_it_makes_a_sandbox_leaves_all_or_nothing() -> Result<()> {
+    let (tokio, mut server) = start()?;
+    tokio.block_on(async {
+        let mut runtime = server.clients().await?.0;
+        let (mut whole, mut nothing) = (0, 0);
+        for (count, moment) in moments(Duration::from_millis(1)).enumerate() {
+            let pod = requests::pod(server.host.path(), &format!("pod-{count}"));
+            let asked = pod.clone();
+            let request = async move { requests::run_pod(&mut runtime, &asked).await };
+            runtime = crash_during(&mut server, moment, request).await?;
+            let left = check_held(&mut server, &mut runtime).await?;
+            match left.iter().next() {
+                Some(id) => {
+                    whole += 1;
+                    // It is no wreck: a container runs in it.
+                    let container =
+                        requests::container("c", &["/bin/sh", "-c", "ip -4 -o address show eth0"]);
+                    let (status, log) = requests::run_to_end(&mut runtime, id, &pod, &container).await?;
+                    ensure!(status.exit_code == 0 && log.contains("10.85."), "{status:?}\n{log}");
+                    remove(&mut runtime, id).await?;
+                }
+                None => {
+                    nothing += 1;
+                    // Its name is free again.
+                    let id = requests::run_pod(&mut runtime, &pod).await?;
+                    remove(&mut runtime, &id).await?;
+                }
+            }
+            ensure!(check_held(&mut server, &mut runtime).await?.is_empty(), "something is left");
+        }
+        ensure!(
+            nothing > 0,
+            "no moment was before the end ({whole} of {} sandboxes were whole)",
+            whole + nothing
+        );
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn killing_the_agent_while_it_starts_a_container_starts_it_once() -> Result<()> {
+    let (tokio, mut server) = start()?;
+    tokio.block_on(async {
+        let mut runtime = server.clients().await?.0;
+        for (count, moment) in moments(Duration::from_micros(500)).enumerate() {
+            let pod = requests::pod(server.host.path(), &format!("pod-{count}"));
+            let container = requests::container("c", &["/bin/sh", "-c", "echo started; exec sleep 1000"]);
+            let sandbox = requests::run_pod(&mut runtime, &pod).await?;
+            let (id, asked_pod, asked) = (sandbox.clone(), pod.clone(), container.clone());
+            let request = async move {
+                let id = requests::create(&mut runtime, &id, &asked_pod, &asked).await?;
+                requests::start(&mut runtime, &id).await?;
+                Ok(id)
+            };
+            runtime = crash_during(&mut server, moment, request).await?;
+
+            let listed =
+                runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
+            ensure!(listed.len() <= 1, "{listed:?}");
+            // As a kubelet goes on: what is missing is made, what was only made is started.
+            let id = match listed.into_iter().next() {
+                Some(found) => found.id,
+                None => requests::create(&mut runtime, &sandbox, &pod, &container).await?,
+            };
+            if requests::status(&mut runtime, &id).await?.state() == ContainerState::ContainerCreated {
+                requests::start(&mut runtime, &id).await?;
+            }
+            let status = requests::status(&mut runtime, &id).await?;
+            ensure!(status.state() == ContainerState::ContainerRunning, "after {moment:?}: {status:?}");
+            let log = eventually("it says that it started", || {
+                requests::log_of(&pod, &container).ok().filter(|text| !text.is_empty())
+            })?;
+            ensure!(log == "started\n", "after {moment:?} it was started more than once:\n{log}");
+            remove(&mut runtime, &sandbox).await?;
+            ensure!(check_held(&mut server, &mut runtime).await?.is_empty(), "something is left");
+        }
+        Ok(())
+    })
+}
