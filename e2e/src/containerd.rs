@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::test_host::{Daemon, TestHost, eventually, program};
 use crate::{image, parts};
 
-/// The sandbox image, made from busybox: containerd does not start a pod without one.
+/// The sandbox image: containerd does not start a pod without one.
 const PAUSE: &str = "registry.test/pause:1";
 
 /// A running containerd.
@@ -39,11 +39,10 @@ impl Containerd {
             .daemon
             .wait_until("ready", || host.run(&crictl, &["--runtime-endpoint", &endpoint, "version"]).ok())?;
         let pause = host.path().join("pause.oci");
-        let config = image::ImageConfig {
-            entrypoint: vec!["/bin/sleep".into(), "2147483647".into()],
-            ..image::ImageConfig::default()
-        };
-        image::write_layout(&pause, PAUSE, vec![image::busybox_layer()?], &config)?;
+        let config =
+            image::ImageConfig { entrypoint: vec!["/pause".into()], ..image::ImageConfig::default() };
+        let layer = image::Layer::default().file("pause", 0o755, crate::program::pause()?)?;
+        image::write_layout(&pause, PAUSE, vec![layer], &config)?;
         containerd.import(host, &pause, PAUSE)?;
         Ok(containerd)
     }
@@ -156,7 +155,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
     )
 }
 
-/// The network that our built-in default also gives: bridge, host-local, masquerade.
+/// The network that our built-in default also gives: bridge, host-local, masquerade, host ports.
 fn write_conflist(net_d: &Path, directory: &Path) -> Result<()> {
     std::fs::create_dir_all(net_d).context("create net.d")?;
     let text = serde_json::json!({
@@ -167,7 +166,7 @@ fn write_conflist(net_d: &Path, directory: &Path) -> Result<()> {
                 "type": "host-local", "dataDir": directory.join("cni-data"),
                 "ranges": [[{ "subnet": "10.85.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }],
             },
-        }],
+        }, { "type": "portmap", "capabilities": { "portMappings": true } }],
     });
     std::fs::write(net_d.join("10-reference.conflist"), text.to_string()).context("write the conflist")
 }

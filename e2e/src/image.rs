@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::test_host::{output_of, program};
+
 /// The name under which stories know the busybox image.
 pub const BUSYBOX: &str = "registry.test/busybox:1";
 
@@ -64,6 +66,20 @@ impl Layer {
         Ok(self)
     }
 
+    /// Adds one of this machine's programs where it is here, with the libraries that it is linked with.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub fn program(mut self, path: &str) -> Result<Self> {
+        let linked = output_of(program("ldd").arg(path)).with_context(|| format!("is {path} installed?"))?;
+        let libraries = linked.split_whitespace().filter(|word| word.starts_with('/'));
+        for file in std::iter::once(path).chain(libraries) {
+            let content = std::fs::read(file).with_context(|| format!("read {file}"))?;
+            self = self.file(file.trim_start_matches('/'), 0o755, &content)?;
+        }
+        Ok(self)
+    }
+
     /// The header's name bytes are written as they are: hostile names are what some stories are about.
     fn entry(
         &mut self,
@@ -108,9 +124,7 @@ pub fn busybox_layer() -> Result<Layer> {
         .file("etc/passwd", 0o644, b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n")?
         .file("etc/group", 0o644, b"root:x:0:\nwww-data:x:33:\nusers:x:100:www-data\nnogroup:x:65534:\n")?
         .file("etc/not-executable", 0o644, b"#!/bin/sh\n")?;
-    for applet in
-        crate::test_host::output_of(crate::test_host::program("/bin/busybox").arg("--list"))?.lines()
-    {
+    for applet in output_of(program("/bin/busybox").arg("--list"))?.lines() {
         if applet != "busybox" {
             layer = layer.symlink(&format!("bin/{applet}"), "busybox")?;
         }

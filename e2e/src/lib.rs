@@ -6,9 +6,11 @@
 pub mod bundle;
 pub mod containerd;
 pub mod cri_server;
+pub mod critest;
 pub mod image;
 pub mod node;
 pub mod parts;
+pub mod program;
 pub mod registry;
 pub mod requests;
 pub mod story;

@@ -20,9 +20,16 @@ impl Registry {
     /// # Errors
     /// When Debian's docker-registry is not installed, or does not come up.
     pub fn start(host: &TestHost) -> Result<Self> {
-        let storage = host.path().join("registry");
+        Self::serve(host, &host.path().join("registry"))
+    }
+
+    /// As [`Registry::start`], with its files in `storage`.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn serve(host: &TestHost, storage: &Path) -> Result<Self> {
         let config = host.path().join("registry.yml");
-        std::fs::create_dir_all(&storage).context("create the registry's storage")?;
+        std::fs::create_dir_all(storage).context("create the registry's storage")?;
         let text = format!(
             "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {}\n",
             storage.display(),
@@ -48,15 +55,27 @@ impl Registry {
     }
 }
 
-/// Writes a `certs.d` tree in which `registry` is served by plain HTTP at `server`.
+/// Writes a `certs.d` tree in which `registry` is served by plain HTTP at `server`, and otherwise as itself.
 ///
 /// # Errors
 /// When the files cannot be written.
 pub fn write_mirror(certs_d: &Path, registry: &str, server: &str) -> Result<()> {
+    write_hosts(certs_d, registry, &format!("https://{registry}"), server)
+}
+
+/// As [`write_mirror`], but nothing else is asked when `server` does not have an image.
+///
+/// # Errors
+/// When the files cannot be written.
+pub fn write_only_mirror(certs_d: &Path, registry: &str, server: &str) -> Result<()> {
+    write_hosts(certs_d, registry, &format!("http://{server}"), server)
+}
+
+fn write_hosts(certs_d: &Path, registry: &str, fallback: &str, server: &str) -> Result<()> {
     let directory = certs_d.join(registry);
     std::fs::create_dir_all(&directory).context("create the mirror's directory")?;
     let text = format!(
-        "server = \"https://{registry}\"\n\n[host.\"http://{server}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+        "server = \"{fallback}\"\n\n[host.\"http://{server}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
     );
     std::fs::write(directory.join("hosts.toml"), text).context("write hosts.toml")
 }
