@@ -8,6 +8,7 @@ pub mod convert;
 pub mod device;
 mod file;
 mod limits;
+pub mod usage;
 mod v1;
 mod v2;
 
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use device::{DeviceKind, DeviceRule};
+pub use usage::Usage;
 
 /// What went wrong with a cgroup.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +102,7 @@ pub struct Limits {
     /// Raw v2 files (file name → content).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unified: BTreeMap<String, String>,
-    /// v1: make directories in the memory and cpuacct hierarchies even without limits, so that usage can be read.
+    /// Count memory and CPU time even without limits, so that usage can be read.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub accounting: bool,
 }

@@ -54,7 +54,9 @@ impl Hierarchies {
 
     fn create_each(&self, path: &str, limits: &Limits, made: &mut Vec<Directory>) -> Result<(), CgroupError> {
         let mut names: Vec<&str> = limits.controllers().into_iter().map(Controller::name).collect();
-        if limits.accounting && self.with_controller("cpuacct").is_some() {
+        // The v2 tree counts CPU time without a controller.
+        let uncounted = limits.accounting && self.unified.is_none();
+        if uncounted && self.with_controller("cpuacct").is_some() {
             names.push("cpuacct");
         }
         if limits.devices.as_deref().is_some_and(device::restricts) {
