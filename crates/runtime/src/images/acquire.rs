@@ -1,18 +1,20 @@
 //! From the top descriptor of an image to a committed image, wherever its content comes from.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use hyper::body::Bytes;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::sync::CancellationToken;
 
+use super::ingest::{Ingest, forget};
 use super::layout::{self, Descriptor, Document, Manifest};
 use super::receive::{LayerJob, receive_layer};
 use super::registry::Session;
-use super::remove::Sweep;
 use super::store::{Incoming, Inner, LayerFile};
 use super::unpack::{Unpacked, adopt};
 use super::{ImageError, ImageId, Progress};
@@ -32,10 +34,13 @@ pub(super) enum Source {
 }
 
 impl Source {
-    async fn open(&self, descriptor: &Descriptor) -> Result<ByteStream, ImageError> {
+    /// A blob from `position` on.
+    async fn open(&self, descriptor: &Descriptor, position: u64) -> Result<ByteStream, ImageError> {
         match self {
-            Self::Directory(blobs) => open_file(blobs.join("sha256").join(descriptor.hex())).await,
-            Self::Registry(session) => session.blob(descriptor).await,
+            Self::Directory(blobs) => {
+                open_file(blobs.join("sha256").join(descriptor.hex()), position, u64::MAX).await
+            }
+            Self::Registry(session) => Ok(session.blob(descriptor, position)),
         }
     }
 
@@ -62,7 +67,7 @@ impl Source {
                 session.manifest(&descriptor.digest).await?.1
             }
             _ => {
-                let mut stream = self.open(descriptor).await?;
+                let mut stream = self.open(descriptor, 0).await?;
                 let mut content = Vec::new();
                 while let Some(chunk) = stream.try_next().await? {
                     content.extend_from_slice(&chunk);
@@ -108,7 +113,7 @@ struct Resolved {
     chain_ids: Vec<String>,
 }
 
-/// Fetches, unpacks and commits an image. On error nothing of it is kept.
+/// Fetches, unpacks and commits an image. On error nothing of it is kept but the beginnings of layers whose download broke.
 pub(super) async fn acquire(
     inner: &Arc<Inner>,
     source: Source,
@@ -130,14 +135,13 @@ pub(super) async fn acquire(
         digest: resolved.manifest_digest.clone(),
         layers: resolved.manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect(),
     });
-    let ingest = inner.root.join("ingest");
-    let directory = Arc::new(Sweep::create(&ingest)?);
-    let received = receive_layers(inner, &source, &resolved, &directory, &progress).await?;
+    let ingest = Arc::new(Ingest::begin(inner, &resolved.manifest).await?);
+    let received = receive_layers(inner, &source, &resolved, &ingest, &progress).await?;
     progress(Progress::Committing);
     let _change = inner.change.lock().await;
     let inner = Arc::clone(inner);
     let work = move || {
-        let incoming = prepare(&inner, directory, &resolved, received, names, &top)?;
+        let incoming = prepare(&inner, ingest, &resolved, received, names, &top)?;
         inner.commit(incoming)
     };
     tokio::task::spawn_blocking(work)
@@ -193,14 +197,21 @@ async fn resolve(
     Ok(Resolved { documents, manifest, manifest_digest, diff_ids, chain_ids })
 }
 
+/// A layer that came in.
+struct Received {
+    unpacked: Unpacked,
+    blob: PathBuf,
+}
+
 async fn receive_layers(
     inner: &Arc<Inner>,
     source: &Arc<Source>,
     resolved: &Resolved,
-    directory: &Arc<Sweep>,
+    ingest: &Arc<Ingest>,
     progress: &OnProgress,
-) -> Result<Vec<Option<Unpacked>>, ImageError> {
+) -> Result<Vec<Option<Received>>, ImageError> {
     let mut jobs = Vec::new();
+    let mut seen = BTreeSet::new();
     for (at, descriptor) in resolved.manifest.layers.iter().enumerate() {
         let (has_blob, chain) = (inner.has_blob(&descriptor.digest), &resolved.chain_ids[at]);
         if has_blob && inner.has_snapshot(chain) {
@@ -208,23 +219,26 @@ async fn receive_layers(
             jobs.push((at, None));
             continue;
         }
-        let path = directory.path().join(at.to_string());
-        let tree = path.join("fs");
-        fs::create_dir_all(&tree).map_err(|error| ImageError::io("create", &tree, error))?;
-        let set_mode = fs::set_permissions(&tree, std::os::unix::fs::PermissionsExt::from_mode(0o755));
-        set_mode.map_err(|error| ImageError::io("change the mode of", &tree, error))?;
-        let job = LayerJob {
-            descriptor: descriptor.clone(),
-            diff_id: resolved.diff_ids[at].clone(),
-            blob: directory.path().join(format!("{at}.blob")),
-            directory: tree,
-            limits: inner.limits.clone(),
-            progress: Arc::clone(progress),
-            keep: Arc::clone(directory),
-        };
+        let tree = ingest.path().join(at.to_string()).join("fs");
+        make_tree(&tree)?;
         // A blob that another image brought is unpacked from here.
         let source =
             if has_blob { Arc::new(Source::Directory(inner.root.join("blobs"))) } else { Arc::clone(source) };
+        // An image may have a layer twice: only one of them can be the one that others continue.
+        let (blob, known) = match *source {
+            Source::Registry(_) if seen.insert(&descriptor.digest) => ingest.partial(descriptor)?,
+            _ => (ingest.path().join(format!("{at}.blob")), 0),
+        };
+        let job = LayerJob {
+            descriptor: descriptor.clone(),
+            diff_id: resolved.diff_ids[at].clone(),
+            blob,
+            known,
+            directory: tree,
+            limits: inner.limits.clone(),
+            progress: Arc::clone(progress),
+            keep: Arc::clone(ingest),
+        };
         jobs.push((at, Some((job, source))));
     }
     // At the first error the others are stopped, and waited for: then nothing is written any more.
@@ -233,17 +247,16 @@ async fn receive_layers(
         .map(|(at, job)| {
             let stop = stop.clone();
             async move {
-                let Some((job, source)) = job else { return Ok((at, None)) };
-                if stop.is_cancelled() {
-                    return Ok((at, None));
+                match job {
+                    Some((job, source)) if !stop.is_cancelled() => {
+                        receive_one(job, &source, &stop).await.map(|received| (at, Some(received)))
+                    }
+                    _ => Ok((at, None)),
                 }
-                let stream = source.open(&job.descriptor).await?;
-                let stream = stream.take_until(stop.cancelled_owned()).boxed();
-                receive_layer(job, stream).await.map(|unpacked| (at, Some(unpacked)))
             }
         })
         .buffer_unordered(PARALLEL);
-    let mut received: Vec<(usize, Option<Unpacked>)> = Vec::new();
+    let mut received: Vec<(usize, Option<Received>)> = Vec::new();
     let mut first_error = None;
     while let Some(layer) = pending.next().await {
         match layer {
@@ -258,15 +271,64 @@ async fn receive_layers(
         return Err(error);
     }
     received.sort_by_key(|(at, _)| *at);
-    Ok(received.into_iter().map(|(_, unpacked)| unpacked).collect())
+    Ok(received.into_iter().map(|(_, layer)| layer).collect())
+}
+
+/// Receives one layer, what is known of it first. What a power loss made of a beginning is found out and fetched again.
+async fn receive_one(
+    mut job: LayerJob,
+    source: &Source,
+    stop: &CancellationToken,
+) -> Result<Received, ImageError> {
+    loop {
+        let known = open_known(&job).await?;
+        let stream = known.chain(source.open(&job.descriptor, job.known).await?);
+        let stream = stream.take_until(stop.clone().cancelled_owned()).boxed();
+        let error = match receive_layer(job.clone(), stream).await {
+            Ok(unpacked) => return Ok(Received { unpacked, blob: job.blob }),
+            Err(error) => error,
+        };
+        if stop.is_cancelled() || is_passing(&error) {
+            return Err(error);
+        }
+        forget(&job.blob)?;
+        if job.known == 0 || !matches!(error, ImageError::DigestMismatch { .. }) {
+            return Err(error);
+        }
+        tracing::warn!(%error, "what was left of an earlier download is wrong; fetching the layer again");
+        job.known = 0;
+        forget(&job.directory)?;
+        make_tree(&job.directory)?;
+    }
+}
+
+/// Whether what came so far is good.
+fn is_passing(error: &ImageError) -> bool {
+    matches!(
+        error,
+        ImageError::RegistryUnavailable { .. } | ImageError::Stalled { .. } | ImageError::AuthDenied { .. }
+    )
+}
+
+async fn open_known(job: &LayerJob) -> Result<ByteStream, ImageError> {
+    match job.known {
+        0 => Ok(futures::stream::empty().boxed()),
+        known => open_file(job.blob.clone(), 0, known).await,
+    }
+}
+
+fn make_tree(path: &Path) -> Result<(), ImageError> {
+    fs::create_dir_all(path).map_err(|error| ImageError::io("create", path, error))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .map_err(|error| ImageError::io("change the mode of", path, error))
 }
 
 /// Writes what is still missing below the ingest directory and lists all of it; blocking.
 fn prepare(
     inner: &Inner,
-    directory: Arc<Sweep>,
+    directory: Arc<Ingest>,
     resolved: &Resolved,
-    received: Vec<Option<Unpacked>>,
+    received: Vec<Option<Received>>,
     names: Vec<String>,
     top: &Descriptor,
 ) -> Result<Incoming, ImageError> {
@@ -278,12 +340,12 @@ fn prepare(
         blobs.push((descriptor.digest.clone(), path));
     }
     let mut below = Vec::new();
-    for (at, unpacked) in received.into_iter().enumerate() {
+    for (at, received) in received.into_iter().enumerate() {
         let chain = &resolved.chain_ids[at];
         let path = directory.path().join(at.to_string());
-        let tree = if unpacked.is_some() { path.join("fs") } else { inner.snapshot_path(chain) };
+        let tree = if received.is_some() { path.join("fs") } else { inner.snapshot_path(chain) };
         let tree = fs::File::open(&tree).map_err(|error| ImageError::io("open", &tree, error))?.into();
-        if let Some(unpacked) = unpacked {
+        if let Some(Received { unpacked, blob }) = received {
             let layer = &resolved.manifest.layers[at].digest;
             adopt(&tree, &unpacked.implied, &below).map_err(|error| error.in_layer(layer, &path))?;
             let file = LayerFile {
@@ -296,7 +358,7 @@ fn prepare(
             fs::write(path.join("layer.json"), json)
                 .map_err(|error| ImageError::io("write", &path, error))?;
             snapshots.push((chain.clone(), path, file));
-            blobs.push((layer.clone(), directory.path().join(format!("{at}.blob"))));
+            blobs.push((layer.clone(), blob));
         }
         below.insert(0, tree);
     }
@@ -304,7 +366,8 @@ fn prepare(
     Ok(Incoming { directory, blobs, snapshots, names })
 }
 
-async fn open_file(path: PathBuf) -> Result<ByteStream, ImageError> {
+/// At most `length` bytes of a file from `position` on.
+async fn open_file(path: PathBuf, position: u64, length: u64) -> Result<ByteStream, ImageError> {
     let fail = |error: std::io::Error, path: PathBuf| match error.kind() {
         std::io::ErrorKind::NotFound => ImageError::Malformed {
             what: path.display().to_string(),
@@ -312,11 +375,16 @@ async fn open_file(path: PathBuf) -> Result<ByteStream, ImageError> {
         },
         _ => ImageError::io("read", path, error),
     };
-    let file = match tokio::fs::File::open(&path).await {
+    let mut file = match tokio::fs::File::open(&path).await {
         Ok(file) => file,
         Err(error) => return Err(fail(error, path)),
     };
-    let read = move |mut file: tokio::fs::File| {
+    if position > 0
+        && let Err(error) = file.seek(std::io::SeekFrom::Start(position)).await
+    {
+        return Err(fail(error, path));
+    }
+    let read = move |mut file: tokio::io::Take<tokio::fs::File>| {
         let path = path.clone();
         async move {
             let mut buffer = Vec::with_capacity(256 << 10);
@@ -327,5 +395,5 @@ async fn open_file(path: PathBuf) -> Result<ByteStream, ImageError> {
             }
         }
     };
-    Ok(futures::stream::try_unfold(file, read).boxed())
+    Ok(futures::stream::try_unfold(file.take(length), read).boxed())
 }

@@ -4,12 +4,13 @@
 //! <root>/oci-layout, index.json, blobs/sha256/<hex>   what was pulled, as any OCI tool reads it; index.json names only what is complete
 //! <root>/snapshots/<chain id>/fs                      one directory per layer chain, shared by images, lowerdirs of overlays
 //! <root>/snapshots/<chain id>/layer.json              what it occupies
-//! <root>/ingest/                                      what is coming in; emptied at open
+//! <root>/ingest/                                      what is coming in; at open only the beginnings of blobs are kept
 //! ```
 //! Not here: mounting (the container's own mount namespace does that), garbage collection by age, `docker save` archives.
 
 mod acquire;
 mod error;
+mod ingest;
 mod layout;
 mod local;
 mod receive;

@@ -17,8 +17,8 @@ use hyper::body::Bytes;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+use super::ingest::Ingest;
 use super::layout::{Descriptor, finish};
-use super::remove::Sweep;
 use super::unpack::{UnpackError, Unpacked, unpack};
 use super::{ImageError, Limits, Progress};
 
@@ -27,17 +27,20 @@ const CHUNK: usize = 256 << 10;
 const DEPTH: usize = 8;
 
 /// What to receive and where to put it.
+#[derive(Clone)]
 pub(super) struct LayerJob {
     pub(super) descriptor: Descriptor,
     pub(super) diff_id: String,
     /// Where the blob is written.
     pub(super) blob: PathBuf,
+    /// How much of it is there: the stream begins with the same bytes.
+    pub(super) known: u64,
     /// An empty directory.
     pub(super) directory: PathBuf,
     pub(super) limits: Limits,
     pub(super) progress: Arc<dyn Fn(Progress) + Send + Sync>,
     /// What both lie in: deleted when the last of those who write there has ended, also after a cancelled pull.
-    pub(super) keep: Arc<Sweep>,
+    pub(super) keep: Arc<Ingest>,
 }
 
 /// Receives, verifies and unpacks a layer. An error of the stream itself comes first, then a wrong digest, then what unpacking said.
@@ -77,15 +80,17 @@ pub(super) async fn receive_layer(
 }
 
 fn work(job: &LayerJob, chunks: mpsc::Receiver<Bytes>) -> Result<Unpacked, ImageError> {
-    debug_assert!(job.blob.starts_with(job.keep.path()));
+    debug_assert!(job.directory.starts_with(job.keep.path()));
     let root = open_directory(&job.directory)?;
-    let blob = File::create_new(&job.blob).map_err(|error| ImageError::io("create", &job.blob, error))?;
+    let blob = File::options().append(true).create(true).open(&job.blob);
+    let blob = blob.map_err(|error| ImageError::io("create", &job.blob, error))?;
     let input = Input {
         chunks,
         current: Bytes::new(),
         hash: Sha256::new(),
         blob,
         received: 0,
+        known: job.known,
         expected: job.descriptor.size,
         failure: None,
     };
@@ -232,6 +237,8 @@ struct Input {
     hash: Sha256,
     blob: File,
     received: u64,
+    /// Bytes that the blob has already.
+    known: u64,
     expected: u64,
     failure: Option<io::Error>,
 }
@@ -248,7 +255,9 @@ impl BufRead for Input {
                 break; // more than was announced is never looked at
             }
             self.hash.update(&chunk);
-            if let Err(error) = self.blob.write_all(&chunk) {
+            let known = usize::try_from(self.known).unwrap_or(usize::MAX).min(chunk.len());
+            self.known -= known as u64;
+            if let Err(error) = self.blob.write_all(&chunk[known..]) {
                 self.failure = Some(error);
                 break;
             }

@@ -5,16 +5,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::ingest::{self, Ingest, entries};
 use super::layout::{self, Descriptor, Document, Index};
 use super::reference::{Reference, Target};
-use super::remove::{Sweep, remove_path};
+use super::remove::remove_path;
 use super::{FsUsage, Image, ImageError, ImageId, Limits};
 
 /// An annotation that containerd's CRI uses for the same.
@@ -54,7 +55,7 @@ pub(super) struct LayerFile {
 
 /// Everything of an image that came in, below `ingest`, complete and verified.
 pub(super) struct Incoming {
-    pub(super) directory: Arc<Sweep>,
+    pub(super) directory: Arc<Ingest>,
     /// By digest.
     pub(super) blobs: Vec<(String, PathBuf)>,
     /// By chain id: a directory with `fs` and `layer.json`.
@@ -85,7 +86,11 @@ impl Drop for Pin {
 impl Inner {
     /// Opens or creates the store; blocking.
     pub(super) fn open(root: &Path, registry_config_dir: &Path, limits: Limits) -> Result<Self, ImageError> {
-        for directory in ["", "blobs/sha256", "snapshots", "ingest"] {
+        fs::create_dir_all(root).map_err(|error| ImageError::io("create", root, error))?;
+        for directory in ["blobs", "snapshots", "ingest"] {
+            private(&root.join(directory))?;
+        }
+        for directory in ["blobs/sha256", "ingest/partial"] {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(|error| ImageError::io("create", path, error))?;
         }
@@ -95,9 +100,7 @@ impl Inner {
             host::state_file::write_durable(&marker, br#"{"imageLayoutVersion":"1.0.0"}"#, 0o644)
                 .map_err(|error| ImageError::io("write", marker, error))?;
         }
-        for leftover in entries(&root.join("ingest"))? {
-            remove_path(&leftover).map_err(|error| ImageError::io("delete", leftover, error))?;
-        }
+        ingest::sweep(&root.join("ingest"))?;
         let inner = Self {
             root: root.to_owned(),
             registry_config_dir: registry_config_dir.to_owned(),
@@ -210,9 +213,7 @@ impl Inner {
             id: manifest.config.digest.clone(),
             repo_tags: Vec::new(),
             repo_digests: Vec::new(),
-            size: manifest_descriptor.size
-                + manifest.config.size
-                + manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
+            size: size(&manifest_descriptor, &manifest),
             pinned: false,
             manifest_digest: manifest_descriptor.digest,
             config,
@@ -292,7 +293,9 @@ impl Inner {
             state.names.remove(name);
         }
         self.publish(state)?;
-        self.collect()
+        self.collect()?;
+        // Who removes images wants the space.
+        ingest::collect(&self.root.join("ingest"), |digest| lock(&self.pins).contains_key(digest))
     }
 
     /// Deletes blobs and snapshots that no image has and nobody holds; blocking, and the caller holds `change`.
@@ -397,6 +400,13 @@ impl Inner {
     }
 }
 
+/// A layer that an image has twice is stored once.
+fn size(manifest_descriptor: &Descriptor, manifest: &layout::Manifest) -> u64 {
+    let layers: BTreeMap<&str, u64> =
+        manifest.layers.iter().map(|layer| (layer.digest.as_str(), layer.size)).collect();
+    manifest_descriptor.size + manifest.config.size + layers.values().sum::<u64>()
+}
+
 impl Clone for State {
     fn clone(&self) -> Self {
         Self {
@@ -427,9 +437,11 @@ fn take_lock(path: &Path) -> Result<File, ImageError> {
     Err(ImageError::InUse { path: path.to_owned() })
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, ImageError> {
-    let fail = |error| ImageError::io("list", directory, error);
-    fs::read_dir(directory).map_err(fail)?.map(|entry| Ok(entry.map_err(fail)?.path())).collect()
+/// Images have programs with set-user-id bits and files that only root may read: no other user gets in.
+fn private(path: &Path) -> Result<(), ImageError> {
+    fs::create_dir_all(path).map_err(|error| ImageError::io("create", path, error))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(|error| ImageError::io("change the mode of", path, error))
 }
 
 fn sync_directory(path: &Path) -> Result<(), ImageError> {

@@ -110,6 +110,10 @@ pub struct Limits {
     pub document_bytes: u64,
     /// Longest silence of a registry.
     pub stall: std::time::Duration,
+    /// How often the download of a layer may break in a row.
+    pub retries: u32,
+    /// Wait before the first of these; each next one is twice as long.
+    pub retry_pause: std::time::Duration,
 }
 
 impl Default for Limits {
@@ -120,6 +124,8 @@ impl Default for Limits {
             reserve_bytes: 256 << 20,
             document_bytes: 4 << 20,
             stall: std::time::Duration::from_secs(30),
+            retries: 4,
+            retry_pause: std::time::Duration::from_millis(200),
         }
     }
 }

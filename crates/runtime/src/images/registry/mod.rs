@@ -3,10 +3,12 @@
 //! ```text
 //! hosts.rs      certs.d/<registry>/hosts.toml → which hosts to ask, in order      auth.rs   challenges → authorization headers
 //! transport.rs  TLS, names, redirects, time limits                                session.rs one pull's conversation with them
+//! download.rs   a blob over as many connections as it takes
 //! ```
-//! Not here: pushing, resuming a broken download, HTTP proxies from the environment.
+//! Not here: pushing, HTTP proxies from the environment.
 
 mod auth;
+mod download;
 mod hosts;
 mod session;
 mod transport;

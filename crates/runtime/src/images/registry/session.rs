@@ -8,11 +8,12 @@ use futures::stream::{StreamExt, TryStreamExt};
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
-    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT, WWW_AUTHENTICATE,
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, USER_AGENT, WWW_AUTHENTICATE,
 };
 use hyper::{Method, Response, StatusCode, Uri};
 
 use super::auth::{self, Challenge};
+use super::download::{Answer, download, place, skip};
 use super::hosts::{Host, is_loopback};
 use super::transport::{Call, Names, Transport, chain};
 use crate::images::acquire::ByteStream;
@@ -30,15 +31,17 @@ pub(in crate::images) struct Session {
     auth: Auth,
     /// `Authorization` by host, once a challenge was answered.
     granted: Mutex<BTreeMap<String, HeaderValue>>,
-    stall: Duration,
-    document_bytes: u64,
+    limits: Limits,
 }
 
 /// What is asked for below `/v2/<repository>/`.
 #[derive(Clone, Copy)]
 enum Kind {
     Manifest,
-    Blob,
+    Blob {
+        /// The first byte that is wanted.
+        position: u64,
+    },
 }
 
 impl Session {
@@ -53,8 +56,7 @@ impl Session {
             .into_iter()
             .map(|host| Transport::new(host, names.clone(), limits.stall).map(Arc::new))
             .collect::<Result<_, _>>()?;
-        let (stall, document_bytes) = (limits.stall, limits.document_bytes);
-        Ok(Self { reference, hosts, auth, granted: Mutex::default(), stall, document_bytes })
+        Ok(Self { reference, hosts, auth, granted: Mutex::default(), limits: limits.clone() })
     }
 
     /// A manifest or index by tag or digest, with its descriptor; a digest is verified.
@@ -66,7 +68,7 @@ impl Session {
         let media_type = header("content-type").unwrap_or_default();
         let announced = header("docker-content-digest").filter(|digest| is_digest(digest));
         let what = format!("the manifest of {}", self.reference);
-        let content = self.read(&transport, response, &what, self.document_bytes).await?;
+        let content = self.read(&transport, response, &what, self.limits.document_bytes).await?;
         let mut descriptor = Descriptor::of(&media_type, &content);
         if descriptor.media_type.is_empty() {
             layout::OCI_MANIFEST.clone_into(&mut descriptor.media_type);
@@ -80,10 +82,41 @@ impl Session {
         }
     }
 
-    /// The bytes of a blob, not verified.
-    pub(in crate::images) async fn blob(&self, descriptor: &Descriptor) -> Result<ByteStream, ImageError> {
-        let (transport, response) = self.ask(Kind::Blob, &descriptor.digest).await?;
-        Ok(self.stream(transport, response, format!("blob {}", descriptor.digest)))
+    /// The bytes of a blob from `position` on, not verified; a connection that breaks is followed by another.
+    pub(in crate::images) fn blob(self: &Arc<Self>, descriptor: &Descriptor, position: u64) -> ByteStream {
+        download(Arc::clone(self), descriptor, position)
+    }
+
+    /// The same over one connection.
+    pub(super) async fn blob_from(
+        &self,
+        descriptor: &Descriptor,
+        position: u64,
+    ) -> Result<ByteStream, ImageError> {
+        let what = format!("blob {}", descriptor.digest);
+        let (transport, response) = self.ask(Kind::Blob { position }, &descriptor.digest).await?;
+        let answer = place(descriptor, position, &response);
+        let answer = answer.map_err(|(expected, got)| ImageError::DigestMismatch {
+            what: format!("{what} from {}", transport.host().authority),
+            expected,
+            got,
+        })?;
+        let stream = body_stream(transport.host().authority.clone(), response, what, self.limits.stall);
+        Ok(match answer {
+            Answer::Rest => stream,
+            Answer::Again(known) => skip(stream, known),
+        })
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(super) fn ended_early(&self, descriptor: &Descriptor, position: u64) -> ImageError {
+        ImageError::RegistryUnavailable {
+            host: self.reference.domain.clone(),
+            detail: format!("blob {} ended after {position} of {} bytes", descriptor.digest, descriptor.size),
+        }
     }
 
     async fn ask(&self, kind: Kind, name: &str) -> Result<(Arc<Transport>, Response<Incoming>), ImageError> {
@@ -120,7 +153,7 @@ impl Session {
         let host = transport.host();
         let (folder, what) = match kind {
             Kind::Manifest => ("manifests", format!("the manifest of {}", self.reference)),
-            Kind::Blob => ("blobs", format!("blob {name}")),
+            Kind::Blob { .. } => ("blobs", format!("blob {name}")),
         };
         let query = host.namespace.as_ref().map(|namespace| format!("?ns={}", auth::encode(namespace)));
         let (base, path, query) = (&host.base, &self.reference.path, query.unwrap_or_default());
@@ -132,9 +165,12 @@ impl Session {
                 ACCEPT,
                 HeaderValue::from_static(match kind {
                     Kind::Manifest => layout::ACCEPT,
-                    Kind::Blob => "application/octet-stream",
+                    Kind::Blob { .. } => "application/octet-stream",
                 }),
             );
+            if let Kind::Blob { position: position @ 1.. } = kind {
+                headers.insert(RANGE, range_from(position));
+            }
             if let Some(authorization) = self.granted(&host.authority) {
                 headers.insert(AUTHORIZATION, authorization);
             }
@@ -147,7 +183,7 @@ impl Session {
             };
             let response = transport.send(call).await?;
             match response.status() {
-                StatusCode::OK => return Ok(response),
+                StatusCode::OK | StatusCode::PARTIAL_CONTENT => return Ok(response),
                 StatusCode::UNAUTHORIZED if !challenged => {
                     challenged = true;
                     let asked = response.headers().get_all(WWW_AUTHENTICATE);
@@ -290,8 +326,8 @@ impl Session {
         what: &str,
         limit: u64,
     ) -> Result<Vec<u8>, ImageError> {
-        let transport = Arc::new(transport.host().authority.clone());
-        let mut stream = body_stream(transport, response, what.to_owned(), self.stall);
+        let host = transport.host().authority.clone();
+        let mut stream = body_stream(host, response, what.to_owned(), self.limits.stall);
         let mut content = Vec::new();
         while let Some(chunk) = stream.try_next().await? {
             content.extend_from_slice(&chunk);
@@ -300,10 +336,6 @@ impl Session {
             }
         }
         Ok(content)
-    }
-
-    fn stream(&self, transport: Arc<Transport>, response: Response<Incoming>, what: String) -> ByteStream {
-        body_stream(Arc::new(transport.host().authority.clone()), response, what, self.stall)
     }
 
     fn uri(&self, transport: &Transport, text: &str) -> Result<Uri, ImageError> {
@@ -325,16 +357,17 @@ impl Session {
 }
 
 /// The body as a stream that ends in an error when nothing comes for too long.
-fn body_stream(host: Arc<String>, response: Response<Incoming>, what: String, stall: Duration) -> ByteStream {
+fn body_stream(host: String, response: Response<Incoming>, what: String, stall: Duration) -> ByteStream {
+    let (host, what): (Arc<str>, Arc<str>) = (host.into(), what.into());
     let next = move |mut body: Incoming| {
-        let (host, what) = (Arc::clone(&host), what.clone());
+        let (host, what) = (Arc::clone(&host), Arc::clone(&what));
         async move {
             loop {
                 let frame = match tokio::time::timeout(stall, body.frame()).await {
                     Err(_) => {
                         return Err(ImageError::Stalled {
                             host: host.to_string(),
-                            what,
+                            what: what.to_string(),
                             seconds: stall.as_secs(),
                         });
                     }
@@ -361,6 +394,11 @@ fn base_headers(host: &Host) -> HeaderMap {
     }
     headers.insert(USER_AGENT, user_agent());
     headers
+}
+
+fn range_from(position: u64) -> HeaderValue {
+    // Digits and punctuation are always a header.
+    HeaderValue::from_str(&format!("bytes={position}-")).unwrap_or(HeaderValue::from_static("bytes=0-"))
 }
 
 fn user_agent() -> HeaderValue {

@@ -9,6 +9,7 @@ use super::super::{Auth, ImageError, ImageStore, Limits, Progress};
 use server::{Reply, Request, serve};
 
 mod real;
+mod resume;
 mod server;
 
 #[tokio::test]
@@ -248,9 +249,14 @@ async fn what_a_registry_cannot_or_will_not_give_is_told_apart() {
 }
 
 #[tokio::test]
-async fn content_that_is_not_what_was_promised_is_refused_and_nothing_is_kept() {
+async fn content_that_is_not_what_was_promised_is_refused_and_only_what_may_be_good_is_kept() {
     let temp = tempfile::tempdir().expect("temp dir");
-    let limits = Limits { stall: Duration::from_millis(300), ..Limits::default() };
+    let limits = Limits {
+        stall: Duration::from_millis(300),
+        retries: 1,
+        retry_pause: Duration::from_millis(1),
+        ..Limits::default()
+    };
     let store = ImageStore::open_with(&temp.path().join("root"), Path::new("/nonexistent"), limits)
         .await
         .expect("open");
@@ -260,6 +266,7 @@ async fn content_that_is_not_what_was_promised_is_refused_and_nothing_is_kept() 
             _ => image(),
         };
         let first = content.layers[0].clone();
+        let bad = first.clone();
         let server = serve(move |request| {
             let blob = &content.blobs[&first];
             let head =
@@ -292,12 +299,15 @@ async fn content_that_is_not_what_was_promised_is_refused_and_nothing_is_kept() 
         };
         assert!(expected, "{kind}: {error}");
         assert!(store.list().is_empty() && store.usage().used_bytes == 0);
-        assert_eq!(std::fs::read_dir(temp.path().join("root/ingest")).expect("list").count(), 0, "{kind}");
+        assert_eq!(std::fs::read_dir(temp.path().join("root/ingest")).expect("list").count(), 1, "{kind}");
+        let kept = std::fs::read(temp.path().join("root/ingest/partial").join(&bad[7..])).ok();
+        let good = matches!(kind, "truncated" | "stalled").then_some(10);
+        assert_eq!(kept.map(|bytes| bytes.len()), good, "{kind}");
     }
 }
 
 #[tokio::test]
-async fn a_cancelled_pull_leaves_nothing_and_can_be_repeated() {
+async fn a_cancelled_pull_can_be_repeated() {
     let temp = tempfile::tempdir().expect("temp dir");
     let content = image();
     let first = content.layers[0].clone();
