@@ -201,13 +201,16 @@ pub(crate) struct ImageArgs {
 /// What can be done with images. A running agent is asked; without one its files are worked on.
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Import an OCI layout: a directory, or a tar file of one
+    /// Import an OCI layout (a directory, or a tar of one) or an archive of `docker save`
     Import {
-        /// The directory or tar file
+        /// The directory, or the tar file: plain, gzip or zstd
         path: PathBuf,
-        /// The name it gets, where the layout names none
+        /// The name it gets, also where it has one
         #[arg(long)]
         name: Option<String>,
+        /// Keep it when the disk gets full and nobody uses it
+        #[arg(long)]
+        pin: bool,
         #[command(flatten)]
         node: NodeArgs,
     },

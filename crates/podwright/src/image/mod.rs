@@ -24,9 +24,9 @@ pub(crate) fn main(args: &ImageArgs) -> anyhow::Result<()> {
 
 async fn run(args: &ImageArgs) -> anyhow::Result<()> {
     match &args.command {
-        ImageCommand::Import { path, name, node } => {
+        ImageCommand::Import { path, name, pin, node } => {
             let path = std::path::absolute(path).context("make the path absolute")?;
-            let done = work(node, Request::Import { path, name: name.clone() }).await?;
+            let done = work(node, Request::Import { path, name: name.clone(), pin: *pin }).await?;
             done.images.iter().for_each(|row| output::line(&format!("{}  {}", row.id, title(row))));
         }
         ImageCommand::Pull { reference, creds, node } => {

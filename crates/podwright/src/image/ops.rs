@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, bail};
-use runtime::images::{Auth, Image, ImageStore, Progress};
+use runtime::images::{Auth, Image, ImageStore, Progress, Retention};
 
 use super::wire::{Request, Row, Update};
 use crate::lock::NodeLock;
@@ -18,9 +18,10 @@ pub(crate) type Hear = Arc<dyn Fn(Update) + Send + Sync>;
 pub(crate) async fn apply(store: &ImageStore, request: Request, hear: &Hear) -> anyhow::Result<()> {
     let image = |image: &Image| hear(Update::Image(row(image)));
     match request {
-        Request::Import { path, name } => {
+        Request::Import { path, name, pin } => {
             let progress = tell(Arc::clone(hear), "importing");
-            let images = store.import(&path, name.as_deref(), progress).await?;
+            let retention = if pin { Retention::Pinned } else { Retention::Collectable };
+            let images = store.import(&path, name.as_deref(), retention, progress).await?;
             images.iter().for_each(|imported| image(imported));
         }
         Request::Pull { reference, credentials } => {

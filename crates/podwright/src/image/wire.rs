@@ -9,12 +9,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "operation", rename_all = "camelCase")]
 pub(crate) enum Request {
-    /// Read an OCI layout that lies on this machine.
+    /// Read an OCI layout or an archive that lies on this machine.
     Import {
         /// The directory or tar file, absolute.
         path: PathBuf,
         /// The name it gets.
         name: Option<String>,
+        /// Whether garbage collection spares it.
+        pin: bool,
     },
     /// Fetch from a registry.
     Pull {

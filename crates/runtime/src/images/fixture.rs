@@ -66,7 +66,7 @@ impl TestImage {
 }
 
 impl Packing {
-    fn pack(self, tar: &[u8]) -> Vec<u8> {
+    pub(super) fn pack(self, tar: &[u8]) -> Vec<u8> {
         match self {
             Self::Plain => tar.to_vec(),
             Self::Gzip => {

@@ -1,4 +1,4 @@
-//! Images from this machine: an OCI layout, a tar of one, or files of our own.
+//! Images from this machine: an OCI layout, an archive, or files of our own.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -11,80 +11,117 @@ use oci_spec::image::{Config, ImageConfigurationBuilder, RootFsBuilder};
 use sha2::{Digest, Sha256};
 
 use super::acquire::{OnProgress, Source, Wanted, acquire};
+use super::archive_file::extract;
+use super::docker_archive::{self, ArchivedImage, Members};
 use super::layout::{self, Descriptor, Index, Manifest, Platform};
 use super::reference::Reference;
 use super::remove::Sweep;
-use super::store::Inner;
-use super::{BuiltInContent, BuiltInFile, ImageError, ImageId};
+use super::store::{Inner, PINNED};
+use super::{BuiltInContent, BuiltInFile, ImageError, ImageId, Retention};
 
 /// By which [`built_in`] knows that it need not do anything.
 const BUILT_IN: &str = "podwright.built-in";
 
-/// Imports the images of an OCI layout (directory or tar).
+/// Imports the images of an OCI layout (directory or tar) or of an archive of `docker save`.
 pub(super) async fn import(
     inner: &Arc<Inner>,
     path: &Path,
     name: Option<&str>,
+    retention: Retention,
     progress: OnProgress,
 ) -> Result<Vec<ImageId>, ImageError> {
     let meta = fs::metadata(path).map_err(|error| ImageError::io("read", path, error))?;
-    let (layout_dir, _extracted) = if meta.is_dir() {
-        (path.to_owned(), None)
+    let (layout_dir, members, _extracted) = if meta.is_dir() {
+        (path.to_owned(), Members::new(), None)
     } else {
         let sweep = Sweep::create(&inner.root.join("ingest"))?;
-        let (archive, target) = (path.to_owned(), sweep.path().to_owned());
-        blocking(move || extract(&archive, &target)).await?;
-        (sweep.path().to_owned(), Some(sweep))
+        let (archive, target, limits) = (path.to_owned(), sweep.path().to_owned(), inner.limits.clone());
+        let members = blocking(move || extract(&archive, &target, &limits)).await?;
+        (sweep.path().to_owned(), members, Some(sweep))
     };
-    let index = read_index(&layout_dir, path, inner.limits.document_bytes)?;
-    if name.is_some() && index.manifests.len() != 1 {
+    let found = find_images(&layout_dir, path, &members, inner.limits.document_bytes)?;
+    if name.is_some() && found.len() != 1 {
         return Err(ImageError::Unsupported {
-            what: format!("one name for the {} images of {}", index.manifests.len(), path.display()),
-            detail: "import without a name, or a layout with one image".to_owned(),
+            what: format!("one name for the {} images of {}", found.len(), path.display()),
+            detail: "import without a name, or an archive with one image".to_owned(),
         });
     }
+    let given = name.map(Reference::parse).transpose()?;
     let mut ids = Vec::new();
-    for descriptor in index.manifests {
-        let reference = match name {
-            Some(name) => Reference::parse(name)?,
-            None => name_of(&descriptor, path)?,
+    for Found { top, content, names } in found {
+        let names = match &given {
+            Some(name) => vec![name.to_string()],
+            None => {
+                names.into_iter().map(|name| name.map(|name| name.to_string())).collect::<Result<_, _>>()?
+            }
         };
-        let content = read_top(&layout_dir, &descriptor, inner.limits.document_bytes)?;
-        let top = Descriptor { annotations: BTreeMap::new(), ..descriptor };
-        let names = vec![reference.to_string()];
-        let wanted = Wanted { reference: reference.to_string(), top, content, names };
+        let pinned = (retention == Retention::Pinned).then(|| (PINNED.to_owned(), "pinned".to_owned()));
+        let top = Descriptor { annotations: pinned.into_iter().collect(), ..top };
+        let reference = names.first().cloned().unwrap_or_default();
+        let wanted = Wanted { reference, top, content, names };
         let source = Source::Directory(layout_dir.join("blobs"));
         ids.push(acquire(inner, source, wanted, Arc::clone(&progress)).await?);
     }
     Ok(ids)
 }
 
-fn read_index(layout_dir: &Path, given: &Path, limit: u64) -> Result<Index, ImageError> {
-    let path = layout_dir.join("index.json");
-    if !path.exists() {
-        let docker = layout_dir.join("manifest.json").exists();
+/// An image that lies in a directory.
+struct Found {
+    top: Descriptor,
+    content: Vec<u8>,
+    /// How it calls itself; an error where that is no name.
+    names: Vec<Result<Reference, ImageError>>,
+}
+
+/// By `index.json`, as OCI has it, else by docker's `manifest.json`: archives of docker 25 and later have both.
+fn find_images(
+    directory: &Path,
+    given: &Path,
+    members: &Members,
+    limit: u64,
+) -> Result<Vec<Found>, ImageError> {
+    if directory.join("index.json").exists() {
+        return in_layout(directory, given, limit);
+    }
+    let path = directory.join("manifest.json");
+    if !path.exists() || members.is_empty() {
         return Err(ImageError::Unsupported {
             what: given.display().to_string(),
-            detail: if docker {
-                "it is a docker-archive without an OCI index; save it with `docker save` of version 25 or later, \
-                 or convert it: skopeo copy docker-archive:FILE oci:DIR:NAME"
-                    .to_owned()
-            } else {
-                "it is no OCI layout (it has no index.json)".to_owned()
-            },
+            detail: "it is neither an OCI layout (it has no index.json) nor an archive of `docker save`"
+                .to_owned(),
         });
     }
-    let content = read_limited(&path, limit)?;
-    let malformed = |error: serde_json::Error| ImageError::Malformed {
-        what: path.display().to_string(),
+    let what = given.display().to_string();
+    let images = docker_archive::images(&what, &read_limited(&path, limit)?, members)?;
+    images.into_iter().map(|image| in_archive(image, given)).collect()
+}
+
+fn in_archive(image: ArchivedImage, given: &Path) -> Result<Found, ImageError> {
+    let content = serde_json::to_vec(&image.manifest).map_err(|error| ImageError::Malformed {
+        what: given.display().to_string(),
         detail: error.to_string(),
+    })?;
+    let names = match image.names.as_slice() {
+        [] => vec![Err(nameless(given, "manifest.json"))],
+        names => names.iter().map(|name| Reference::parse(name)).collect(),
     };
-    let index: Index = serde_json::from_slice(&content).map_err(malformed)?;
+    Ok(Found { top: Descriptor::of(layout::OCI_MANIFEST, &content), content, names })
+}
+
+fn in_layout(directory: &Path, given: &Path, limit: u64) -> Result<Vec<Found>, ImageError> {
+    let path = directory.join("index.json");
+    let content = read_limited(&path, limit)?;
+    let malformed =
+        |detail: String| ImageError::Malformed { what: format!("index.json of {}", given.display()), detail };
+    let index: Index = serde_json::from_slice(&content).map_err(|error| malformed(error.to_string()))?;
     if index.manifests.is_empty() {
-        let detail = "it names no image".to_owned();
-        return Err(ImageError::Malformed { what: path.display().to_string(), detail });
+        return Err(malformed("it names no image".to_owned()));
     }
-    Ok(index)
+    let found = |descriptor: Descriptor| {
+        let content = read_top(directory, &descriptor, limit)?;
+        Ok(Found { names: vec![name_of(&descriptor, given)], top: descriptor, content })
+    };
+    index.manifests.into_iter().map(found).collect()
 }
 
 fn read_top(layout_dir: &Path, descriptor: &Descriptor, limit: u64) -> Result<Vec<u8>, ImageError> {
@@ -116,36 +153,15 @@ fn name_of(descriptor: &Descriptor, path: &Path) -> Result<Reference, ImageError
     }
     match descriptor.annotations.get(layout::REF_NAME) {
         Some(name) if name.contains(['/', ':', '@']) => Reference::parse(name),
-        _ => Err(ImageError::Unsupported {
-            what: format!("{} without a name", path.display()),
-            detail: "its index.json does not say what the image is called: give --name".to_owned(),
-        }),
+        _ => Err(nameless(path, "index.json")),
     }
 }
 
-/// Copies the parts of an OCI layout out of a tar; nothing else in it is looked at.
-fn extract(archive: &Path, target: &Path) -> Result<(), ImageError> {
-    let fail = |error: io::Error| ImageError::io("read", archive, error);
-    let blobs = target.join("blobs/sha256");
-    fs::create_dir_all(&blobs).map_err(|error| ImageError::io("create", &blobs, error))?;
-    let mut entries =
-        tar::Archive::new(io::BufReader::with_capacity(256 << 10, File::open(archive).map_err(fail)?));
-    for entry in entries.entries().map_err(fail)?.raw(true) {
-        let mut entry = entry.map_err(fail)?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let name = name.trim_start_matches("./");
-        let to = match name.strip_prefix("blobs/sha256/") {
-            Some(hex) if super::reference::is_digest(&format!("sha256:{hex}")) => blobs.join(hex),
-            None if matches!(name, "index.json" | "oci-layout" | "manifest.json") => target.join(name),
-            _ => continue,
-        };
-        if !entry.header().entry_type().is_file() {
-            continue;
-        }
-        let mut file = File::create(&to).map_err(|error| ImageError::io("create", &to, error))?;
-        io::copy(&mut entry, &mut file).map_err(|error| ImageError::io("write", &to, error))?;
+fn nameless(path: &Path, document: &str) -> ImageError {
+    ImageError::Unsupported {
+        what: format!("{} without a name", path.display()),
+        detail: format!("its {document} does not say what the image is called: give --name"),
     }
-    Ok(())
 }
 
 /// Makes a one-layer image of files.
@@ -166,7 +182,9 @@ pub(super) async fn built_in(
     let sweep = Sweep::create(&inner.root.join("ingest"))?;
     let blobs = sweep.path().to_owned();
     let (top, content) = blocking(move || build(&blobs, &files, config)).await?;
-    let top = Descriptor { annotations: BTreeMap::from([(BUILT_IN.to_owned(), fingerprint)]), ..top };
+    // No registry has it.
+    let pinned = (PINNED.to_owned(), "pinned".to_owned());
+    let top = Descriptor { annotations: BTreeMap::from([(BUILT_IN.to_owned(), fingerprint), pinned]), ..top };
     let wanted = Wanted { reference: name.clone(), top, content, names: vec![name] };
     acquire(inner, Source::Directory(sweep.path().to_owned()), wanted, Arc::new(|_| ())).await
 }

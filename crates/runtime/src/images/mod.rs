@@ -6,9 +6,11 @@
 //! <root>/snapshots/<chain id>/layer.json              what it occupies
 //! <root>/ingest/                                      what is coming in; at open only the beginnings of blobs are kept
 //! ```
-//! Not here: mounting (the container's own mount namespace does that), garbage collection by age, `docker save` archives.
+//! Not here: mounting (the container's own mount namespace does that), garbage collection (the kubelet decides about that).
 
 mod acquire;
+mod archive_file;
+mod docker_archive;
 mod error;
 mod ingest;
 mod layout;
@@ -17,6 +19,7 @@ mod receive;
 mod reference;
 mod registry;
 mod remove;
+mod space;
 mod store;
 mod types;
 mod unpack;
@@ -30,7 +33,7 @@ use store::{Inner, Pin};
 pub use error::ImageError;
 pub use oci_spec::image::{Config as ImageConfig, ImageConfiguration};
 pub use reference::{Reference, Target};
-pub use types::{Auth, BuiltInContent, BuiltInFile, FsUsage, Image, ImageId, Limits, Progress};
+pub use types::{Auth, BuiltInContent, BuiltInFile, FsUsage, Image, ImageId, Limits, Progress, Retention};
 
 /// The images of this node. Cheap to clone; one per root directory and machine (the directory is locked).
 #[derive(Clone)]
@@ -74,14 +77,16 @@ impl ImageStore {
         registry::pull(&self.inner, reference, auth, Arc::new(progress)).await
     }
 
-    /// Reads an OCI layout: a directory or a tar of one. `name` names its only image; without it, its annotations do.
+    /// Reads an OCI layout (a directory, or a tar of one) or an archive of `docker save`; the tar may be compressed by gzip or zstd.
+    /// `name` names its only image; without it, the archive does.
     pub async fn import(
         &self,
         path: &Path,
         name: Option<&str>,
+        retention: Retention,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Vec<Arc<Image>>, ImageError> {
-        let ids = local::import(&self.inner, path, name, Arc::new(progress)).await?;
+        let ids = local::import(&self.inner, path, name, retention, Arc::new(progress)).await?;
         Ok(ids.iter().filter_map(|id| self.get(id)).collect())
     }
 

@@ -19,7 +19,12 @@ use super::remove::remove_path;
 use super::{FsUsage, Image, ImageError, ImageId, Limits};
 
 /// An annotation that containerd's CRI uses for the same.
-const PINNED: &str = "io.cri-containerd.pinned";
+pub(super) const PINNED: &str = "io.cri-containerd.pinned";
+
+/// What a file system gives out space in.
+const BLOCK: u64 = 4096;
+/// A snapshot's directory, its `fs` and its `layer.json`.
+const SNAPSHOT_INODES: u64 = 3;
 
 /// Shared by all clones of an `ImageStore`.
 pub(super) struct Inner {
@@ -387,11 +392,12 @@ impl Inner {
 
     pub(super) fn usage(&self) -> FsUsage {
         let state = self.state();
+        let blobs: u64 = state.blobs.values().map(|bytes| bytes.next_multiple_of(BLOCK)).sum();
+        let own = state.snapshots.len() as u64 * SNAPSHOT_INODES;
         FsUsage {
             path: self.root.clone(),
-            used_bytes: state.blobs.values().sum::<u64>()
-                + state.snapshots.values().map(|s| s.bytes).sum::<u64>(),
-            inodes: state.blobs.len() as u64 + state.snapshots.values().map(|s| s.inodes).sum::<u64>(),
+            used_bytes: blobs + own * BLOCK + state.snapshots.values().map(|s| s.bytes).sum::<u64>(),
+            inodes: state.blobs.len() as u64 + own + state.snapshots.values().map(|s| s.inodes).sum::<u64>(),
         }
     }
 

@@ -1,4 +1,5 @@
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::fixture::{Packing, TarBuilder, TestImage};
@@ -10,7 +11,10 @@ async fn an_imported_layout_is_listed_unpacked_and_found_again_after_reopening()
     let image = two_layers();
     image.write_layout(&temp.path().join("layout"), Some("example.org/app:v1"));
     let store = open(temp.path()).await;
-    let imported = store.import(&temp.path().join("layout"), None, |_| ()).await.expect("import");
+    let imported = store
+        .import(&temp.path().join("layout"), None, Retention::Collectable, |_| ())
+        .await
+        .expect("import");
     assert_eq!(imported[0].id, image.id);
     assert_eq!(imported[0].repo_tags, ["example.org/app:v1"]);
     let lower = store.snapshot(&imported[0]).await.expect("snapshot");
@@ -38,9 +42,15 @@ async fn every_compression_and_a_tar_of_the_layout_import_the_same() {
         archive.append_dir_all(".", temp.path().join("layout")).expect("tar");
         archive.finish().expect("tar");
         let store = open(temp.path()).await;
-        let unnamed = store.import(&temp.path().join("image.tar"), None, |_| ()).await.expect_err("no name");
+        let unnamed = store
+            .import(&temp.path().join("image.tar"), None, Retention::Collectable, |_| ())
+            .await
+            .expect_err("no name");
         assert!(unnamed.to_string().contains("--name"), "{unnamed}");
-        let images = store.import(&temp.path().join("image.tar"), Some("app"), |_| ()).await.expect("import");
+        let images = store
+            .import(&temp.path().join("image.tar"), Some("app"), Retention::Collectable, |_| ())
+            .await
+            .expect("import");
         assert_eq!(images[0].repo_tags, ["docker.io/library/app:latest"]);
         let lower = store.snapshot(&images[0]).await.expect("snapshot");
         assert_eq!(fs::read(lower[0].join("a")).expect("read"), [7; 300_000]);
@@ -56,9 +66,15 @@ async fn removing_one_tag_removes_the_image_and_frees_what_nothing_shares() {
     two.write_layout(&temp.path().join("two"), None);
     let store = open(temp.path()).await;
     for name in ["one:a", "one:b"] {
-        store.import(&temp.path().join("one"), Some(name), |_| ()).await.expect("import");
+        store
+            .import(&temp.path().join("one"), Some(name), Retention::Collectable, |_| ())
+            .await
+            .expect("import");
     }
-    store.import(&temp.path().join("two"), Some("two"), |_| ()).await.expect("import");
+    store
+        .import(&temp.path().join("two"), Some("two"), Retention::Collectable, |_| ())
+        .await
+        .expect("import");
     assert_eq!(store.get("one:a").expect("there").repo_tags.len(), 2);
     let lower = store.snapshot(&store.get("one:a").expect("there")).await.expect("snapshot");
     assert!(store.remove("one:b").await.expect("remove"));
@@ -72,12 +88,114 @@ async fn removing_one_tag_removes_the_image_and_frees_what_nothing_shares() {
 }
 
 #[tokio::test]
+async fn what_the_store_says_that_it_occupies_is_what_is_on_the_disk() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let layer = TarBuilder::default()
+        .directory("bin/")
+        .file("bin/a", &[1; 300_001])
+        .file("bin/empty", b"")
+        .hard_link("bin/b", "bin/a")
+        .symlink("bin/c", "a")
+        .symlink("bin/long", &"l".repeat(90))
+        .directory("bin/")
+        .file("implied/x", &[2; 5000]);
+    let image = TestImage::new(&[(layer.finish(), Packing::Plain), (first_layer(), Packing::Zstd)]);
+    image.write_layout(&temp.path().join("layout"), Some("example.org/app:v1"));
+    let store = open(temp.path()).await;
+    store.import(&temp.path().join("layout"), None, Retention::Collectable, |_| ()).await.expect("import");
+    let (mut bytes, mut inodes) = (0, std::collections::BTreeSet::new());
+    let mut todo = vec![temp.path().join("root/blobs/sha256"), temp.path().join("root/snapshots")];
+    while let Some(directory) = todo.pop() {
+        for entry in fs::read_dir(directory).expect("list") {
+            let path = entry.expect("entry").path();
+            let meta = fs::symlink_metadata(&path).expect("stat");
+            if inodes.insert(meta.ino()) {
+                bytes += meta.blocks() * 512;
+            }
+            if meta.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    let usage = store.usage();
+    assert_eq!(usage.inodes, inodes.len() as u64);
+    assert!(usage.used_bytes.abs_diff(bytes) < 64 << 10, "{} and {bytes}", usage.used_bytes);
+}
+
+#[tokio::test]
+async fn an_archive_of_docker_save_gives_the_image_its_own_id_and_names() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let image = two_layers();
+    let [first, second] = [&image.layers[0], &image.layers[1]];
+    let listed = serde_json::json!([{
+        "Config": format!("{}.json", &image.id[7..]),
+        "RepoTags": ["app:v1", "example.org/other:2"],
+        "Layers": ["one/layer.tar", "two/layer.tar"],
+    }]);
+    let archive = TarBuilder::default()
+        .file(&format!("{}.json", &image.id[7..]), &image.blobs[&image.id])
+        .directory("one/")
+        .file("one/VERSION", b"1.0")
+        .file("one/layer.tar", &image.blobs[first])
+        .file("shared.tar", &image.blobs[second])
+        .symlink("two/layer.tar", "../shared.tar")
+        .file("etc/passwd", b"nothing of an image")
+        .file("manifest.json", listed.to_string().as_bytes())
+        .finish();
+    for (name, packing) in
+        [("a.tar", Packing::Plain), ("a.tar.gz", Packing::Gzip), ("a.tar.zst", Packing::Zstd)]
+    {
+        let path = temp.path().join(name);
+        fs::write(&path, packing.pack(&archive)).expect("write");
+        let store = open(&temp.path().join(format!("{name}.root"))).await;
+        let images = store.import(&path, None, Retention::Pinned, |_| ()).await.expect(name);
+        assert_eq!((images.len(), &images[0].id, images[0].pinned), (1, &image.id, true));
+        assert_eq!(images[0].repo_tags, ["docker.io/library/app:v1", "example.org/other:2"]);
+        let lower = store.snapshot(&images[0]).await.expect("snapshot");
+        assert_eq!(fs::read_to_string(lower[0].join("etc/motd")).expect("read"), "hi");
+        assert_nothing_comes_in(&temp.path().join(format!("{name}.root")));
+        drop(store);
+        let store = open(&temp.path().join(format!("{name}.root"))).await;
+        assert!(store.list()[0].pinned, "remembered");
+    }
+    let xz = temp.path().join("a.tar.xz");
+    fs::write(&xz, b"\xfd7zXZ\0...").expect("write");
+    let store = open(temp.path()).await;
+    let error = store.import(&xz, None, Retention::Collectable, |_| ()).await.expect_err("xz").to_string();
+    assert!(error.contains("xz -d"), "{error}");
+}
+
+#[tokio::test]
+async fn cve_2023_25153_a_document_of_any_size_is_not_read_into_memory() {
+    let temp = tempfile::tempdir().expect("temp dir");
+    let image = two_layers();
+    let store = open(temp.path()).await;
+    let huge = vec![b' '; 5 << 20];
+    for document in ["index.json", "manifest.json"] {
+        let path = temp.path().join(format!("{document}.tar"));
+        fs::write(&path, TarBuilder::default().file(document, &huge).finish()).expect("write");
+        let error = store.import(&path, None, Retention::Collectable, |_| ()).await.expect_err(document);
+        assert!(matches!(error, ImageError::TooLarge { .. }), "{document}: {error}");
+    }
+    // The configuration by its descriptor, and by what lies there.
+    let layout = temp.path().join("layout");
+    image.write_layout(&layout, Some("example.org/app:v1"));
+    fs::write(layout.join("blobs/sha256").join(&image.id[7..]), &huge).expect("write");
+    let error = store.import(&layout, None, Retention::Collectable, |_| ()).await.expect_err("config");
+    assert!(matches!(error, ImageError::DigestMismatch { .. }), "{error}");
+    assert_nothing_comes_in(temp.path());
+}
+
+#[tokio::test]
 async fn layers_in_use_outlive_their_image_until_nobody_holds_them() {
     let temp = tempfile::tempdir().expect("temp dir");
     two_layers().write_layout(&temp.path().join("layout"), None);
     let store = open(temp.path()).await;
-    let image =
-        store.import(&temp.path().join("layout"), Some("app"), |_| ()).await.expect("import").remove(0);
+    let image = store
+        .import(&temp.path().join("layout"), Some("app"), Retention::Collectable, |_| ())
+        .await
+        .expect("import")
+        .remove(0);
     let lower = store.snapshot(&image).await.expect("snapshot");
     let hold = store.hold(&lower);
     store.remove("app").await.expect("remove");
@@ -86,8 +204,11 @@ async fn layers_in_use_outlive_their_image_until_nobody_holds_them() {
     store.collect().await.expect("collect");
     assert!(lower.iter().all(|path| !path.exists()));
     // And what was deleted can come again.
-    let image =
-        store.import(&temp.path().join("layout"), Some("app"), |_| ()).await.expect("import").remove(0);
+    let image = store
+        .import(&temp.path().join("layout"), Some("app"), Retention::Collectable, |_| ())
+        .await
+        .expect("import")
+        .remove(0);
     assert_eq!(store.snapshot(&image).await.expect("snapshot"), lower);
     assert!(lower.iter().all(|path| path.exists()));
 }
@@ -111,7 +232,7 @@ async fn a_damaged_layout_is_refused_and_leaves_nothing() {
         if damage == "missing" {
             fs::remove_file(&layer).expect("remove");
         }
-        let error = store.import(&layout, None, |_| ()).await.expect_err(damage);
+        let error = store.import(&layout, None, Retention::Collectable, |_| ()).await.expect_err(damage);
         match damage {
             "missing" => assert!(matches!(error, ImageError::Malformed { .. }), "{error}"),
             _ => assert!(matches!(error, ImageError::DigestMismatch { .. }), "{damage}: {error}"),
@@ -138,13 +259,13 @@ async fn an_image_whose_layer_vanished_is_left_out_and_can_be_imported_again() {
     let layout = temp.path().join("layout");
     two_layers().write_layout(&layout, Some("example.org/app:v1"));
     let store = open(temp.path()).await;
-    let image = store.import(&layout, None, |_| ()).await.expect("import").remove(0);
+    let image = store.import(&layout, None, Retention::Collectable, |_| ()).await.expect("import").remove(0);
     let lower = store.snapshot(&image).await.expect("snapshot");
     drop(store);
     fs::remove_dir_all(lower[0].parent().expect("parent")).expect("remove");
     let store = open(temp.path()).await;
     assert!(store.list().is_empty());
-    store.import(&layout, None, |_| ()).await.expect("import");
+    store.import(&layout, None, Retention::Collectable, |_| ()).await.expect("import");
     assert!(lower[0].join("etc/motd").exists() && store.list().len() == 1);
 }
 

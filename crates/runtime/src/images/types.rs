@@ -30,6 +30,15 @@ pub struct Image {
     pub(super) blobs: Vec<String>,
 }
 
+/// Whether a garbage collector may take an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Retention {
+    /// When its disk gets full and nobody uses it.
+    Collectable,
+    /// Never: it may be impossible to get again.
+    Pinned,
+}
+
 /// Credentials for one pull, as CRI's AuthConfig has them. `Debug` shows no secret.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Auth {

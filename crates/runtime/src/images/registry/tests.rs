@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::super::fixture::{Packing, TarBuilder, TestImage};
 use super::super::layout::{self, Descriptor, Index, Platform};
-use super::super::{Auth, ImageError, ImageStore, Limits, Progress};
+use super::super::{Auth, ImageError, ImageStore, Limits, Progress, Retention};
 use server::{Reply, Request, serve};
 
 mod real;

@@ -15,7 +15,7 @@ const MAX_EXTENSION: u64 = 1 << 20;
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::images) enum Kind {
     File,
     Directory,
     Symlink,
@@ -27,10 +27,10 @@ pub(super) enum Kind {
 
 /// One entry; its body, if any, is read from the archive before the next entry.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) path: Vec<u8>,
-    pub(super) link: Vec<u8>,
-    pub(super) kind: Kind,
+pub(in crate::images) struct Entry {
+    pub(in crate::images) path: Vec<u8>,
+    pub(in crate::images) link: Vec<u8>,
+    pub(in crate::images) kind: Kind,
     pub(super) mode: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
@@ -40,7 +40,7 @@ pub(super) struct Entry {
 }
 
 /// Reads entries one after another.
-pub(super) struct Archive<R> {
+pub(in crate::images) struct Archive<R> {
     reader: R,
     body: u64,
     padding: u64,
@@ -59,12 +59,12 @@ struct Extension {
 }
 
 impl<R: BufRead> Archive<R> {
-    pub(super) fn new(reader: R) -> Self {
+    pub(in crate::images) fn new(reader: R) -> Self {
         Self { reader, body: 0, padding: 0 }
     }
 
     /// The next entry, or `None` at the end of the archive; then the rest of the stream is read to its end.
-    pub(super) fn next(&mut self) -> Result<Option<Entry>, UnpackError> {
+    pub(in crate::images) fn next(&mut self) -> Result<Option<Entry>, UnpackError> {
         let mut extension = Extension::default();
         loop {
             self.skip(self.body + self.padding)?;
@@ -145,7 +145,7 @@ impl<R: BufRead> Archive<R> {
     }
 
     /// Gives the body to `sink` piece by piece, as it lies in the reader's buffer.
-    pub(super) fn body<E: From<UnpackError>>(
+    pub(in crate::images) fn body<E: From<UnpackError>>(
         &mut self,
         mut sink: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {

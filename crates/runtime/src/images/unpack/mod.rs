@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use super::{ImageError, Limits};
-use archive::Archive;
+pub(super) use archive::{Archive, Kind};
 use tree::Tree;
 
 /// Why a layer was not unpacked.

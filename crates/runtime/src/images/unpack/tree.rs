@@ -20,22 +20,22 @@ use super::archive::{Archive, Entry, Kind};
 use super::{UnpackError, Unpacked};
 use crate::images::Limits;
 use crate::images::remove::remove_tree;
+use crate::images::space::Watch;
 
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const IN_ROOT: ResolveFlags =
     ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS).union(ResolveFlags::NO_XDEV);
 const MAX_SYMLINKS: u32 = 40;
-/// How often the free space is looked at.
-const SPACE_CHECK: u64 = 64 << 20;
+/// What a file system gives out space in, and what a directory takes.
+const BLOCK: u64 = 4096;
 
-pub(super) struct Tree<'a> {
+pub(super) struct Tree {
     root: OwnedFd,
-    limits: &'a Limits,
     /// The directory of the last entry: most entries have the same as the one before.
     parent: Option<(Vec<u8>, OwnedFd)>,
     directories: Vec<DirectoryMeta>,
     done: Unpacked,
-    unchecked: u64,
+    space: Watch,
     owner: Owner,
 }
 
@@ -60,8 +60,8 @@ struct Owner {
     umask: u32,
 }
 
-impl<'a> Tree<'a> {
-    pub(super) fn new(root: OwnedFd, limits: &'a Limits) -> Self {
+impl Tree {
+    pub(super) fn new(root: OwnedFd, limits: &Limits) -> Self {
         let owner = Owner {
             uid: rustix::process::geteuid().as_raw(),
             gid: rustix::process::getegid().as_raw(),
@@ -69,11 +69,10 @@ impl<'a> Tree<'a> {
         };
         Self {
             root,
-            limits,
             parent: None,
             directories: Vec::new(),
             done: Unpacked::default(),
-            unchecked: SPACE_CHECK,
+            space: Watch::new(limits),
             owner,
         }
     }
@@ -108,7 +107,6 @@ impl<'a> Tree<'a> {
             }
             Whiteout::Of(hidden) => return self.hide(directory, hidden, &path),
         }
-        self.done.inodes += 1;
         match entry.kind {
             Kind::File => self.file(directory, name, entry, archive),
             Kind::Directory => self.make_directory(directory, name, &path, entry),
@@ -146,7 +144,6 @@ impl<'a> Tree<'a> {
                 Err(errno) => return Err(io_error("open directory", &path, errno)),
             }
         }
-        self.done.bytes += self.done.inodes * 512;
         Ok(self.done)
     }
 
@@ -176,7 +173,7 @@ impl<'a> Tree<'a> {
             self.check_space(chunk.len() as u64)?;
             write_all(&file, chunk).map_err(|errno| io_error("write", &entry.path, errno))
         })?;
-        self.done.bytes += size.next_multiple_of(4096);
+        self.made(size);
         let as_created = entry.mode & (0o7000 | self.owner.umask) == 0
             && entry.xattrs.is_empty()
             && !self.owner.gives(entry.uid, entry.gid);
@@ -188,20 +185,15 @@ impl<'a> Tree<'a> {
         set_meta(file.as_fd(), &meta_of(entry), &self.owner, &entry.path)
     }
 
+    /// Counts something of so many bytes. What replaces something of the same layer counts too: that is rare.
+    fn made(&mut self, bytes: u64) {
+        self.done.inodes += 1;
+        self.done.bytes += bytes.next_multiple_of(BLOCK);
+    }
+
     fn check_space(&mut self, bytes: u64) -> Result<(), UnpackError> {
-        self.unchecked += bytes;
-        if self.unchecked < SPACE_CHECK {
-            return Ok(());
-        }
-        self.unchecked = 0;
-        let stat =
-            sys::fstatvfs(&self.root).map_err(|errno| io_error("look at the free space of", b".", errno))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free < self.limits.reserve_bytes + SPACE_CHECK {
-            let reserve = self.limits.reserve_bytes;
-            return Err(UnpackError::Full(format!("{free} bytes are free, {reserve} must stay free")));
-        }
-        Ok(())
+        let looked = self.space.before(bytes, &self.root);
+        looked.map_err(|errno| io_error("look at the free space of", b".", errno))?.map_err(UnpackError::Full)
     }
 
     fn make_directory(
@@ -215,7 +207,7 @@ impl<'a> Tree<'a> {
         let parent = self.directory(directory)?;
         let made = sys::mkdirat(parent, os_name, Mode::from_raw_mode(0o755));
         match made {
-            Ok(()) => {}
+            Ok(()) => self.made(BLOCK),
             Err(Errno::EXIST) => {
                 let stat = sys::statat(parent, os_name, AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(|errno| io_error("look at", path, errno))?;
@@ -230,6 +222,7 @@ impl<'a> Tree<'a> {
                             .map_err(|errno| io_error("open directory", path, errno))?;
                         set_opaque(made.as_fd(), path)?;
                     }
+                    self.made(BLOCK);
                 }
             }
             Err(errno) => return Err(io_error("make directory", path, errno)),
@@ -295,6 +288,8 @@ impl<'a> Tree<'a> {
         self.replacing(directory, name, "symlink", |parent| {
             sys::symlinkat(OsStr::from_bytes(&entry.link), parent, os_name)
         })?;
+        // A short target lies in the inode.
+        self.made(if entry.link.len() < 60 { 0 } else { BLOCK });
         let foreign = self.owner.gives(entry.uid, entry.gid);
         let parent = self.directory(directory)?;
         if foreign {
@@ -319,6 +314,7 @@ impl<'a> Tree<'a> {
         self.replacing(directory, name, "make node", |parent| {
             sys::mknodat(parent, os_name, kind, mode, device)
         })?;
+        self.made(0);
         let parent = self.directory(directory)?;
         // A device is never opened: an O_PATH descriptor, and what it stands for by its name in /proc.
         let node =
@@ -342,7 +338,7 @@ impl<'a> Tree<'a> {
         let parent = self.directory(directory)?;
         match sys::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0) {
             Ok(()) => {
-                self.done.inodes += 1;
+                self.made(0);
                 Ok(())
             }
             Err(Errno::EXIST) => match sys::openat(parent, name, OFlags::RDONLY | DIRECTORY, Mode::empty()) {
@@ -448,7 +444,7 @@ impl<'a> Tree<'a> {
                     if matches!(found, Step::Missing) {
                         self.done.implied.push(PathBuf::from(OsStr::from_bytes(&here)));
                     }
-                    self.done.inodes += 1;
+                    self.made(BLOCK);
                     walked.push((name, fd));
                 }
             }

@@ -94,7 +94,7 @@ async fn beginnings_of_blobs_are_kept_for_a_day_or_until_an_image_is_removed() {
     let store = open_patient(temp.path(), 0).await;
     assert!(young.exists() && !old.exists() && !foreign.exists());
     image.write_layout(&temp.path().join("layout"), Some("example.org/app:v1"));
-    store.import(&temp.path().join("layout"), None, |_| ()).await.expect("import");
+    store.import(&temp.path().join("layout"), None, Retention::Collectable, |_| ()).await.expect("import");
     assert!(young.exists());
     store.remove("example.org/app:v1").await.expect("removed");
     assert!(!young.exists(), "who removes images wants the space");
