@@ -25,11 +25,35 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Notes an event; the same one again only counts up.
+    /// Notes an event of a pod.
     pub(crate) fn note(&mut self, node: &str, pod: &Pod, kind: Kind, reason: &str, message: &str) {
+        let about = ObjectReference {
+            kind: Some("Pod".into()),
+            api_version: Some("v1".into()),
+            namespace: Some(pod.namespace.clone()),
+            name: Some(pod.name.clone()),
+            uid: Some(pod.uid.clone()),
+            ..ObjectReference::default()
+        };
+        self.note_about(node, about, kind, reason, message);
+    }
+
+    /// Notes an event of the node itself, which has its name for a uid, as upstream.
+    pub(crate) fn note_node(&mut self, node: &str, kind: Kind, reason: &str, message: &str) {
+        let about = ObjectReference {
+            kind: Some("Node".into()),
+            name: Some(node.to_owned()),
+            uid: Some(node.to_owned()),
+            ..ObjectReference::default()
+        };
+        self.note_about(node, about, kind, reason, message);
+    }
+
+    /// The same event again only counts up.
+    fn note_about(&mut self, node: &str, about: ObjectReference, kind: Kind, reason: &str, message: &str) {
         let now = api_time(wall_ns());
         let same = |event: &&mut Event| {
-            event.involved_object.uid.as_deref() == Some(&pod.uid)
+            event.involved_object.uid == about.uid
                 && event.reason.as_deref() == Some(reason)
                 && event.message.as_deref() == Some(message)
         };
@@ -41,18 +65,11 @@ impl Recorder {
         self.count += 1;
         self.events.push_back(Event {
             metadata: ObjectMeta {
-                name: Some(format!("{}.{:x}", pod.name, self.count)),
-                namespace: Some(pod.namespace.clone()),
+                name: about.name.as_ref().map(|name| format!("{name}.{:x}", self.count)),
+                namespace: about.namespace.clone().or_else(|| Some("default".to_owned())),
                 ..ObjectMeta::default()
             },
-            involved_object: ObjectReference {
-                kind: Some("Pod".into()),
-                api_version: Some("v1".into()),
-                namespace: Some(pod.namespace.clone()),
-                name: Some(pod.name.clone()),
-                uid: Some(pod.uid.clone()),
-                ..ObjectReference::default()
-            },
+            involved_object: about,
             reason: Some(reason.to_owned()),
             message: Some(message.to_owned()),
             type_: Some(if kind == Kind::Normal { "Normal" } else { "Warning" }.to_owned()),

@@ -8,6 +8,7 @@ mod cri_requests;
 mod environment;
 mod events;
 mod hosts;
+mod image_gc;
 mod manager;
 pub mod pod;
 mod probe;
@@ -18,6 +19,7 @@ mod volumes;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+pub use image_gc::ImageGcPolicy;
 pub use manager::{run, stop_all_pods};
 pub use report::{NodeReport, StartTimes};
 pub use time::BootTime;
@@ -39,6 +41,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The node's resolv.conf.
     pub resolv_conf: PathBuf,
+    /// When images are removed.
+    pub image_gc: ImageGcPolicy,
 }
 
 /// Why the kubelet ended.

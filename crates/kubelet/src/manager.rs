@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 
 use crate::cgroups::PodCgroups;
 use crate::cri_requests::{GRACE, POD_UID};
+use crate::image_gc::Collector;
 use crate::pod::model::admit;
 use crate::pod::status::render_rejected;
 use crate::pod::worker::{Node, Wish, Worker};
@@ -59,7 +60,17 @@ pub async fn run(
         Manager { node, workers: BTreeMap::new(), running: JoinSet::new(), rejected: BTreeSet::new() };
     manager.end_orphans().await?;
     manager.reconcile();
-    manager.follow(stop).await;
+    let node = Arc::clone(&manager.node);
+    let images = Collector {
+        cri: node.cri.clone(),
+        policy: node.config.image_gc,
+        desired: node.desired.clone(),
+        reporter: &node.reporter,
+    };
+    tokio::select! {
+        () = manager.follow(stop) => {}
+        never = images.run() => match never {},
+    }
     Ok(())
 }
 

@@ -87,6 +87,18 @@ impl Reporter {
         });
     }
 
+    /// Something happened to the node.
+    pub(crate) fn node_event(&self, kind: Kind, reason: &str, message: &str) {
+        match kind {
+            Kind::Normal => tracing::debug!(reason, message, "event of the node"),
+            Kind::Warning => tracing::warn!(reason, message, "event of the node"),
+        }
+        self.change(|state| {
+            state.events.note_node(&self.node_name, kind, reason, message);
+            true
+        });
+    }
+
     fn change(&self, change: impl FnOnce(&mut State) -> bool) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if !change(&mut state) {

@@ -2,8 +2,10 @@
 //! ours; `podwright run --config` a KubeletConfiguration. A key that is not supported is refused by name.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net};
+use kubelet::ImageGcPolicy;
 use serde::Deserialize;
 
 use crate::cli::NodeArgs;
@@ -116,6 +118,14 @@ pub(crate) struct KubeletFile {
     pod_logs_dir: Option<PathBuf>,
     #[serde(default, rename = "resolvConf")]
     resolv_conf: Option<PathBuf>,
+    #[serde(default, rename = "imageGCHighThresholdPercent")]
+    image_gc_high_threshold_percent: Option<u8>,
+    #[serde(default, rename = "imageGCLowThresholdPercent")]
+    image_gc_low_threshold_percent: Option<u8>,
+    #[serde(default, rename = "imageMinimumGCAge", deserialize_with = "go_duration")]
+    image_minimum_gc_age: Option<Duration>,
+    #[serde(default, rename = "imageMaximumGCAge", deserialize_with = "go_duration")]
+    image_maximum_gc_age: Option<Duration>,
 }
 
 /// Reads a KubeletConfiguration; without a file nothing is configured.
@@ -129,10 +139,50 @@ pub(crate) fn kubelet(file: Option<&Path>) -> Result<KubeletFile, ConfigError> {
         let what = format!("apiVersion {:?}, kind {:?}", file.api_version, file.kind);
         return Err(fail(format!("{what} is no kubelet.config.k8s.io/v1beta1 KubeletConfiguration")));
     }
-    match file.cgroup_driver.as_deref() {
-        None | Some("cgroupfs") => Ok(file),
-        Some(driver) => Err(fail(format!("cgroupDriver {driver:?} is not supported, only cgroupfs"))),
+    if let Some(driver) = file.cgroup_driver.as_deref().filter(|driver| *driver != "cgroupfs") {
+        return Err(fail(format!("cgroupDriver {driver:?} is not supported, only cgroupfs")));
     }
+    check_image_gc(&file.image_gc()).map_err(|what| fail(what.to_owned()))?;
+    Ok(file)
+}
+
+/// Upstream's rules.
+fn check_image_gc(policy: &ImageGcPolicy) -> Result<(), &'static str> {
+    let ImageGcPolicy { high_threshold_percent: high, low_threshold_percent: low, minimum_age, maximum_age } =
+        *policy;
+    if high > 100 || low > 100 {
+        return Err("imageGCHighThresholdPercent and imageGCLowThresholdPercent are between 0 and 100");
+    }
+    if low >= high {
+        return Err("imageGCLowThresholdPercent must be less than imageGCHighThresholdPercent");
+    }
+    if maximum_age.is_some_and(|age| age <= minimum_age) {
+        return Err("imageMaximumGCAge must be greater than imageMinimumGCAge");
+    }
+    Ok(())
+}
+
+/// A duration as Go writes it: `1h30m`, `2m`, `500ms`.
+fn go_duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(from)? else { return Ok(None) };
+    let bad = || serde::de::Error::custom(format!("{text:?} is not a duration such as 2m"));
+    let mut total = Duration::ZERO;
+    let mut rest = text.as_str();
+    while !rest.is_empty() && text != "0" {
+        let (number, tail) = rest.split_at(rest.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(bad)?);
+        let (unit, tail) = tail.split_at(tail.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(tail.len()));
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            _ => return Err(bad()),
+        };
+        let part = number.parse::<f64>().ok().map(|number| Duration::try_from_secs_f64(number * seconds));
+        total += part.and_then(Result::ok).ok_or_else(bad)?;
+        rest = tail;
+    }
+    if text.is_empty() { Err(bad()) } else { Ok(Some(total)) }
 }
 
 impl KubeletFile {
@@ -148,11 +198,26 @@ impl KubeletFile {
 
     /// What has no flag.
     pub(crate) fn apply(self, node: &mut Node) {
+        node.image_gc = self.image_gc();
         if let Some(dir) = self.pod_logs_dir {
             node.pod_logs_dir = dir;
         }
         if let Some(path) = self.resolv_conf {
             node.resolv_conf = path;
+        }
+    }
+
+    fn image_gc(&self) -> ImageGcPolicy {
+        let default = ImageGcPolicy::default();
+        ImageGcPolicy {
+            high_threshold_percent: self
+                .image_gc_high_threshold_percent
+                .unwrap_or(default.high_threshold_percent),
+            low_threshold_percent: self
+                .image_gc_low_threshold_percent
+                .unwrap_or(default.low_threshold_percent),
+            minimum_age: self.image_minimum_gc_age.unwrap_or(default.minimum_age),
+            maximum_age: self.image_maximum_gc_age.filter(|age| !age.is_zero()),
         }
     }
 }
@@ -208,10 +273,15 @@ mod tests {
         config.apply(&mut node);
         assert_eq!(node.pod_cidr.to_string(), "10.9.0.0/16");
         assert_eq!(node.pod_logs_dir, Path::new("/logs"));
+        assert_eq!(node.image_gc, ImageGcPolicy::default());
         for (text, expect) in [
             ("evictionHard: {}\n", "evictionHard"),
             ("cgroupDriver: systemd\n", "only cgroupfs"),
             ("podCIDR: x\n", "podCIDR"),
+            ("imageGCLowThresholdPercent: 85\n", "must be less"),
+            ("imageGCHighThresholdPercent: 101\n", "between 0 and 100"),
+            ("imageMaximumGCAge: 1m\n", "must be greater"),
+            ("imageMinimumGCAge: 2 minutes\n", "duration"),
         ] {
             let (_dir, path) = file(&format!("{head}{text}"));
             let message = kubelet(Some(&path)).unwrap_err().to_string();
@@ -219,6 +289,22 @@ mod tests {
         }
         let (_dir, path) = file("apiVersion: v1\nkind: Pod\n");
         assert!(kubelet(Some(&path)).unwrap_err().to_string().contains("is no kubelet.config"));
+    }
+
+    #[test]
+    fn the_kubelet_configuration_says_when_images_are_removed() {
+        let (_dir, path) = file(
+            "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nimageGCHighThresholdPercent: 70\n\
+             imageGCLowThresholdPercent: 60\nimageMinimumGCAge: 0s\nimageMaximumGCAge: 1h30m\n",
+        );
+        let policy = kubelet(Some(&path)).unwrap().image_gc();
+        let expect = ImageGcPolicy {
+            high_threshold_percent: 70,
+            low_threshold_percent: 60,
+            minimum_age: Duration::ZERO,
+            maximum_age: Some(Duration::from_secs(5400)),
+        };
+        assert_eq!(policy, expect);
     }
 
     #[test]

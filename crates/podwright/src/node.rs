@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net};
+use kubelet::ImageGcPolicy;
 
 use crate::cli::NodeArgs;
 use crate::config::ConfigError;
@@ -58,6 +59,8 @@ pub(crate) struct Node {
     pub(crate) pod_logs_dir: PathBuf,
     /// What pods' resolv.conf is made of.
     pub(crate) resolv_conf: PathBuf,
+    /// When images are removed.
+    pub(crate) image_gc: ImageGcPolicy,
 }
 
 impl Node {
@@ -102,6 +105,7 @@ impl Node {
             kubelet_dir: under_root("kubelet", "/var/lib/kubelet"),
             pod_logs_dir: under_root("logs/pods", "/var/log/pods"),
             resolv_conf: PathBuf::from(DEFAULT_RESOLV_CONF),
+            image_gc: ImageGcPolicy::default(),
             root,
             state,
         })
@@ -260,6 +264,7 @@ mod tests {
             kubelet_dir: "/var/lib/kubelet".into(),
             pod_logs_dir: "/var/log/pods".into(),
             resolv_conf: "/etc/resolv.conf".into(),
+            image_gc: ImageGcPolicy::default(),
         };
         assert_eq!(node, expect);
     }

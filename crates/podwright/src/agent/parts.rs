@@ -54,5 +54,6 @@ pub(crate) fn kubelet(node: &Node) -> kubelet::Config {
         cgroup_root: node.kubelet_cgroup.clone(),
         state_dir: node.state.join("kubelet"),
         resolv_conf: node.resolv_conf.clone(),
+        image_gc: node.image_gc,
     }
 }
