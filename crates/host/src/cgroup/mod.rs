@@ -225,6 +225,19 @@ impl CgroupManager {
         Ok(cgroup)
     }
 
+    /// Changes the limits of the cgroup at `path`, which has processes. On v1 hierarchies that only the new limits need get a directory
+    /// now, and the processes are moved into it: the one place where another process's pid is written.
+    pub fn update(&self, path: &str, limits: &Limits) -> Result<(), CgroupError> {
+        check_path(path)?;
+        let before = self.open(path)?;
+        let cgroup = match &self.layout {
+            Layout::V1(hierarchies) => hierarchies.create(path, limits)?,
+            Layout::V2(tree) => tree.create(path, limits)?,
+        };
+        v1::move_processes(&before, &cgroup)?;
+        cgroup.set(&cgroup.completed(limits))
+    }
+
     /// The cgroup at `path` as far as it exists.
     pub fn open(&self, path: &str) -> Result<Cgroup, CgroupError> {
         check_path(path)?;
@@ -284,6 +297,20 @@ impl Cgroup {
         Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
     }
 
+    /// Pids in this cgroup and below it, in the caller's pid namespace, in order.
+    pub fn pids_below(&self) -> Result<Vec<i32>, CgroupError> {
+        let Some(directory) = self.directories.first() else { return Ok(Vec::new()) };
+        let mut pids = Vec::new();
+        let mut pending = vec![directory.path.clone()];
+        while let Some(directory) = pending.pop() {
+            let text = file::read_if_there(&directory.join("cgroup.procs"))?.unwrap_or_default();
+            pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            pending.extend(file::subdirectories(&directory));
+        }
+        pids.sort_unstable();
+        Ok(pids)
+    }
+
     /// Kills every process in this cgroup and below it: by `cgroup.kill`, or on v1 by freezing, killing and thawing. They may take a
     /// moment to be gone.
     pub fn kill(&self) -> Result<(), CgroupError> {
@@ -305,6 +332,67 @@ impl Cgroup {
             }
         }
         v1::freeze(self, frozen)
+    }
+
+    /// Whether its processes were stopped by [`Self::freeze`].
+    pub fn is_frozen(&self) -> bool {
+        let read = |path: &Path| file::read_if_there(path).ok().flatten().unwrap_or_default();
+        if let Some(unified) = self.unified() {
+            return read(&unified.join("cgroup.freeze")).trim() == "1";
+        }
+        let freezer = self.directory_of("freezer").map(|directory| read(&directory.join("freezer.state")));
+        freezer.is_some_and(|state| state.trim() != "THAWED" && !state.is_empty())
+    }
+
+    /// Stops every process in this cgroup and below it, and waits until they stand still, at most this long. Where they do not, they
+    /// run on and it is an error.
+    pub fn pause(&self, patience: std::time::Duration) -> Result<(), CgroupError> {
+        let mut left = patience;
+        loop {
+            // On v1 the state must be written again when a process was forked meanwhile.
+            self.freeze(Frozen::Yes)?;
+            if self.stands_still() {
+                return Ok(());
+            }
+            if left.is_zero() {
+                self.freeze(Frozen::No)?;
+                return Err(CgroupError::Unsupported("the processes could not be frozen".to_owned()));
+            }
+            let pause = left.min(std::time::Duration::from_millis(1));
+            std::thread::sleep(pause);
+            left = left.saturating_sub(pause);
+        }
+    }
+
+    fn stands_still(&self) -> bool {
+        if let Some(unified) = self.unified() {
+            return v2::count(&unified.join("cgroup.events"), "frozen") == 1;
+        }
+        let Some(directory) = self.directory_of("freezer") else { return false };
+        file::read(&directory.join("freezer.state")).is_ok_and(|state| state.trim() == "FROZEN")
+    }
+
+    /// Limits of a change, with what they only mean together with what is set already: memory beside its sum with swap, the quota
+    /// beside a period.
+    fn completed(&self, limits: &Limits) -> Limits {
+        let mut limits = limits.clone();
+        let memory = if self.version == Version::V2 { "memory.max" } else { "memory.limit_in_bytes" };
+        if limits.memory_swap.is_some_and(|swap| swap > 0) && limits.memory_limit.is_none() {
+            limits.memory_limit = self.number("memory", memory);
+        }
+        if self.version == Version::V2 && limits.cpu_period.is_some() && limits.cpu_quota.is_none() {
+            limits.cpu_quota = self.number("cpu", "cpu.max");
+        }
+        limits
+    }
+
+    /// The first number in a control file; -1 for `max`.
+    fn number(&self, controller: &str, name: &str) -> Option<i64> {
+        let text = file::read(&self.directory_of(controller)?.join(name)).ok()?;
+        match text.split_whitespace().next()? {
+            "max" => Some(-1),
+            number => number.parse().ok(),
+        }
     }
 
     /// Removes every directory of this cgroup and those below. Gone already is fine; processes inside are an error (EBUSY).

@@ -214,6 +214,36 @@ fn set_memory(
     Ok(())
 }
 
+/// Moves every process of `before` into those directories of `after` that `before` does not have.
+pub(super) fn move_processes(before: &Cgroup, after: &Cgroup) -> Result<(), CgroupError> {
+    let is_new = |directory: &&Directory| {
+        !before.directories.iter().any(|known| known.hierarchy == directory.hierarchy)
+    };
+    for directory in after.directories.iter().filter(is_new) {
+        let procs = directory.path.join("cgroup.procs");
+        // What is forked by a process that was not moved yet is found in the next round.
+        for _ in 0..8 {
+            let moved = file::read(&procs)?;
+            let missing: Vec<i32> = before
+                .pids_below()?
+                .into_iter()
+                .filter(|pid| !moved.lines().any(|line| line == pid.to_string()))
+                .collect();
+            if missing.is_empty() {
+                break;
+            }
+            for pid in missing {
+                match file::write(&procs, &pid.to_string()) {
+                    // It has ended.
+                    Err(CgroupError::Write { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
+                    other => other?,
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn freeze(cgroup: &Cgroup, frozen: Frozen) -> Result<(), CgroupError> {
     let Some(directory) = cgroup.directory_of("freezer") else { return Ok(()) };
     let value = if frozen == Frozen::Yes { "FROZEN" } else { "THAWED" };

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::CliError;
 use super::args::Global;
 use super::log;
+use super::pause;
 use super::record::{FIFO, Record, Status, remove_directory};
 
 /// Lets a created container's init execute its program.
@@ -18,7 +19,9 @@ pub(super) fn start(global: &Global, id: &str) -> Result<(), CliError> {
     let record = Record::load(global, id)?;
     match record.status(global) {
         Status::Created => {}
-        Status::Running => return Err(CliError::new("cannot start an already running container")),
+        Status::Running | Status::Paused => {
+            return Err(CliError::new("cannot start an already running container"));
+        }
         Status::Creating | Status::Stopped => {
             return Err(CliError::new("cannot start a container that has stopped"));
         }
@@ -38,30 +41,9 @@ pub(super) fn start(global: &Global, id: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Prints the state (OCI runtime spec, `state`), with runc's additions.
+/// Prints the state.
 pub(super) fn state(global: &Global, id: &str) -> Result<(), CliError> {
-    let record = Record::load(global, id)?;
-    let status = record.status(global);
-    let pid = match (&record.init, status) {
-        (Some(init), Status::Created | Status::Running) => init.pid,
-        _ => 0,
-    };
-    let mut state = serde_json::json!({
-        "ociVersion": record.oci_version,
-        "id": record.id,
-        "pid": pid,
-        "status": status.name(),
-        "bundle": record.bundle,
-        "rootfs": record.rootfs,
-        "created": record.created,
-        "owner": "",
-    });
-    if !record.annotations.is_empty() {
-        state["annotations"] = serde_json::json!(record.annotations);
-    }
-    let text =
-        serde_json::to_string_pretty(&state).map_err(|error| CliError::because("write the state", &error))?;
-    log::print(&format!("{text}\n"))
+    log::print_json(&Record::load(global, id)?.state(global, ""))
 }
 
 /// Sends a signal to the init, or to everything in the container.
@@ -71,25 +53,29 @@ pub(super) fn kill(global: &Global, id: &str, signal: i32, all: bool) -> Result<
         return kill_all(&record, signal);
     }
     let failed = |error: std::io::Error| CliError::because("signal the container", &error);
-    if !matches!(record.status(global), Status::Created | Status::Running) {
+    let status = record.status(global);
+    if !matches!(status, Status::Created | Status::Running | Status::Paused) {
         return Err(CliError::new("container not running"));
     }
     let init = record.init.as_ref().map(process::ProcessId::pidfd).transpose().map_err(failed)?.flatten();
     let Some(init) = init else { return Err(CliError::new("container not running")) };
-    if process::pidfd_send_signal(init.as_fd(), signal).map_err(failed)? {
-        return Ok(());
+    if !process::pidfd_send_signal(init.as_fd(), signal).map_err(failed)? {
+        return Err(CliError::new("container not running"));
     }
-    Err(CliError::new("container not running"))
+    if status == Status::Paused && signal == libc::SIGKILL {
+        // On v1 what stands still does not even die.
+        return pause::thaw(&record);
+    }
+    Ok(())
 }
 
 fn kill_all(record: &Record, signal: i32) -> Result<(), CliError> {
     let failed = |error: &dyn std::error::Error| CliError::because("signal the container", error);
-    let cgroups = CgroupManager::detect().map_err(|error| failed(&error))?;
-    let cgroup = cgroups.open(&record.cgroup_path).map_err(|error| failed(&error))?;
+    let cgroup = record.cgroup()?;
     if signal == libc::SIGKILL {
         return cgroup.kill().map_err(|error| failed(&error));
     }
-    for pid in cgroup.pids().map_err(|error| failed(&error))? {
+    for pid in cgroup.pids_below().map_err(|error| failed(&error))? {
         if let Some(pidfd) = process::pidfd_open(pid).map_err(|error| failed(&error))? {
             process::pidfd_send_signal(pidfd.as_fd(), signal).map_err(|error| failed(&error))?;
         }
@@ -108,7 +94,7 @@ pub(super) fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliEr
         Err(error) => return Err(error),
     };
     let status = record.status(global);
-    if status == Status::Running && !force {
+    if matches!(status, Status::Running | Status::Paused) && !force {
         return Err(CliError::new(format!(
             "cannot delete container {id} that is not stopped: {}",
             status.name()
@@ -119,6 +105,9 @@ pub(super) fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliEr
     {
         let failed = |error: std::io::Error| CliError::because("kill the container", &error);
         process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL).map_err(failed)?;
+        if status == Status::Paused {
+            pause::thaw(&record)?;
+        }
         process::wait_ended(&pidfd, Duration::from_secs(10)).map_err(failed)?;
     }
     let cgroups = CgroupManager::detect().map_err(|error| CliError::because("look for cgroups", &error))?;

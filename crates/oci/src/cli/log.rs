@@ -27,6 +27,13 @@ pub(super) fn print(text: &str) -> Result<(), CliError> {
         .map_err(|error| CliError::because("write the output", &error))
 }
 
+/// Writes a value to standard output, for people to read too.
+pub(super) fn print_json(value: &serde_json::Value) -> Result<(), CliError> {
+    let text =
+        serde_json::to_string_pretty(value).map_err(|error| CliError::because("write the output", &error))?;
+    print(&format!("{text}\n"))
+}
+
 /// The time of day as RFC 3339.
 #[expect(clippy::disallowed_methods, reason = "the command line is a shell: its records carry the time")]
 pub(super) fn now() -> String {

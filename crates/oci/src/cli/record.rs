@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use host::cgroup::CgroupManager;
+use host::cgroup::{Cgroup, CgroupManager};
 use host::process::ProcessId;
 use host::state_file;
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use super::CliError;
@@ -16,6 +17,8 @@ use super::args::Global;
 /// The fifo at which a created container waits; that it exists means that nobody has started it.
 pub(super) const FIFO: &str = "exec.fifo";
 const STATE: &str = "state.json";
+/// The spec that the container was made from; its bundle may change or go.
+const CONFIG: &str = "config.json";
 /// How long processes of a killed container may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,6 +40,7 @@ pub(super) enum Status {
     Creating,
     Created,
     Running,
+    Paused,
     Stopped,
 }
 
@@ -46,6 +50,7 @@ impl Status {
             Self::Creating => "creating",
             Self::Created => "created",
             Self::Running => "running",
+            Self::Paused => "paused",
             Self::Stopped => "stopped",
         }
     }
@@ -99,8 +104,61 @@ impl Record {
             None => Status::Creating,
             Some(init) if !init.is_alive() => Status::Stopped,
             Some(_) if global.root.join(&self.id).join(FIFO).exists() => Status::Created,
+            Some(_) if self.is_frozen() => Status::Paused,
             Some(_) => Status::Running,
         }
+    }
+
+    fn is_frozen(&self) -> bool {
+        let cgroup = CgroupManager::detect().and_then(|cgroups| cgroups.open(&self.cgroup_path));
+        cgroup.is_ok_and(|cgroup| cgroup.is_frozen())
+    }
+
+    /// The container's cgroup.
+    pub(super) fn cgroup(&self) -> Result<Cgroup, CliError> {
+        CgroupManager::detect()
+            .and_then(|cgroups| cgroups.open(&self.cgroup_path))
+            .map_err(|error| CliError::because("open the cgroup", &error))
+    }
+
+    /// State as `state` and `list` print it (OCI runtime spec, `state`), with runc's additions.
+    pub(super) fn state(&self, global: &Global, owner: &str) -> serde_json::Value {
+        let status = self.status(global);
+        let pid = match (&self.init, status) {
+            (Some(init), Status::Created | Status::Running | Status::Paused) => init.pid,
+            _ => 0,
+        };
+        let mut state = serde_json::json!({
+            "ociVersion": self.oci_version,
+            "id": self.id,
+            "pid": pid,
+            "status": status.name(),
+            "bundle": self.bundle,
+            "rootfs": self.rootfs,
+            "created": self.created,
+            "owner": owner,
+        });
+        if !self.annotations.is_empty() {
+            state["annotations"] = serde_json::json!(self.annotations);
+        }
+        state
+    }
+
+    /// Keeps the spec for sessions and hooks to come.
+    pub(super) fn save_spec(&self, global: &Global, spec: &Spec) -> Result<(), CliError> {
+        let path = global.root.join(&self.id).join(CONFIG);
+        serde_json::to_vec(spec)
+            .map_err(std::io::Error::from)
+            .and_then(|text| state_file::write_atomic(&path, &text, 0o600))
+            .map_err(|error| CliError::because(&format!("write {}", path.display()), &error))
+    }
+
+    /// The spec that the container was made from.
+    pub(super) fn spec(&self, global: &Global) -> Result<Spec, CliError> {
+        let path = global.root.join(&self.id).join(CONFIG);
+        std::fs::read(&path)
+            .and_then(|text| serde_json::from_slice(&text).map_err(std::io::Error::from))
+            .map_err(|error| CliError::because(&format!("read {}", path.display()), &error))
     }
 
     /// Removes cgroup and directory, killing what is still there. Gone already is fine.
@@ -111,9 +169,9 @@ impl Record {
     }
 }
 
-/// Removes a container's directory: three known files and the directory itself, and the whole tree if there is more.
+/// Removes a container's directory: the known files and the directory itself, and the whole tree if there is more.
 pub(super) fn remove_directory(directory: &Path) -> Result<(), CliError> {
-    for name in [STATE, FIFO] {
+    for name in [STATE, CONFIG, FIFO] {
         let _ = std::fs::remove_file(directory.join(name));
     }
     let outcome = match std::fs::remove_dir(directory) {

@@ -88,6 +88,10 @@ impl Prepared {
         };
         let mut plan = plan_launch(&spec, &options).map_err(|error| CliError::new(error.to_string()))?;
         plan.process.preserve_fds = create.preserve_fds;
+        if let Some(cgroup) = &mut plan.cgroup {
+            // `events` tells of usage whether there is a limit or not.
+            cgroup.limits.accounting = true;
+        }
         Ok(Self { bundle, rootfs, spec, plan, cgroup_path })
     }
 
@@ -111,6 +115,7 @@ impl Prepared {
     ) -> Result<Started, CliError> {
         let mut record = self.record(&create.id);
         record.save(global)?;
+        record.save_spec(global, &self.spec)?;
         let gate = match release {
             Release::AtOnce => None,
             Release::AtStart => Some(make_gate(directory)?),
@@ -174,7 +179,7 @@ fn make_gate(directory: &Path) -> Result<Gate, CliError> {
     Ok(Gate(fifo))
 }
 
-fn own_stdio() -> Result<Stdio, CliError> {
+pub(super) fn own_stdio() -> Result<Stdio, CliError> {
     let copy = |fd: std::os::fd::BorrowedFd<'_>| {
         rustix::io::fcntl_dupfd_cloexec(fd, 64)
             .map_err(|error| CliError::because("copy the standard streams", &std::io::Error::from(error)))
@@ -187,7 +192,7 @@ fn own_stdio() -> Result<Stdio, CliError> {
 }
 
 /// Waits for the container's end and passes on every signal that arrives here meanwhile.
-fn wait(pidfd: &OwnedFd, signals: &OwnedFd) -> std::io::Result<Exit> {
+pub(super) fn wait(pidfd: &OwnedFd, signals: &OwnedFd) -> std::io::Result<Exit> {
     use rustix::event::{PollFd, PollFlags};
     loop {
         let mut fds = [PollFd::new(pidfd, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];

@@ -10,14 +10,20 @@ mod types;
 
 use std::path::{Path, PathBuf};
 
+use host::cgroup::Limits;
 use host::namespace::Namespace;
-use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Process, Spec,
+};
 
 pub use capability::{CAPABILITY_NAMES, capability_mask};
 pub use types::{
     Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountKind, MountPlan,
     ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize,
 };
+
+#[cfg(test)]
+pub(crate) use mounts::plan_mounts;
 
 use crate::seccomp;
 
@@ -124,6 +130,24 @@ pub fn plan_exec(
     Ok(ExecPlan { process: process::plan_process(process, seccomp)?, cgroup })
 }
 
+/// Plans an exec session in a container that was started from `spec` and inherited nothing. Gives also the namespaces it joins.
+pub fn plan_session(
+    spec: &Spec,
+    process: &Process,
+    cgroup: Option<String>,
+) -> Result<(ExecPlan, Vec<Namespace>), PlanError> {
+    let none = Linux::default();
+    let linux = spec.linux().as_ref().unwrap_or(&none);
+    let (new, join) = plan_namespaces(linux, InheritedNamespaces::default())?;
+    let plan = plan_exec(process, cgroup, plan_filter(linux, None)?)?;
+    Ok((plan, new.into_iter().chain(join.into_iter().map(|(kind, _)| kind)).collect()))
+}
+
+/// Turns new resources of a running container into limits. Rules for devices are not among them: they stay as they are.
+pub fn plan_update(resources: &LinuxResources) -> Result<Limits, PlanError> {
+    Ok(Limits { devices: None, ..resources::plan_limits(Some(resources))? })
+}
+
 type NamespacePlan = (Vec<Namespace>, Vec<(Namespace, PathBuf)>);
 
 fn plan_namespaces(linux: &Linux, inherit: InheritedNamespaces) -> Result<NamespacePlan, PlanError> {
@@ -188,7 +212,7 @@ fn plan_cgroup(linux: &Linux, path: Option<&str>) -> Result<Option<CgroupPlan>, 
     {
         return Err(PlanError::unsupported("linux.cgroupsPath", "systemd slices (slice:prefix:name)"));
     }
-    if path.is_none() && limits != host::cgroup::Limits::default() {
+    if path.is_none() && limits != Limits::default() {
         return Err(PlanError::invalid("linux.resources", "there are limits but no linux.cgroupsPath"));
     }
     Ok(path.map(|path| CgroupPlan { path, limits }))

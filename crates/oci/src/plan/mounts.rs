@@ -14,7 +14,7 @@ struct Attribute {
     clear: u64,
 }
 
-pub(super) fn plan_mounts(mounts: &[Mount], bundle: &Path) -> Result<Vec<MountPlan>, PlanError> {
+pub(crate) fn plan_mounts(mounts: &[Mount], bundle: &Path) -> Result<Vec<MountPlan>, PlanError> {
     mounts.iter().enumerate().map(|(index, mount)| plan_mount(index, mount, bundle)).collect()
 }
 
