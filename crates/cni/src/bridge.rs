@@ -243,13 +243,10 @@ impl BridgeConfig {
 }
 
 fn default_routes(leased: &AddResult) -> Vec<crate::result::Route> {
-    let routes = leased.ips.iter().map(|ip| {
-        let any = match ip.address {
-            IpNet::V4(_) => IpNet::new_assert(IpAddr::from([0; 4]), 0),
-            IpNet::V6(_) => IpNet::new_assert(IpAddr::from([0_u16; 8]), 0),
-        };
-        crate::result::Route { dst: any, gw: ip.gateway }
-    });
+    let routes = leased
+        .ips
+        .iter()
+        .map(|ip| crate::result::Route { dst: crate::host_local::anywhere(ip.address), gw: ip.gateway });
     routes.filter(|route| !leased.routes.iter().any(|known| known.dst == route.dst)).collect()
 }
 

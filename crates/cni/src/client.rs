@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use hostnet::link::{LinkMonitor, Netlink};
-use hostnet::netfilter::{Owner, Position, Ruleset, Table, WriterHandle};
+use hostnet::netfilter::{Family, Owner, PerFamily, Position, Ruleset, Table, WriterHandle};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, OnceCell, broadcast};
@@ -36,8 +36,8 @@ pub struct ClientConfig {
 pub struct DefaultNetwork {
     /// The bridge's name.
     pub bridge: String,
-    /// The subnet of this node's pods.
-    pub pod_cidr: IpNet,
+    /// The subnets of this node's pods: one, or one of each family.
+    pub pod_cidrs: Vec<IpNet>,
     /// The MTU in bytes; the kernel's choice without.
     pub mtu: Option<u32>,
 }
@@ -215,7 +215,7 @@ impl Client {
             hairpin: true,
             mtu: default.mtu,
             default_route: false,
-            ipam: HostLocal::of_subnet("podwright", default.pod_cidr, &self.config.data_dir)?,
+            ipam: HostLocal::of_subnets("podwright", &default.pod_cidrs, &self.config.data_dir)?,
         })
     }
 
@@ -225,7 +225,10 @@ impl Client {
         let set_up = async || {
             let index = network.set_up_bridge(&self.netlink).await?;
             if network.ip_masq {
-                let written = self.netfilter.submit(Owner::Cni, masquerade(network)).await;
+                let written = self
+                    .netfilter
+                    .submit(Owner::Cni, PerFamily::from_fn(|family| masquerade(network, family)))
+                    .await;
                 written.map_err(|error| {
                     CniError::caused(Code::Internal, "masquerade the pods' traffic", error)
                 })?;
@@ -242,12 +245,20 @@ impl Client {
 
 /// Pods reach everything outside their subnet as the node. Texts are as `iptables-save` prints them, so that a restart
 /// finds nothing to change.
-fn masquerade(network: &BridgeConfig) -> Ruleset {
-    const CHAIN: &str = "CNI-MASQUERADE";
+fn masquerade(network: &BridgeConfig, family: Family) -> Ruleset {
+    const CHAIN: &str = "PODWRIGHT-MASQUERADE";
     let mut ruleset = Ruleset::default();
-    let subnets: Vec<IpNet> = network.subnets().filter(|subnet| subnet.addr().is_ipv4()).collect();
+    let subnets: Vec<IpNet> =
+        network.subnets().filter(|subnet| Family::of(subnet.addr()) == family).collect();
+    if subnets.is_empty() {
+        return ruleset;
+    }
+    let multicast = match family {
+        Family::V4 => "224.0.0.0/4",
+        Family::V6 => "ff00::/8",
+    };
     let stay = subnets.iter().map(|subnet| format!("-d {subnet} -j RETURN"));
-    let leave = "! -d 224.0.0.0/4 -m comment --comment \"pods leave as the node\" -j MASQUERADE".to_owned();
+    let leave = format!("! -d {multicast} -m comment --comment \"pods leave as the node\" -j MASQUERADE");
     ruleset.chain(Table::Nat, CHAIN, stay.chain([leave]).collect());
     for subnet in &subnets {
         ruleset.hook(Table::Nat, "POSTROUTING", &format!("-s {subnet} -j {CHAIN}"), Position::Last);

@@ -115,6 +115,14 @@ impl Range {
     }
 }
 
+/// Every address of the family.
+pub(crate) fn anywhere(like: IpNet) -> IpNet {
+    match like {
+        IpNet::V4(_) => IpNet::new_assert(IpAddr::from([0; 4]), 0),
+        IpNet::V6(_) => IpNet::new_assert(IpAddr::from([0_u16; 8]), 0),
+    }
+}
+
 fn offset(address: IpAddr, by: i8) -> IpAddr {
     match address {
         IpAddr::V4(address) => IpAddr::V4(u32::from(address).wrapping_add_signed(by.into()).into()),
@@ -133,17 +141,15 @@ pub struct HostLocal {
 }
 
 impl HostLocal {
-    /// A configuration of our own: one subnet, a default route.
+    /// A configuration of our own: an address of each subnet, a default route of each family.
     ///
     /// # Errors
-    /// When the subnet is too small.
-    pub fn of_subnet(network: &str, subnet: IpNet, data_dir: &Path) -> Result<Self, CniError> {
-        let any = match subnet {
-            IpNet::V4(_) => IpNet::new_assert(IpAddr::from([0; 4]), 0),
-            IpNet::V6(_) => IpNet::new_assert(IpAddr::from([0_u16; 8]), 0),
-        };
-        let routes = vec![Route { dst: any, gw: None }];
-        Ok(Self { range_sets: vec![vec![Range::whole(subnet)?]], routes, directory: data_dir.join(network) })
+    /// When a subnet is too small.
+    pub fn of_subnets(network: &str, subnets: &[IpNet], data_dir: &Path) -> Result<Self, CniError> {
+        let set = |subnet: &IpNet| Range::whole(*subnet).map(|range| vec![range]);
+        let range_sets = subnets.iter().map(set).collect::<Result<_, _>>()?;
+        let routes = subnets.iter().map(|subnet| Route { dst: anywhere(*subnet), gw: None }).collect();
+        Ok(Self { range_sets, routes, directory: data_dir.join(network) })
     }
 
     /// Parses the `ipam` object.
@@ -318,7 +324,7 @@ mod tests {
     use super::*;
 
     fn allocator(subnet: &str, directory: &Path) -> HostLocal {
-        HostLocal::of_subnet("net", subnet.parse().expect("a subnet"), directory).expect("valid")
+        HostLocal::of_subnets("net", &[subnet.parse().expect("a subnet")], directory).expect("valid")
     }
 
     #[test]

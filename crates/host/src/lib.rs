@@ -8,3 +8,4 @@ pub mod process;
 pub mod self_exe;
 pub mod state_file;
 pub mod sys;
+pub mod xtables;

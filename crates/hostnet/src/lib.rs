@@ -1,6 +1,9 @@
-//! The door to the network: netlink, and the one netfilter writer to which cni and proxy submit the chains they own.
+//! The door to the network: netlink, conntrack, and the one netfilter writer to which cni and proxy submit the chains they
+//! own.
 //!
 //! It decides nothing about pods or Services.
 
+pub mod conntrack;
 pub mod link;
 pub mod netfilter;
+mod netlink;

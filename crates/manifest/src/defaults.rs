@@ -133,7 +133,7 @@ fn default_volume(volume: &mut Volume) {
     }
 }
 
-/// Fills in what an API server would, but for the addresses and ports that it allocates.
+/// Fills in what an API server would, but for the families, addresses and ports that it allocates.
 pub fn default_service(service: &mut Service) {
     default_metadata(&mut service.metadata);
     let Some(spec) = &mut service.spec else { return };
@@ -148,7 +148,6 @@ pub fn default_service(service: &mut Service) {
     if !external {
         set(&mut spec.internal_traffic_policy, "Cluster");
         set(&mut spec.ip_family_policy, "SingleStack");
-        spec.ip_families.get_or_insert_with(|| vec!["IPv4".to_owned()]);
     }
     if matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer")) {
         set(&mut spec.external_traffic_policy, "Cluster");

@@ -104,15 +104,15 @@ pub(crate) struct NodeArgs {
     /// The cgroup below which everything of this node lives [default: /; the runtime's own: /podwright]
     #[arg(long, value_name = "CGROUP")]
     pub(crate) cgroup_root: Option<String>,
-    /// The addresses that pods get [default: 10.85.0.0/16]
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) pod_cidr: Option<IpNet>,
+    /// The addresses that pods get; one range, or one of each family: 10.85.0.0/16,fd00:85::/64 [default: 10.85.0.0/16]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) pod_cidr: Vec<IpNet>,
     /// The bridge that pods are attached to [default: podwright0]
     #[arg(long, value_name = "NAME")]
     pub(crate) bridge: Option<String>,
-    /// The addresses that Services get [default: 10.96.0.0/16]
-    #[arg(long, value_name = "CIDR")]
-    pub(crate) service_cidr: Option<IpNet>,
+    /// The addresses that Services get, of the families that pods have [default: 10.96.0.0/16, fd00:10:96::/112]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub(crate) service_cidr: Vec<IpNet>,
     /// The name of this node [default: the host's name, in lower case]
     #[arg(long, value_name = "NAME")]
     pub(crate) node_name: Option<String>,
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn every_long_running_command_takes_the_flags_of_the_node() {
         let flags = "--root /r --state /s --listen /l --cni-conf-dir /c --cni-bin-dir /b --registry-config-dir /g \
-                     --cgroup-root /p --pod-cidr 10.1.0.0/16 --bridge br0";
+                     --cgroup-root /p --pod-cidr 10.1.0.0/16,fd01::/64 --bridge br0";
         for command in ["run -f x", "runtime", "status", "reset", "image ls"] {
             parse(&format!("podwright {command} {flags}")).expect(command);
         }

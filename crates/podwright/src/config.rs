@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use kubelet::ImageGcPolicy;
 use serde::Deserialize;
 
@@ -28,9 +28,9 @@ pub(crate) enum ConfigError {
     #[error("--pod-cidr {pods} and --service-cidr {services} overlap")]
     Overlap {
         /// The pods' range.
-        pods: Ipv4Net,
+        pods: IpNet,
         /// The Services' range.
-        services: Ipv4Net,
+        services: IpNet,
     },
     /// The file cannot be read.
     #[error("read the configuration file {}", path.display())]
@@ -67,7 +67,7 @@ struct RuntimeFile {
 struct CniSection {
     conf_dir: Option<PathBuf>,
     bin_dirs: Vec<PathBuf>,
-    pod_cidr: Option<IpNet>,
+    pod_cidr: Option<String>,
     bridge: Option<String>,
 }
 
@@ -83,12 +83,16 @@ pub(crate) fn runtime(flags: &NodeArgs, file: Option<&Path>) -> Result<NodeArgs,
     let text = read(path)?;
     let file: RuntimeFile = toml::from_str(&text)
         .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })?;
-    Ok(complete(flags, file))
+    complete(flags, file).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
 }
 
-fn complete(flags: &NodeArgs, file: RuntimeFile) -> NodeArgs {
+fn complete(flags: &NodeArgs, file: RuntimeFile) -> Result<NodeArgs, String> {
     let flags = flags.clone();
-    NodeArgs {
+    let pod_cidr = match flags.pod_cidr.is_empty() {
+        true => ranges("cni.pod_cidr", file.cni.pod_cidr.as_deref())?,
+        false => flags.pod_cidr,
+    };
+    Ok(NodeArgs {
         root: flags.root.or(file.root),
         state: flags.state.or(file.state),
         listen: flags.listen.or(file.listen),
@@ -96,10 +100,21 @@ fn complete(flags: &NodeArgs, file: RuntimeFile) -> NodeArgs {
         cni_bin_dir: if flags.cni_bin_dir.is_empty() { file.cni.bin_dirs } else { flags.cni_bin_dir },
         registry_config_dir: flags.registry_config_dir.or(file.registry.config_dir),
         cgroup_root: flags.cgroup_root.or(file.cgroup_root),
-        pod_cidr: flags.pod_cidr.or(file.cni.pod_cidr),
+        pod_cidr,
         bridge: flags.bridge.or(file.cni.bridge),
         ..flags
-    }
+    })
+}
+
+/// One range, or two with a comma between.
+fn ranges(key: &str, text: Option<&str>) -> Result<Vec<IpNet>, String> {
+    let ranges = text.into_iter().flat_map(|text| text.split(',')).map(|range| {
+        range
+            .trim()
+            .parse()
+            .map_err(|_| format!("{key}: {range:?} is not a range of addresses such as 10.85.0.0/16"))
+    });
+    ranges.collect()
 }
 
 /// The part of a KubeletConfiguration (kubelet.config.k8s.io/v1beta1) that is supported. Every other key is refused.
@@ -109,7 +124,7 @@ pub(crate) struct KubeletFile {
     api_version: String,
     kind: String,
     #[serde(default, rename = "podCIDR")]
-    pod_cidr: Option<IpNet>,
+    pod_cidr: Option<String>,
     #[serde(default)]
     cgroup_root: Option<String>,
     #[serde(default)]
@@ -139,6 +154,7 @@ pub(crate) fn kubelet(file: Option<&Path>) -> Result<KubeletFile, ConfigError> {
         let what = format!("apiVersion {:?}, kind {:?}", file.api_version, file.kind);
         return Err(fail(format!("{what} is no kubelet.config.k8s.io/v1beta1 KubeletConfiguration")));
     }
+    ranges("podCIDR", file.pod_cidr.as_deref()).map_err(fail)?;
     if let Some(driver) = file.cgroup_driver.as_deref().filter(|driver| *driver != "cgroupfs") {
         return Err(fail(format!("cgroupDriver {driver:?} is not supported, only cgroupfs")));
     }
@@ -190,7 +206,11 @@ impl KubeletFile {
     pub(crate) fn complete(&self, flags: &NodeArgs) -> NodeArgs {
         let flags = flags.clone();
         NodeArgs {
-            pod_cidr: flags.pod_cidr.or(self.pod_cidr),
+            pod_cidr: match flags.pod_cidr.is_empty() {
+                // Checked when it was read.
+                true => ranges("podCIDR", self.pod_cidr.as_deref()).unwrap_or_default(),
+                false => flags.pod_cidr,
+            },
             cgroup_root: flags.cgroup_root.or_else(|| self.cgroup_root.clone()),
             ..flags
         }
@@ -271,7 +291,7 @@ mod tests {
         let config = kubelet(Some(&path)).unwrap();
         let mut node = Node::resolve(&config.complete(&NodeArgs::default()), "box").unwrap();
         config.apply(&mut node);
-        assert_eq!(node.pod_cidr.to_string(), "10.9.0.0/16");
+        assert_eq!(node.pod_cidrs, ["10.9.0.0/16".parse::<IpNet>().unwrap()]);
         assert_eq!(node.pod_logs_dir, Path::new("/logs"));
         assert_eq!(node.image_gc, ImageGcPolicy::default());
         for (text, expect) in [

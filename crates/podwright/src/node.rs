@@ -4,10 +4,10 @@
 //! Two nodes on one machine need their own `--root`, `--state`, `--cgroup-root`, `--pod-cidr` and `--bridge`
 //! (and network namespace); every other path follows from these.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use kubelet::ImageGcPolicy;
 
 use crate::cli::NodeArgs;
@@ -19,8 +19,11 @@ const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
 /// The servers behind systemd-resolved's stub.
 const RESOLVED_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
 const DEFAULT_BRIDGE: &str = "podwright0";
-const DEFAULT_POD_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 85, 0, 0), 16);
-const DEFAULT_SERVICE_CIDR: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 96, 0, 0), 16);
+const DEFAULT_POD_CIDR: IpNet = IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(10, 85, 0, 0)), 16);
+const DEFAULT_SERVICE_CIDR: IpNet = IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 0)), 16);
+/// Where pods have IPv6 addresses.
+const DEFAULT_SERVICE_CIDR_V6: IpNet =
+    IpNet::new_assert(IpAddr::V6(Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0)), 112);
 /// The kernel's limit for the name of a network interface, without the final zero.
 const INTERFACE_NAME_MAX: usize = 15;
 
@@ -43,10 +46,10 @@ pub(crate) struct Node {
     pub(crate) runtime_cgroup: String,
     /// The cgroup that holds `kubepods`.
     pub(crate) kubelet_cgroup: String,
-    /// The addresses of pods.
-    pub(crate) pod_cidr: Ipv4Net,
-    /// The addresses of Services.
-    pub(crate) service_cidr: Ipv4Net,
+    /// The addresses of pods: one range, or one of each family.
+    pub(crate) pod_cidrs: Vec<IpNet>,
+    /// The addresses of Services, of the same families.
+    pub(crate) service_cidrs: Vec<IpNet>,
     /// The bridge of pods.
     pub(crate) bridge: String,
     /// The name of the node.
@@ -76,11 +79,7 @@ impl Node {
             Some(path) => absolute(flag, path),
             None => Ok(default),
         };
-        let pod_cidr = v4("pod-cidr", args.pod_cidr, DEFAULT_POD_CIDR)?;
-        let service_cidr = v4("service-cidr", args.service_cidr, DEFAULT_SERVICE_CIDR)?;
-        if pod_cidr.contains(&service_cidr.addr()) || service_cidr.contains(&pod_cidr.addr()) {
-            return Err(ConfigError::Overlap { pods: pod_cidr, services: service_cidr });
-        }
+        let (pod_cidrs, service_cidrs) = ranges(&args.pod_cidr, &args.service_cidr)?;
         let (runtime_cgroup, kubelet_cgroup) = cgroups(args.cgroup_root.as_deref())?;
         Ok(Self {
             listen: given("listen", &args.listen, state.join("podwright.sock"))?,
@@ -97,8 +96,8 @@ impl Node {
             )?,
             runtime_cgroup,
             kubelet_cgroup,
-            pod_cidr,
-            service_cidr,
+            pod_cidrs,
+            service_cidrs,
             bridge: bridge(args.bridge.as_deref().unwrap_or(DEFAULT_BRIDGE))?,
             name: node_name(args.node_name.as_deref().unwrap_or(host_name))?,
             ip: args.node_ip.map(IpAddr::V4),
@@ -181,14 +180,43 @@ fn bin_dirs(given: &[PathBuf]) -> Result<Vec<PathBuf>, ConfigError> {
     given.iter().map(|dir| absolute("cni-bin-dir", dir)).collect()
 }
 
-fn v4(flag: &'static str, given: Option<IpNet>, default: Ipv4Net) -> Result<Ipv4Net, ConfigError> {
-    let net = given.unwrap_or(IpNet::V4(default));
-    let fail = |reason| Err(ConfigError::Flag { flag, value: net.to_string(), reason });
-    match net {
-        IpNet::V6(_) => fail("is IPv6, which is not supported yet"),
-        IpNet::V4(v4) if v4.prefix_len() > 29 => fail("has no room for pods; give a prefix of at most /29"),
-        IpNet::V4(v4) => Ok(v4.trunc()),
+/// The ranges of pods and Services: at most one of each family, and both of the same families.
+fn ranges(pods: &[IpNet], services: &[IpNet]) -> Result<(Vec<IpNet>, Vec<IpNet>), ConfigError> {
+    let pods = checked("pod-cidr", if pods.is_empty() { &[DEFAULT_POD_CIDR] } else { pods })?;
+    let default = |pods: &IpNet| if is_v4(pods) { DEFAULT_SERVICE_CIDR } else { DEFAULT_SERVICE_CIDR_V6 };
+    let services = match services {
+        [] => pods.iter().map(default).collect(),
+        given => checked("service-cidr", given)?,
+    };
+    for service in &services {
+        if !pods.iter().any(|pod| is_v4(pod) == is_v4(service)) {
+            let reason = "is of a family of which pods have no addresses (--pod-cidr)";
+            return Err(ConfigError::Flag { flag: "service-cidr", value: service.to_string(), reason });
+        }
     }
+    for pod in &pods {
+        let overlaps = |service: &&IpNet| pod.contains(&service.addr()) || service.contains(&pod.addr());
+        if let Some(service) = services.iter().find(overlaps) {
+            return Err(ConfigError::Overlap { pods: *pod, services: *service });
+        }
+    }
+    Ok((pods, services))
+}
+
+fn is_v4(net: &IpNet) -> bool {
+    net.addr().is_ipv4()
+}
+
+fn checked(flag: &'static str, given: &[IpNet]) -> Result<Vec<IpNet>, ConfigError> {
+    let value = || given.iter().map(IpNet::to_string).collect::<Vec<_>>().join(",");
+    let fail = |reason| Err(ConfigError::Flag { flag, value: value(), reason });
+    if given.len() > 2 || (given.len() == 2 && is_v4(&given[0]) == is_v4(&given[1])) {
+        return fail("is more than one range of one family");
+    }
+    if given.iter().any(|net| net.max_prefix_len() - net.prefix_len() < 3) {
+        return fail("has no room for pods; give a prefix of at most /29, or /125 with IPv6");
+    }
+    Ok(given.iter().map(IpNet::trunc).collect())
 }
 
 fn cgroups(given: Option<&str>) -> Result<(String, String), ConfigError> {
@@ -256,8 +284,8 @@ mod tests {
             registry_config_dir: "/etc/podwright/certs.d".into(),
             runtime_cgroup: "/podwright".into(),
             kubelet_cgroup: "/".into(),
-            pod_cidr: "10.85.0.0/16".parse().unwrap(),
-            service_cidr: "10.96.0.0/16".parse().unwrap(),
+            pod_cidrs: vec!["10.85.0.0/16".parse().unwrap()],
+            service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
             bridge: "podwright0".into(),
             name: "box.example".into(),
             ip: None,
@@ -314,12 +342,18 @@ mod tests {
     fn bad_values_are_refused_with_flag_and_reason() {
         let cgroup = |value: &str| NodeArgs { cgroup_root: Some(value.into()), ..NodeArgs::default() };
         let bridge = |value: &str| NodeArgs { bridge: Some(value.into()), ..NodeArgs::default() };
-        let pods = |value: &str| NodeArgs { pod_cidr: Some(value.parse().unwrap()), ..NodeArgs::default() };
+        let nets = |value: &str| value.split(',').map(|net| net.parse().unwrap()).collect();
+        let pods = |value: &str| NodeArgs { pod_cidr: nets(value), ..NodeArgs::default() };
+        let services = |value: &str| NodeArgs { service_cidr: nets(value), ..NodeArgs::default() };
         for (args, expect) in [
             (cgroup("podwright"), "--cgroup-root \"podwright\" is not an absolute"),
             (cgroup("/a/../b"), "--cgroup-root"),
             (bridge("a-very-long-bridge-name"), "--bridge \"a-very-long-bridge-name\" is not the name"),
-            (pods("fd00::/64"), "--pod-cidr \"fd00::/64\" is IPv6"),
+            (
+                pods("10.1.0.0/16,10.2.0.0/16"),
+                "--pod-cidr \"10.1.0.0/16,10.2.0.0/16\" is more than one range",
+            ),
+            (services("fd00::/112"), "--service-cidr \"fd00::/112\" is of a family of which pods"),
             (pods("10.0.0.0/30"), "no room for pods"),
             (pods("10.96.0.0/12"), "overlap"),
             (NodeArgs { node_name: Some("a_b".into()), ..NodeArgs::default() }, "--node-name"),
@@ -345,7 +379,18 @@ mod tests {
     #[test]
     fn an_address_range_is_its_network() {
         let node =
-            resolve(NodeArgs { pod_cidr: Some("10.9.8.7/16".parse().unwrap()), ..NodeArgs::default() });
-        assert_eq!(node.pod_cidr.to_string(), "10.9.0.0/16");
+            resolve(NodeArgs { pod_cidr: vec!["10.9.8.7/16".parse().unwrap()], ..NodeArgs::default() });
+        assert_eq!(node.pod_cidrs, ["10.9.0.0/16".parse::<IpNet>().unwrap()]);
+    }
+
+    #[test]
+    fn services_have_the_families_of_pods() {
+        let families = |pods: &str| {
+            let pod_cidr = pods.split(',').map(|net| net.parse().unwrap()).collect();
+            let node = resolve(NodeArgs { pod_cidr, ..NodeArgs::default() });
+            node.service_cidrs.iter().map(IpNet::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(families("10.9.0.0/16"), ["10.96.0.0/16"]);
+        assert_eq!(families("fd00:85::/64,10.9.0.0/16"), ["fd00:10:96::/112", "10.96.0.0/16"]);
     }
 }

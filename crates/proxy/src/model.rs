@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use manifest::ObjectKey;
 
 /// A Service port's name in rules and comments: `namespace/service:port`, or `namespace/service` for a port without name.
@@ -32,14 +32,27 @@ impl fmt::Display for ServicePortName {
 pub enum Protocol {
     /// TCP.
     Tcp,
+    /// UDP.
+    Udp,
 }
 
 impl Protocol {
+    /// The protocol that a manifest names; none when rules are not made for it.
+    #[must_use]
+    pub fn parse(name: Option<&str>) -> Option<Self> {
+        match name.unwrap_or("TCP") {
+            "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            _ => None,
+        }
+    }
+
     /// As iptables writes it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
+            Self::Udp => "udp",
         }
     }
 }
@@ -48,36 +61,60 @@ impl Protocol {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The pod's address.
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
     /// The port it listens on.
     pub port: u16,
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.ip, self.port)
+        SocketAddr::new(self.ip, self.port).fmt(f)
     }
 }
 
-/// One port of a Service, and who answers there.
+/// Whether a client keeps its endpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Affinity {
+    /// Each connection goes to any endpoint.
+    #[default]
+    None,
+    /// A client's connections go to the same endpoint until it was silent for that many seconds.
+    ClientIp(u32),
+}
+
+/// Who serves connections from outside the cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExternalPolicy {
+    /// Every endpoint; the connection comes from the node's address.
+    #[default]
+    Cluster,
+    /// The node's own endpoints; they see the client's address.
+    Local,
+}
+
+/// One port of a Service in one family, and who answers there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
     /// The Service's address.
-    pub cluster_ip: Ipv4Addr,
+    pub cluster_ip: IpAddr,
     /// Its port.
     pub port: u16,
     /// The same on every address of the node.
     pub node_port: Option<u16>,
+    /// Whether a client keeps its endpoint.
+    pub affinity: Affinity,
+    /// Who serves connections from outside.
+    pub external: ExternalPolicy,
     /// Ready endpoints.
     pub endpoints: BTreeSet<Endpoint>,
 }
 
-/// Every Service port that rules are made for.
+/// Every Service port of one family that rules are made for.
 pub type ServiceMap = BTreeMap<ServicePortName, ServicePort>;
 
-/// What rules need to know of the node.
+/// What rules of one family need to know of the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFacts {
     /// The addresses of pods: traffic to a ClusterIP from elsewhere is masqueraded. Without it nothing is known to be local.
-    pub pod_cidr: Option<Ipv4Net>,
+    pub pod_cidr: Option<IpNet>,
 }

@@ -14,6 +14,11 @@ pub(crate) fn external_chain(name: &ServicePortName) -> String {
     format!("KUBE-EXT-{}", hash(&format!("{name}{}", name.protocol.name())))
 }
 
+/// `KUBE-SVL-…`: spreads connections over a Service port's endpoints on this node.
+pub(crate) fn local_chain(name: &ServicePortName) -> String {
+    format!("KUBE-SVL-{}", hash(&format!("{name}{}", name.protocol.name())))
+}
+
 /// `KUBE-SEP-…`: sends a connection to one endpoint of a Service port.
 pub(crate) fn endpoint_chain(name: &ServicePortName, endpoint: &Endpoint) -> String {
     format!("KUBE-SEP-{}", hash(&format!("{name}{}{endpoint}", name.protocol.name())))

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostnet::netfilter::{Owner, Ruleset, WriteError, WriterHandle};
-use ipnet::Ipv4Net;
+use hostnet::conntrack::{self, ConntrackError};
+use hostnet::netfilter::{Family, Owner, PerFamily, Ruleset, WriteError, WriterHandle};
+use ipnet::IpNet;
 use manifest::Loaded;
 use tokio::sync::watch;
 
-use crate::model::NodeFacts;
+use crate::flows::{Territory, stale};
+use crate::model::{NodeFacts, Protocol, ServiceMap};
 use crate::report::{Problem, ProxyReport};
 use crate::rules::render_rules;
 use crate::source::{self, Allocations, Ranges};
@@ -20,14 +22,15 @@ use crate::source::{self, Allocations, Ranges};
 /// How the proxy works.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The addresses of Services.
-    pub service_cidr: Ipv4Net,
+    /// The addresses of Services: one range, or one of each family. The first one's family is preferred.
+    pub service_cidrs: Vec<IpNet>,
     /// The ports of NodePort Services; upstream's are 30000 to 32767.
     pub node_port_range: RangeInclusive<u16>,
     /// Where allocations are written down.
     pub state_file: PathBuf,
-    /// The addresses of pods on this node and others: what comes from elsewhere is masqueraded.
-    pub pod_cidr: Option<Ipv4Net>,
+    /// The addresses of pods on this node and others, at most one range of each family: what comes from elsewhere is
+    /// masqueraded.
+    pub pod_cidrs: Vec<IpNet>,
     /// For the endpoints that are reported.
     pub node_name: String,
 }
@@ -45,8 +48,8 @@ pub struct LocalPod {
     pub ips: Vec<IpAddr>,
     /// Whether it takes traffic.
     pub ready: bool,
-    /// Its containers' TCP ports that have a name.
-    pub ports: BTreeMap<String, u16>,
+    /// Its containers' ports that have a name.
+    pub ports: BTreeMap<(Protocol, String), u16>,
 }
 
 /// Why the proxy cannot work.
@@ -114,29 +117,32 @@ struct Shell {
     config: Config,
     writer: WriterHandle,
     allocations: Allocations,
-    /// What the file says.
-    recorded: Allocations,
+    /// What the file says; without one nothing was ever served here.
+    recorded: Option<Allocations>,
     /// What the writer has; none when that is not known.
-    programmed: Option<Ruleset>,
+    programmed: Option<PerFamily<Ruleset>>,
+    /// For which Services stale UDP flows were looked for last.
+    swept: Option<PerFamily<ServiceMap>>,
 }
 
 impl Shell {
     fn open(config: Config, writer: WriterHandle) -> Result<Self, ProxyError> {
         let fail = |source| ProxyError::ReadState { path: config.state_file.clone(), source };
         let recorded = source::read(&config.state_file).map_err(fail)?;
-        Ok(Self { writer, allocations: recorded.clone(), recorded, programmed: None, config })
+        let allocations = recorded.clone().unwrap_or_default();
+        Ok(Self { writer, allocations, recorded, programmed: None, swept: None, config })
     }
 
     /// Plans, records, programs.
     async fn round(&mut self, loaded: &Loaded, pods: &[LocalPod]) -> (ProxyReport, Outcome) {
         let ranges = Ranges {
-            service_cidr: self.config.service_cidr,
+            service_cidrs: self.config.service_cidrs.clone(),
             node_ports: self.config.node_port_range.clone(),
         };
         let services = &loaded.objects.services;
         let plan = source::plan(services, pods, &self.allocations, &ranges, &self.config.node_name);
         let mut report = plan.report;
-        let rules = render_rules(&plan.services, &NodeFacts { pod_cidr: self.config.pod_cidr });
+        let rules = self.rules(&plan.services);
         self.allocations = plan.allocations;
         let mut outcome = Outcome::Done;
         let mut failed = |what: &str, error: &dyn std::error::Error| {
@@ -150,22 +156,70 @@ impl Shell {
         }
         if let Err(error) = self.program(rules).await {
             failed("the rules of Services are not programmed", &error);
+        } else if let Err(error) = self.sweep(plan.services).await {
+            // Only then: a packet that comes meanwhile must meet the new rules.
+            failed("stale UDP flows of Services may be left", &error);
         }
         (report, outcome)
     }
 
+    /// A family in which there are no Services has no rules.
+    fn rules(&self, services: &PerFamily<ServiceMap>) -> PerFamily<Ruleset> {
+        PerFamily::from_fn(|family| match of_family(&self.config.service_cidrs, family) {
+            Some(_) => {
+                let node = NodeFacts { pod_cidr: of_family(&self.config.pod_cidrs, family) };
+                render_rules(family, services.of(family), &node)
+            }
+            None => Ruleset::default(),
+        })
+    }
+
+    /// Deletes the UDP flows that no longer go to an endpoint of their Service.
+    async fn sweep(&mut self, services: PerFamily<ServiceMap>) -> Result<(), ConntrackError> {
+        let udp = PerFamily::from_fn(|family| only_udp(services.of(family)));
+        if self.swept.as_ref() == Some(&udp) {
+            return Ok(());
+        }
+        let territories = PerFamily::from_fn(|family| Territory {
+            services: of_family(&self.config.service_cidrs, family),
+            pods: of_family(&self.config.pod_cidrs, family),
+            node_ports: self.config.node_port_range.clone(),
+        });
+        self.swept = None;
+        let work = tokio::task::spawn_blocking(move || {
+            for family in Family::ALL.into_iter().filter(|family| territories.of(*family).services.is_some())
+            {
+                let stale = stale(&conntrack::udp_flows(family)?, udp.of(family), territories.of(family));
+                if !stale.is_empty() {
+                    tracing::info!(
+                        flows = stale.len(),
+                        "deleting UDP flows that go to no endpoint of their Service"
+                    );
+                }
+                conntrack::delete(&stale)?;
+            }
+            Ok(udp)
+        });
+        self.swept = match work.await {
+            Ok(swept) => Some(swept?),
+            // It panicked, or the runtime ends.
+            Err(_) => None,
+        };
+        Ok(())
+    }
+
     async fn record(&mut self) -> std::io::Result<()> {
-        if self.allocations == self.recorded {
+        if self.recorded.as_ref() == Some(&self.allocations) {
             return Ok(());
         }
         let (path, allocations) = (self.config.state_file.clone(), self.allocations.clone());
         let work =
             tokio::task::spawn_blocking(move || source::write(&path, &allocations).map(|()| allocations));
-        self.recorded = work.await.map_err(std::io::Error::other)??;
+        self.recorded = Some(work.await.map_err(std::io::Error::other)??);
         Ok(())
     }
 
-    async fn program(&mut self, rules: Ruleset) -> Result<(), WriteError> {
+    async fn program(&mut self, rules: PerFamily<Ruleset>) -> Result<(), WriteError> {
         if self.programmed.as_ref() == Some(&rules) {
             return Ok(());
         }
@@ -174,6 +228,15 @@ impl Shell {
         self.programmed = Some(rules);
         Ok(())
     }
+}
+
+fn of_family(nets: &[IpNet], family: Family) -> Option<IpNet> {
+    nets.iter().copied().find(|net| Family::of(net.addr()) == family)
+}
+
+fn only_udp(services: &ServiceMap) -> ServiceMap {
+    let udp = services.iter().filter(|(name, _)| name.protocol == Protocol::Udp);
+    udp.map(|(name, port)| (name.clone(), port.clone())).collect()
 }
 
 /// Publishes a report that says something new. Problems are in it; whoever reads it tells of them.

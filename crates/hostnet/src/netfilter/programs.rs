@@ -1,8 +1,10 @@
 //! The iptables programs of this machine: which backend they use, and how they are called.
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use super::ruleset::Family;
 
@@ -51,6 +53,25 @@ pub struct Programs {
     restore: PathBuf,
 }
 
+/// Pids of the programs that we started last: a change by one of them is no stranger's.
+#[derive(Debug, Default)]
+pub struct OwnPrograms(Mutex<VecDeque<u32>>);
+
+impl OwnPrograms {
+    fn note(&self, pid: u32) {
+        let mut pids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if pids.len() == 64 {
+            pids.pop_front();
+        }
+        pids.push_back(pid);
+    }
+
+    /// Whether that was one of ours.
+    pub fn contains(&self, pid: u32) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&pid)
+    }
+}
+
 impl Programs {
     /// Finds the programs: the backend that already holds `KUBE-` or `CNI-` chains, or more rules than the other, else
     /// whatever `iptables` is (the way of kube-proxy's iptables-wrappers). Blocking.
@@ -97,6 +118,14 @@ impl Programs {
     /// # Errors
     /// When it refuses: with its message and the line of the input that it names.
     pub fn restore(&self, input: &str) -> Result<(), ProgramError> {
+        self.restore_noted(input, &OwnPrograms::default())
+    }
+
+    /// As [`restore`](Self::restore); the program's pid is in `own` before it changes anything.
+    ///
+    /// # Errors
+    /// When it refuses: with its message and the line of the input that it names.
+    pub fn restore_noted(&self, input: &str, own: &OwnPrograms) -> Result<(), ProgramError> {
         let name = self.restore.display().to_string();
         let fail = |source| ProgramError::Run { program: name.clone(), source };
         let mut child = program(&self.restore)
@@ -106,6 +135,7 @@ impl Programs {
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|source| missing_or(&name, source))?;
+        own.note(child.id());
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(input.as_bytes()).map_err(fail)?;
         }
@@ -144,7 +174,7 @@ fn weigh(saved: &str) -> usize {
     saved
         .lines()
         .map(|line| {
-            if line.starts_with(":KUBE-") || line.starts_with(":CNI-") {
+            if [":KUBE-", ":CNI-", ":PODWRIGHT-"].iter().any(|ours| line.starts_with(ours)) {
                 10_000
             } else {
                 usize::from(line.starts_with("-A "))

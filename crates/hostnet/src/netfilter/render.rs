@@ -6,9 +6,6 @@ use std::fmt::Write as _;
 
 use super::ruleset::{Hook, Position, Ruleset, Table};
 
-/// The prefixes of chains that are ours to change and to remove.
-const OWNED: [&str; 3] = ["KUBE-", "CNI-", "PODWRIGHT-"];
-
 /// The input that brings `programmed` to `wanted`, or nothing when they are equal.
 ///
 /// A chain that changed is declared (which empties it) and filled; one that vanished is emptied, and deleted when nothing
@@ -29,12 +26,15 @@ fn render_table(table: Table, programmed: &Ruleset, wanted: &Ruleset) -> Option<
         .filter(|name| wanted.rules(table, name).is_none())
         .collect();
     let hooks = render_hooks(programmed.hooks(table), wanted.hooks(table));
-    if changed.is_empty() && vanished.is_empty() && hooks.is_empty() {
+    let known: Vec<&str> = programmed.shared_chains(table).collect();
+    let shared: Vec<&str> = wanted.shared_chains(table).filter(|name| !known.contains(name)).collect();
+    if changed.is_empty() && vanished.is_empty() && hooks.is_empty() && shared.is_empty() {
         return None;
     }
     let mut text = format!("*{table}\n");
     // `:CHAIN` makes the chain or empties it.
-    for name in changed.iter().map(|(name, _)| *name).chain(vanished.iter().copied()) {
+    let names = changed.iter().map(|(name, _)| *name).chain(vanished.iter().copied());
+    for name in shared.into_iter().chain(names) {
         let _ = writeln!(text, ":{name} - [0:0]");
     }
     for (name, rules) in &changed {
@@ -66,11 +66,13 @@ fn render_hooks(programmed: &[Hook], wanted: &[Hook]) -> String {
     text
 }
 
-/// What `iptables-save` printed, reduced to what is ours: chains with our prefixes, and jumps into them.
+/// What `iptables-save` printed, reduced to what is ours: chains with one of `prefixes`, and jumps into them. Of other
+/// chains only that they are there.
 ///
-/// A jump's position cannot be seen there; it is taken from `wanted` where the rule is the same, else it is `First`.
+/// A jump's position cannot be seen there: it is `First`.
 #[must_use]
-pub fn parse_saved(saved: &str) -> Ruleset {
+pub fn parse_saved(saved: &str, prefixes: &[&str]) -> Ruleset {
+    let is_owned = |chain: &str| prefixes.iter().any(|prefix| chain.starts_with(prefix));
     let mut ruleset = Ruleset::default();
     let mut table = None;
     let mut chains: std::collections::BTreeMap<(Table, String), Vec<String>> =
@@ -82,8 +84,9 @@ pub fn parse_saved(saved: &str) -> Ruleset {
         let Some(table) = table else { continue };
         if let Some(chain) = line.strip_prefix(':') {
             let name = chain.split(' ').next().unwrap_or_default();
-            if is_owned(name) {
-                chains.entry((table, name.to_owned())).or_default();
+            match is_owned(name) {
+                true => drop(chains.entry((table, name.to_owned())).or_default()),
+                false => ruleset.shared_chain(table, name),
             }
         } else if let Some((chain, rule)) = line.strip_prefix("-A ").and_then(|rest| rest.split_once(' ')) {
             if is_owned(chain) {
@@ -99,8 +102,43 @@ pub fn parse_saved(saved: &str) -> Ruleset {
     ruleset
 }
 
-fn is_owned(chain: &str) -> bool {
-    OWNED.iter().any(|prefix| chain.starts_with(prefix))
+/// What is programmed, in the words of `written`: iptables prints a rule in other words than it was given. A chain is
+/// taken to be as it was written when it has as many rules, the jumps of a built-in chain when they lead to the same
+/// chains in the same order. What somebody flushed, deleted or moved is seen; a rule replaced by another one is not.
+#[must_use]
+pub fn in_words_of(written: &Ruleset, saved: &Ruleset) -> Ruleset {
+    let mut seen = Ruleset::default();
+    for table in Table::ALL {
+        for name in saved.shared_chains(table) {
+            seen.shared_chain(table, name);
+        }
+        for (name, rules) in saved.chains(table) {
+            let same = written.rules(table, name).filter(|written| written.len() == rules.len());
+            seen.chain(table, name, same.unwrap_or(rules).to_vec());
+        }
+        let mut builtins: Vec<&str> = saved.hooks(table).iter().map(|hook| hook.builtin.as_str()).collect();
+        builtins.sort_unstable();
+        builtins.dedup();
+        for builtin in builtins {
+            let (found, wanted) = (hooks_in(saved, table, builtin), hooks_in(written, table, builtin));
+            let same = targets(&found) == targets(&wanted);
+            for hook in if same { wanted } else { found } {
+                seen.hook(table, builtin, &hook.rule, hook.position);
+            }
+        }
+    }
+    seen
+}
+
+/// The jumps of one built-in chain in the order in which they stand.
+fn hooks_in<'a>(ruleset: &'a Ruleset, table: Table, builtin: &str) -> Vec<&'a Hook> {
+    let of_chain = || ruleset.hooks(table).iter().filter(|hook| hook.builtin == builtin);
+    let first = of_chain().filter(|hook| hook.position == Position::First);
+    first.chain(of_chain().filter(|hook| hook.position == Position::Last)).collect()
+}
+
+fn targets<'a>(hooks: &[&'a Hook]) -> Vec<Option<&'a str>> {
+    hooks.iter().map(|hook| jump_target(&hook.rule)).collect()
 }
 
 fn jump_target(rule: &str) -> Option<&str> {
@@ -153,9 +191,55 @@ mod tests {
 
     #[test]
     fn what_was_saved_is_read_back_without_the_rules_of_others() {
+        let prefixes = ["KUBE-"];
         let saved = "# Generated\n*nat\n:PREROUTING ACCEPT [1:2]\n:KUBE-A - [0:0]\n:DOCKER - [0:0]\n-A PREROUTING -j KUBE-A\n-A PREROUTING -j DOCKER\n-A KUBE-A -j RETURN\nCOMMIT\n*mangle\n:KUBE-KUBELET-CANARY - [0:0]\nCOMMIT\n";
         let mut wanted = ruleset(&[("KUBE-A", &["-j RETURN"])]);
         wanted.hook(Table::Nat, "PREROUTING", "-j KUBE-A", Position::First);
-        assert_eq!(parse_saved(saved), wanted);
+        for name in ["PREROUTING", "DOCKER"] {
+            wanted.shared_chain(Table::Nat, name);
+        }
+        assert_eq!(parse_saved(saved, &prefixes), wanted);
+    }
+
+    #[test]
+    fn chains_of_others_are_nobody_s_to_delete() {
+        let saved = "*nat\n:KUBE-SERVICES - [0:0]\n:CNI-0123 - [0:0]\n-A POSTROUTING -j CNI-0123\n-A CNI-0123 -j MASQUERADE\nCOMMIT\n";
+        let programmed = parse_saved(saved, &["PODWRIGHT-"]);
+        assert_eq!(render_restore(&programmed, &Ruleset::default()), None);
+    }
+
+    #[test]
+    fn a_shared_chain_is_made_once_and_never_emptied() {
+        let mut wanted = Ruleset::default();
+        wanted.shared_chain(Table::Filter, "CNI-ADMIN");
+        let text = render_restore(&Ruleset::default(), &wanted).expect("it is missing");
+        assert_eq!(text, "*filter\n:CNI-ADMIN - [0:0]\nCOMMIT\n");
+        let there =
+            parse_saved("*filter\n:CNI-ADMIN - [0:0]\n-A CNI-ADMIN -j DROP\nCOMMIT\n", &["PODWRIGHT-"]);
+        assert_eq!(render_restore(&there, &wanted), None);
+        assert_eq!(render_restore(&there, &Ruleset::default()), None);
+    }
+
+    #[test]
+    fn what_somebody_flushed_is_seen_and_only_that_is_put_back() {
+        let mut written = ruleset(&[("KUBE-A", &["-j MARK --or-mark 0x4000"]), ("KUBE-B", &["-j RETURN"])]);
+        written.hook(Table::Nat, "OUTPUT", "-m comment --comment a -j KUBE-A", Position::First);
+        written.hook(Table::Nat, "OUTPUT", "-j KUBE-B", Position::Last);
+        let whole = "*nat\n:KUBE-A - [0:0]\n:KUBE-B - [0:0]\n-A OUTPUT -j KUBE-A -m comment --comment \"a\"\n-A OUTPUT -j KUBE-B\n-A KUBE-A -j MARK --set-xmark 0x4000/0x4000\n-A KUBE-B -j RETURN\nCOMMIT\n";
+        let check = |saved: &str, expect: Option<&str>| {
+            let seen = in_words_of(&written, &parse_saved(saved, &["KUBE-"]));
+            assert_eq!(render_restore(&seen, &written).as_deref(), expect);
+        };
+        check(whole, None);
+        check(
+            &whole.replace("-A KUBE-B -j RETURN\n", ""),
+            Some("*nat\n:KUBE-B - [0:0]\n-A KUBE-B -j RETURN\nCOMMIT\n"),
+        );
+        check(
+            &whole.replace("-A OUTPUT -j KUBE-B\n", ""),
+            Some(
+                "*nat\n-D OUTPUT -j KUBE-A -m comment --comment \"a\"\n-I OUTPUT 1 -m comment --comment a -j KUBE-A\n-A OUTPUT -j KUBE-B\nCOMMIT\n",
+            ),
+        );
     }
 }

@@ -1,7 +1,8 @@
 //! Chains that we own, and the jumps into them from the built-in chains.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 
 /// IPv4 or IPv6: which of `iptables` and `ip6tables`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -10,6 +11,49 @@ pub enum Family {
     V4,
     /// `ip6tables`.
     V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// One of something for each family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PerFamily<T> {
+    /// IPv4's.
+    pub v4: T,
+    /// IPv6's.
+    pub v6: T,
+}
+
+impl<T> PerFamily<T> {
+    /// Makes each family's.
+    pub fn from_fn(mut make: impl FnMut(Family) -> T) -> Self {
+        Self { v4: make(Family::V4), v6: make(Family::V6) }
+    }
+
+    /// That of a family.
+    pub fn of(&self, family: Family) -> &T {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// That of a family, to be changed.
+    pub fn of_mut(&mut self, family: Family) -> &mut T {
+        match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        }
+    }
 }
 
 /// A netfilter table of the iptables family.
@@ -67,12 +111,29 @@ pub struct Hook {
 pub struct Ruleset {
     chains: BTreeMap<(Table, String), Vec<String>>,
     hooks: BTreeMap<Table, Vec<Hook>>,
+    /// Chains that are made when they are missing, and otherwise left as they are.
+    shared: BTreeSet<(Table, String)>,
 }
 
 impl Ruleset {
     /// Declares a chain with its rules, each without `-A CHAIN`. A chain declared twice has the rules of the second.
     pub fn chain(&mut self, table: Table, name: &str, rules: Vec<String>) {
         self.chains.insert((table, name.to_owned()), rules);
+    }
+
+    /// Declares a chain that others fill, `CNI-ADMIN`: it is made when it is missing, and never emptied or deleted.
+    pub fn shared_chain(&mut self, table: Table, name: &str) {
+        self.shared.insert((table, name.to_owned()));
+    }
+
+    /// The shared chains of a table.
+    pub fn shared_chains(&self, table: Table) -> impl Iterator<Item = &str> {
+        self.shared.iter().filter(move |(of, _)| *of == table).map(|(_, name)| name.as_str())
+    }
+
+    /// Takes over which chains of others `read` found.
+    pub(super) fn know_chains_of(&mut self, read: &Self) {
+        self.shared.extend(read.shared.iter().cloned());
     }
 
     /// Adds a jump from a built-in chain. `rule` is everything after `-A CHAIN`.
@@ -89,6 +150,7 @@ impl Ruleset {
         for (key, rules) in &other.chains {
             self.chains.insert(key.clone(), rules.clone());
         }
+        self.shared.extend(other.shared.iter().cloned());
         for (table, hooks) in &other.hooks {
             for hook in hooks {
                 self.hook(*table, &hook.builtin, &hook.rule, hook.position);
@@ -117,6 +179,6 @@ impl Ruleset {
     /// Whether it says nothing at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.chains.is_empty() && self.hooks.values().all(Vec::is_empty)
+        self.chains.is_empty() && self.shared.is_empty() && self.hooks.values().all(Vec::is_empty)
     }
 }

@@ -1,30 +1,39 @@
 //! The one task per process that programs netfilter: owners submit what they want, it writes the difference.
 //!
-//! Submissions that arrive while a restore runs are written together by the next one.
+//! Submissions that arrive while a restore runs are written together by the next one. When somebody else may have changed
+//! the tables, what is there is compared with what was written, and what is missing put back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::programs::{ProgramError, Programs};
-use super::render::{parse_saved, render_restore};
-use super::ruleset::{Family, Position, Ruleset, Table};
+use super::programs::{OwnPrograms, ProgramError, Programs};
+use super::render::{in_words_of, parse_saved, render_restore};
+use super::ruleset::{Family, PerFamily, Ruleset};
+use super::watch::Watcher;
 
 /// Who submits: each owner's ruleset replaces its former one. The order is the order of their jumps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owner {
     /// The service proxy: `KUBE-*`.
     Proxy,
-    /// The CNI client: `CNI-*`.
+    /// The CNI client: `PODWRIGHT-*`. Chains that begin with `CNI-` are those of plugin binaries.
     Cni,
 }
 
-/// How the writer works.
-#[derive(Clone, Debug)]
-pub struct WriterConfig {
-    /// Which family it programs.
-    pub family: Family,
+impl Owner {
+    /// Everyone.
+    pub const ALL: [Self; 2] = [Self::Proxy, Self::Cni];
+
+    /// What its chains' names begin with. Nothing else is changed or deleted for it.
+    #[must_use]
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Proxy => "KUBE-",
+            Self::Cni => "PODWRIGHT-",
+        }
+    }
 }
 
 /// Why rules are not programmed.
@@ -39,8 +48,8 @@ pub enum WriteError {
 }
 
 enum Command {
-    Submit { owner: Owner, rules: Ruleset, done: oneshot::Sender<Result<(), WriteError>> },
-    Clear { done: oneshot::Sender<Result<(), WriteError>> },
+    Submit { owner: Owner, rules: PerFamily<Ruleset>, done: oneshot::Sender<Result<(), WriteError>> },
+    Clear { owners: Vec<Owner>, done: oneshot::Sender<Result<(), WriteError>> },
 }
 
 /// Starts writers; see the module.
@@ -49,11 +58,11 @@ pub struct Writer;
 
 impl Writer {
     /// Starts the task in the current tokio runtime, in whose network namespace the rules will be. It touches nothing
-    /// before the first submission.
+    /// before the first submission, and no chain of an owner that never submits.
     #[must_use]
-    pub fn spawn(config: WriterConfig) -> WriterHandle {
+    pub fn spawn() -> WriterHandle {
         let (commands, receiver) = mpsc::channel(64);
-        tokio::spawn(run(config, receiver));
+        tokio::spawn(run(receiver));
         WriterHandle { commands }
     }
 }
@@ -69,18 +78,18 @@ impl WriterHandle {
     ///
     /// # Errors
     /// When iptables is missing or refuses: the former rules stay, and the next submission tries again.
-    pub async fn submit(&self, owner: Owner, rules: Ruleset) -> Result<(), WriteError> {
+    pub async fn submit(&self, owner: Owner, rules: PerFamily<Ruleset>) -> Result<(), WriteError> {
         let (done, answer) = oneshot::channel();
         self.send(Command::Submit { owner, rules, done }, answer).await
     }
 
-    /// Removes every chain and jump of ours, whoever submitted it, also of former processes.
+    /// Removes every chain and jump of these owners, also of former processes. Without iptables there are none.
     ///
     /// # Errors
-    /// When iptables is missing or refuses.
-    pub async fn clear(&self) -> Result<(), WriteError> {
+    /// When iptables refuses.
+    pub async fn clear(&self, owners: &[Owner]) -> Result<(), WriteError> {
         let (done, answer) = oneshot::channel();
-        self.send(Command::Clear { done }, answer).await
+        self.send(Command::Clear { owners: owners.to_vec(), done }, answer).await
     }
 
     async fn send(
@@ -93,43 +102,93 @@ impl WriterHandle {
     }
 }
 
-/// What is programmed now, as far as we know.
+/// What is programmed now in one family, as far as we know.
 struct State {
     programs: Programs,
     programmed: Ruleset,
+    /// Whose chains were looked for when it was read.
+    owners: BTreeSet<Owner>,
 }
 
-async fn run(config: WriterConfig, mut commands: mpsc::Receiver<Command>) {
-    let mut owners: BTreeMap<Owner, Ruleset> = BTreeMap::new();
-    // Forgotten after a failure: then what is programmed is read again.
-    let mut state: Option<State> = None;
-    let mut batch = Vec::new();
-    while commands.recv_many(&mut batch, 64).await > 0 {
-        let mut waiting = Vec::new();
-        for command in batch.drain(..) {
-            match command {
-                Command::Submit { owner, rules, done } => {
-                    owners.insert(owner, rules);
-                    waiting.push(done);
-                }
-                Command::Clear { done } => {
-                    owners.clear();
-                    waiting.push(done);
-                }
+/// What was asked for so far.
+#[derive(Default)]
+struct Wishes {
+    rules: BTreeMap<Owner, PerFamily<Ruleset>>,
+    /// Whoever submitted or was cleared: its chains that nobody wants go.
+    owners: BTreeSet<Owner>,
+    /// Whether everything of somebody's must go, in both families.
+    cleared: bool,
+}
+
+impl Wishes {
+    fn take(&mut self, command: Command) -> oneshot::Sender<Result<(), WriteError>> {
+        match command {
+            Command::Submit { owner, rules, done } => {
+                self.owners.insert(owner);
+                self.rules.insert(owner, rules);
+                done
+            }
+            Command::Clear { owners, done } => {
+                self.rules.retain(|owner, _| !owners.contains(owner));
+                self.owners.extend(owners);
+                self.cleared = true;
+                done
             }
         }
+    }
+
+    fn of(&self, family: Family) -> Ruleset {
         let mut wanted = Ruleset::default();
-        for rules in owners.values() {
-            wanted.merge(rules);
+        for rules in self.rules.values() {
+            wanted.merge(rules.of(family));
         }
-        let written = write(config.family, state.take(), wanted).await;
-        let answer = match written {
-            Ok(now) => {
-                state = Some(now);
-                Ok(())
-            }
-            Err(error) => Err(error),
+        wanted
+    }
+}
+
+/// Why what is programmed is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Occasion {
+    /// Owners want something else.
+    Wish,
+    /// Somebody else may have changed it.
+    Suspicion,
+}
+
+async fn run(mut commands: mpsc::Receiver<Command>) {
+    let mut wishes = Wishes::default();
+    // Forgotten after a failure: then what is programmed is read again.
+    let mut states: PerFamily<Option<State>> = PerFamily::default();
+    let own = Arc::new(OwnPrograms::default());
+    let mut watcher = Watcher::idle();
+    let mut batch = Vec::new();
+    loop {
+        let occasion = tokio::select! {
+            biased;
+            count = commands.recv_many(&mut batch, 64) => match count {
+                0 => return,
+                _ => Occasion::Wish,
+            },
+            () = watcher.changed() => Occasion::Suspicion,
         };
+        let waiting: Vec<_> = batch.drain(..).map(|command| wishes.take(command)).collect();
+        let mut answer = Ok(());
+        for family in Family::ALL {
+            let state = states.of_mut(family);
+            match write(family, state.take(), &wishes, occasion, &own).await {
+                Ok(now) => *state = now,
+                Err(error) => answer = answer.and(Err(error)),
+            }
+        }
+        let known = Family::ALL.into_iter().filter(|family| states.of(*family).is_some());
+        let families: Vec<Family> = known.collect();
+        if let Some(first) = families.first().and_then(|family| states.of(*family).as_ref()) {
+            watcher.settle(first.programs.backend, families, &own);
+        }
+        if let (Occasion::Suspicion, Err(error)) = (occasion, &answer) {
+            tracing::warn!(%error, cause = ?std::error::Error::source(error).map(ToString::to_string), "flushed netfilter rules are not back yet");
+            watcher.look_again();
+        }
         for done in waiting {
             // Whoever asked may have gone.
             let _ = done.send(answer.clone());
@@ -137,22 +196,31 @@ async fn run(config: WriterConfig, mut commands: mpsc::Receiver<Command>) {
     }
 }
 
-async fn write(family: Family, state: Option<State>, wanted: Ruleset) -> Result<State, WriteError> {
+/// Brings one family to what is wanted of it; nothing is known of a family in which nothing was ever wanted.
+async fn write(
+    family: Family,
+    state: Option<State>,
+    wishes: &Wishes,
+    occasion: Occasion,
+    own: &Arc<OwnPrograms>,
+) -> Result<Option<State>, WriteError> {
+    let (wanted, owners, own) = (wishes.of(family), wishes.owners.clone(), own.clone());
+    let unwanted = wanted.is_empty();
+    // A node without IPv6 is not asked for its IPv6 rules.
+    if unwanted && state.is_none() && family == Family::V6 && !wishes.cleared {
+        return Ok(None);
+    }
     let work = tokio::task::spawn_blocking(move || {
-        let mut state = match state {
-            Some(state) => state,
-            None => {
-                let programs = Programs::find(family)?;
-                let programmed = at_positions_of(&wanted, &parse_saved(&programs.save()?));
-                State { programs, programmed }
+        match bring(family, state, wanted, owners, occasion, &own) {
+            // Where there is no iptables there are no rules to remove.
+            Err(ProgramError::Missing { .. } | ProgramError::Failed { .. })
+                if unwanted && family == Family::V6 =>
+            {
+                Ok(None)
             }
-        };
-        if let Some(input) = render_restore(&state.programmed, &wanted) {
-            tracing::debug!(bytes = input.len(), "restoring netfilter rules");
-            state.programs.restore(&input)?;
+            Err(ProgramError::Missing { .. }) if unwanted => Ok(None),
+            other => other.map(Some),
         }
-        state.programmed = wanted;
-        Ok(state)
     });
     match work.await {
         Ok(Ok(state)) => Ok(state),
@@ -161,20 +229,46 @@ async fn write(family: Family, state: Option<State>, wanted: Ruleset) -> Result<
     }
 }
 
-/// A saved jump does not tell its position: one that is wanted stands where it is wanted.
-fn at_positions_of(wanted: &Ruleset, saved: &Ruleset) -> Ruleset {
-    let mut placed = Ruleset::default();
-    for table in Table::ALL {
-        for (name, rules) in saved.chains(table) {
-            placed.chain(table, name, rules.to_vec());
+fn bring(
+    family: Family,
+    state: Option<State>,
+    wanted: Ruleset,
+    owners: BTreeSet<Owner>,
+    occasion: Occasion,
+    own: &OwnPrograms,
+) -> Result<State, ProgramError> {
+    let read = |programs: &Programs, written: &Ruleset| -> Result<Ruleset, ProgramError> {
+        let prefixes: Vec<&str> = owners.iter().map(|owner| owner.prefix()).collect();
+        Ok(in_words_of(written, &parse_saved(&programs.save()?, &prefixes)))
+    };
+    let mut state = match state {
+        Some(state) if state.owners == owners && occasion == Occasion::Wish => state,
+        Some(state) => {
+            let programmed = read(&state.programs, &state.programmed)?;
+            State { programmed, owners: owners.clone(), ..state }
         }
-        for hook in saved.hooks(table) {
-            let last = wanted.hooks(table).iter().any(|wish| {
-                wish.builtin == hook.builtin && wish.rule == hook.rule && wish.position == Position::Last
-            });
-            let position = if last { Position::Last } else { Position::First };
-            placed.hook(table, &hook.builtin, &hook.rule, position);
+        None => {
+            let programs = Programs::find(family)?;
+            let programmed = read(&programs, &wanted)?;
+            State { programs, programmed, owners: owners.clone() }
         }
+    };
+    if let Some(input) = render_restore(&state.programmed, &wanted) {
+        match occasion {
+            Occasion::Wish => tracing::debug!(bytes = input.len(), "restoring netfilter rules"),
+            Occasion::Suspicion => {
+                tracing::warn!(
+                    ?family,
+                    bytes = input.len(),
+                    "somebody changed our netfilter rules; putting them back"
+                );
+            }
+        }
+        state.programs.restore_noted(&input, own)?;
     }
-    placed
+    // Which chains of others are there stays as it was read.
+    let mut now = wanted;
+    now.know_chains_of(&state.programmed);
+    state.programmed = now;
+    Ok(state)
 }

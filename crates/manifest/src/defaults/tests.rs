@@ -97,7 +97,7 @@ fn a_service_gets_type_affinity_families_and_target_ports() {
         service(json!({"ports": [{"port": 80}, {"port": 81, "targetPort": "http", "protocol": "UDP"}]}));
     let expect = json!({
         "type": "ClusterIP", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
-        "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+        "ipFamilyPolicy": "SingleStack",
         "ports": [
             {"port": 80, "targetPort": 80, "protocol": "TCP"},
             {"port": 81, "targetPort": "http", "protocol": "UDP"},

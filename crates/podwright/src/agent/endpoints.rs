@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Pod;
 use kubelet::NodeReport;
-use proxy::LocalPod;
+use proxy::{LocalPod, Protocol};
 use tokio::sync::watch;
 
 /// Hands on every change that matters to the proxy, until `stop`.
@@ -57,8 +57,12 @@ fn local_pod(pod: &Pod) -> Option<LocalPod> {
     })
 }
 
-fn named_ports(pod: &Pod) -> BTreeMap<String, u16> {
+fn named_ports(pod: &Pod) -> BTreeMap<(Protocol, String), u16> {
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let ports = containers.flat_map(|container| container.ports.iter().flatten());
-    ports.filter_map(|port| Some((port.name.clone()?, u16::try_from(port.container_port).ok()?))).collect()
+    let named = ports.filter_map(|port| {
+        let protocol = Protocol::parse(port.protocol.as_deref())?;
+        Some(((protocol, port.name.clone()?), u16::try_from(port.container_port).ok()?))
+    });
+    named.collect()
 }

@@ -1,6 +1,6 @@
 //! What each part of the agent is configured with: the node's paths and names, in each part's own words.
 
-use hostnet::netfilter::{Family, Writer, WriterConfig, WriterHandle};
+use hostnet::netfilter::{Writer, WriterHandle};
 
 use crate::node::Node;
 
@@ -9,16 +9,16 @@ const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
 /// The one writer of netfilter rules in this process.
 pub(crate) fn netfilter() -> WriterHandle {
-    Writer::spawn(WriterConfig { family: Family::V4 })
+    Writer::spawn()
 }
 
 /// The service proxy.
 pub(crate) fn proxy(node: &Node) -> proxy::Config {
     proxy::Config {
-        service_cidr: node.service_cidr,
+        service_cidrs: node.service_cidrs.clone(),
         node_port_range: NODE_PORTS,
         state_file: node.services_file(),
-        pod_cidr: Some(node.pod_cidr),
+        pod_cidrs: node.pod_cidrs.clone(),
         node_name: node.name.clone(),
     }
 }
@@ -37,7 +37,7 @@ pub(crate) fn runtime(node: &Node) -> runtime::Config {
             data_dir: node.leases_dir(),
             default_network: Some(cni::DefaultNetwork {
                 bridge: node.bridge.clone(),
-                pod_cidr: node.pod_cidr.into(),
+                pod_cidrs: node.pod_cidrs.clone(),
                 mtu: None,
             }),
         },

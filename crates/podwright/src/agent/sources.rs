@@ -99,7 +99,7 @@ pub(crate) fn node_object(node: &Node, trouble: Option<(String, String)>) -> Nod
     addresses.extend(node.address().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})));
     let object = json!({
         "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"}},
-        "spec": {"podCIDR": node.pod_cidr.to_string(), "podCIDRs": [node.pod_cidr.to_string()]},
+        "spec": {"podCIDR": node.pod_cidrs[0].to_string(), "podCIDRs": node.pod_cidrs},
         "status": {
             "addresses": addresses,
             "conditions": [{"type": "Ready", "status": status, "reason": reason, "message": message}],

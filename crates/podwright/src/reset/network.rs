@@ -2,18 +2,16 @@
 
 use anyhow::Context;
 use hostnet::link::{LinkError, Netlink};
-use hostnet::netfilter::{ProgramError, WriteError};
+use hostnet::netfilter::Owner;
 
 use crate::agent::parts;
 use crate::node::Node;
 
-/// Removes every chain of ours from netfilter, and the bridge with what is still attached to it.
+/// Removes every chain of ours from netfilter, and the bridge with what is still attached to it. Where no Service was ever
+/// served here, Services' chains are somebody else's.
 pub(crate) async fn remove(node: &Node) -> anyhow::Result<()> {
-    let rules = match parts::netfilter().clear().await {
-        // Without iptables there never were rules of ours.
-        Err(WriteError::Program(error)) if matches!(*error, ProgramError::Missing { .. }) => Ok(()),
-        cleared => cleared.context("remove the netfilter rules"),
-    };
+    let owners: &[Owner] = if node.services_file().exists() { &Owner::ALL } else { &[Owner::Cni] };
+    let rules = parts::netfilter().clear(owners).await.context("remove the netfilter rules");
     let bridge = match Netlink::open() {
         Ok(netlink) => delete_bridge(&netlink, &node.bridge).await,
         Err(error) => Err(error),

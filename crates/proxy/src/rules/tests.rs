@@ -3,12 +3,14 @@
 use super::*;
 use crate::model::{Endpoint, Protocol};
 use hostnet::netfilter::render_restore;
+use ipnet::IpNet;
 use manifest::ObjectKey;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
 
 const NODE: NodeFacts =
-    NodeFacts { pod_cidr: Some(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(10, 85, 0, 0), 16)) };
+    NodeFacts { pod_cidr: Some(IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(10, 85, 0, 0)), 16)) };
 
 fn port(service: &str, port: &str) -> ServicePortName {
     let (namespace, name) = service.split_once('/').expect("namespace/name");
@@ -21,16 +23,23 @@ fn port(service: &str, port: &str) -> ServicePortName {
 
 fn to(last: u8, port: u16, node_port: Option<u16>, endpoints: &[u8]) -> ServicePort {
     let endpoints = endpoints.iter().map(|&last| Endpoint { ip: [10, 85, 0, last].into(), port: 8080 });
-    ServicePort { cluster_ip: [10, 96, 0, last].into(), port, node_port, endpoints: endpoints.collect() }
+    ServicePort {
+        cluster_ip: [10, 96, 0, last].into(),
+        port,
+        node_port,
+        affinity: Affinity::None,
+        external: ExternalPolicy::Cluster,
+        endpoints: endpoints.collect(),
+    }
 }
 
 fn all(rules: &Ruleset) -> String {
     render_restore(&Ruleset::default(), rules).expect("there are rules")
 }
 
-fn golden(name: &str, services: &ServiceMap, node: &NodeFacts) {
+fn golden(name: &str, family: Family, services: &ServiceMap, node: &NodeFacts) {
     let path = format!("{}/tests/golden/{name}.rules", env!("CARGO_MANIFEST_DIR"));
-    let found = all(&render_rules(services, node));
+    let found = all(&render_rules(family, services, node));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, &found).unwrap();
     }
@@ -40,7 +49,7 @@ fn golden(name: &str, services: &ServiceMap, node: &NodeFacts) {
 
 #[test]
 fn no_services() {
-    golden("none", &ServiceMap::new(), &NODE);
+    golden("none", Family::V4, &ServiceMap::new(), &NODE);
 }
 
 #[test]
@@ -50,13 +59,38 @@ fn cluster_ips_node_ports_and_services_without_endpoints() {
         (port("default/one", ""), to(2, 443, None, &[2])),
         (port("ns/empty", "http"), to(3, 80, Some(30081), &[])),
     ]);
-    golden("services", &services, &NODE);
+    golden("services", Family::V4, &services, &NODE);
 }
 
 #[test]
 fn without_a_pod_range_nothing_is_masqueraded_on_the_way_to_a_cluster_ip() {
     let services = ServiceMap::from([(port("default/web", "http"), to(1, 80, None, &[2, 3]))]);
-    golden("no_pod_cidr", &services, &NodeFacts { pod_cidr: None });
+    golden("no_pod_cidr", Family::V4, &services, &NodeFacts { pod_cidr: None });
+}
+
+#[test]
+fn udp_affinity_and_local_traffic_are_in_kube_proxy_s_words() {
+    let mut web = to(1, 80, Some(30080), &[2, 3]);
+    (web.affinity, web.external) = (Affinity::ClientIp(10_800), ExternalPolicy::Local);
+    let mut dns = port("default/dns", "dns");
+    dns.protocol = Protocol::Udp;
+    let services =
+        ServiceMap::from([(port("default/web", "http"), web), (dns, to(2, 53, Some(30053), &[2]))]);
+    golden("affinity_local_udp", Family::V4, &services, &NODE);
+}
+
+#[test]
+fn ipv6_services_have_the_same_chains() {
+    let service = ServicePort {
+        cluster_ip: "fd00:96::1".parse().unwrap(),
+        endpoints: ["fd00:85::2", "fd00:85::3"]
+            .map(|ip| Endpoint { ip: ip.parse().unwrap(), port: 8080 })
+            .into(),
+        ..to(1, 80, Some(30080), &[])
+    };
+    let empty = ServicePort { cluster_ip: "fd00:96::2".parse().unwrap(), ..to(2, 80, Some(30081), &[]) };
+    let services = ServiceMap::from([(port("default/web", "http"), service), (port("ns/empty", ""), empty)]);
+    golden("ipv6", Family::V6, &services, &NodeFacts { pod_cidr: Some("fd00:85::/64".parse().unwrap()) });
 }
 
 #[test]
@@ -81,15 +115,15 @@ fn services() -> impl Strategy<Value = Vec<(ServicePortName, ServicePort)>> {
 proptest! {
     #[test]
     fn rendering_is_order_independent(mut services in services()) {
-        let one = render_rules(&services.iter().cloned().collect(), &NODE);
+        let one = render_rules(Family::V4, &services.iter().cloned().collect(), &NODE);
         services.reverse();
-        prop_assert_eq!(one, render_rules(&services.into_iter().collect(), &NODE));
+        prop_assert_eq!(one, render_rules(Family::V4, &services.into_iter().collect(), &NODE));
     }
 
     #[test]
     fn every_endpoint_gets_the_same_share(services in services()) {
         let services: ServiceMap = services.into_iter().collect();
-        let rules = render_rules(&services, &NODE);
+        let rules = render_rules(Family::V4, &services, &NODE);
         for (name, port) in services.iter().filter(|(_, port)| !port.endpoints.is_empty()) {
             let lines = rules.rules(Table::Nat, &service_chain(name)).expect("its chain");
             let mut left = 1.0;
@@ -112,8 +146,8 @@ proptest! {
     fn a_step_from_one_state_to_another_ends_where_a_fresh_start_does(
         before in services(), after in services(),
     ) {
-        let before = render_rules(&before.into_iter().collect(), &NODE);
-        let after = render_rules(&after.into_iter().collect(), &NODE);
+        let before = render_rules(Family::V4, &before.into_iter().collect(), &NODE);
+        let after = render_rules(Family::V4, &after.into_iter().collect(), &NODE);
         let mut kernel = Kernel::default();
         kernel.apply(&all(&before));
         if let Some(step) = render_restore(&before, &after) {
@@ -126,7 +160,7 @@ proptest! {
 
     #[test]
     fn every_jump_has_a_chain_and_every_chain_a_jump(services in services()) {
-        let rules = render_rules(&services.into_iter().collect(), &NODE);
+        let rules = render_rules(Family::V4, &services.into_iter().collect(), &NODE);
         for table in Table::ALL {
             let names: BTreeSet<&str> = rules.chains(table).map(|(name, _)| name).collect();
             let lines = rules.chains(table).flat_map(|(_, lines)| lines);

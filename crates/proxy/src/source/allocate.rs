@@ -1,30 +1,49 @@
-//! Which ClusterIP and NodePorts each Service has: what it asks for, what it had, or the lowest free one. Pure.
+//! Which ClusterIPs and NodePorts each Service has: what it asks for, what it had, or the lowest free one. Pure.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
-use ipnet::Ipv4Net;
+use hostnet::netfilter::Family;
+use ipnet::IpNet;
 use manifest::ObjectKey;
 use serde::{Deserialize, Serialize};
 
+use crate::model::Protocol;
 use crate::report::Problem;
 
 /// What is given out.
 #[derive(Clone, Debug)]
 pub(crate) struct Ranges {
-    pub(crate) service_cidr: Ipv4Net,
+    /// One or two, of different families; the first one's is the family of Services that ask for none.
+    pub(crate) service_cidrs: Vec<IpNet>,
     pub(crate) node_ports: RangeInclusive<u16>,
+}
+
+impl Ranges {
+    /// The families that Services can have, the preferred one first.
+    pub(crate) fn families(&self) -> Vec<Family> {
+        self.service_cidrs.iter().map(|cidr| Family::of(cidr.addr())).collect()
+    }
 }
 
 /// What a Service needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Claim {
-    /// The address it asks for.
-    pub(crate) cluster_ip: Option<Ipv4Addr>,
+    /// Its addresses, the primary one first.
+    pub(crate) addresses: Vec<AddressClaim>,
     /// Its ports that need a NodePort, by name.
     pub(crate) node_ports: Vec<PortClaim>,
+}
+
+/// An address that a Service needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AddressClaim {
+    /// Of which family.
+    pub(crate) family: Family,
+    /// The address it asks for.
+    pub(crate) wish: Option<IpAddr>,
 }
 
 /// A port that needs a NodePort.
@@ -32,6 +51,8 @@ pub(crate) struct Claim {
 pub(crate) struct PortClaim {
     /// Empty when it has none.
     pub(crate) name: String,
+    /// TCP and UDP have ports of their own.
+    pub(crate) protocol: Protocol,
     /// `spec.ports[0].nodePort`.
     pub(crate) field: String,
     /// The port it asks for.
@@ -49,11 +70,19 @@ pub(crate) struct Allocations {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Allocation {
-    #[serde(rename = "clusterIP", skip_serializing_if = "Option::is_none", default)]
-    pub(crate) cluster_ip: Option<Ipv4Addr>,
+    /// One for each of its families.
+    #[serde(rename = "clusterIPs", skip_serializing_if = "Vec::is_empty", default)]
+    pub(crate) cluster_ips: Vec<IpAddr>,
     /// By the name of the port.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub(crate) node_ports: BTreeMap<String, u16>,
+}
+
+impl Allocation {
+    /// Its address in a family.
+    pub(crate) fn address(&self, family: Family) -> Option<IpAddr> {
+        self.cluster_ips.iter().copied().find(|ip| Family::of(*ip) == family)
+    }
 }
 
 impl Allocations {
@@ -79,42 +108,69 @@ pub(crate) fn allocate(
     before: &Allocations,
     ranges: &Ranges,
 ) -> (Allocations, Vec<Problem>) {
-    let (mut addresses, mut ports) = (Vec::new(), Vec::new());
-    for (service, claim) in claims {
-        let had = before.of(service);
-        addresses.push(Request {
-            claimant: (service.clone(), None),
-            field: "spec.clusterIP".to_owned(),
-            wish: claim.cluster_ip,
-            had: had.and_then(|had| had.cluster_ip),
-        });
-        for port in &claim.node_ports {
-            ports.push(Request {
-                claimant: (service.clone(), Some(port.name.clone())),
-                field: port.field.clone(),
-                wish: port.wish,
-                had: had.and_then(|had| had.node_ports.get(&port.name).copied()),
-            });
+    let (mut problems, mut now) = (Vec::new(), Allocations::default());
+    for cidr in &ranges.service_cidrs {
+        let (cidr, family) = (*cidr, Family::of(cidr.addr()));
+        let usable = |ip: &IpAddr| {
+            cidr.contains(ip) && *ip != cidr.network() && (cidr.addr().is_ipv6() || *ip != cidr.broadcast())
+        };
+        let range = format!("the Service range {cidr}");
+        let given =
+            give(address_requests(claims, before, family), usable, cidr.hosts(), &range, &mut problems);
+        for ((service, _), ip) in given {
+            now.services.entry(service.to_string()).or_default().cluster_ips.push(ip);
         }
     }
-    let cidr = ranges.service_cidr;
-    let usable = |ip: &Ipv4Addr| cidr.contains(ip) && *ip != cidr.network() && *ip != cidr.broadcast();
-    let mut problems = Vec::new();
-    let addresses =
-        give(addresses, usable, cidr.hosts(), &format!("the Service range {cidr}"), &mut problems);
     let range = ranges.node_ports.clone();
     let name = format!("the NodePort range {}-{}", range.start(), range.end());
-    let ports = give(ports, |port| range.contains(port), range.clone(), &name, &mut problems);
-
-    let mut now = Allocations::default();
-    for ((service, _), ip) in addresses {
-        now.services.entry(service.to_string()).or_default().cluster_ip = Some(ip);
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let requests = port_requests(claims, before, protocol);
+        let given = give(requests, |port| range.contains(port), range.clone(), &name, &mut problems);
+        for ((service, port), number) in given {
+            let of_service = now.services.entry(service.to_string()).or_default();
+            of_service.node_ports.insert(port.unwrap_or_default(), number);
+        }
     }
-    for ((service, port), number) in ports {
-        let of_service = now.services.entry(service.to_string()).or_default();
-        of_service.node_ports.insert(port.unwrap_or_default(), number);
+    for (service, claim) in claims {
+        let Some(of_service) = now.services.get_mut(&service.to_string()) else { continue };
+        let place =
+            |ip: &IpAddr| claim.addresses.iter().position(|address| address.family == Family::of(*ip));
+        of_service.cluster_ips.sort_by_key(place);
     }
     (now, problems)
+}
+
+fn address_requests(
+    claims: &BTreeMap<ObjectKey, Claim>,
+    before: &Allocations,
+    family: Family,
+) -> Vec<Request<IpAddr>> {
+    let request = |(service, claim): (&ObjectKey, &Claim)| {
+        let address = claim.addresses.iter().find(|address| address.family == family)?;
+        Some(Request {
+            claimant: (service.clone(), None),
+            field: "spec.clusterIP".to_owned(),
+            wish: address.wish,
+            had: before.of(service).and_then(|had| had.address(family)),
+        })
+    };
+    claims.iter().filter_map(request).collect()
+}
+
+fn port_requests(
+    claims: &BTreeMap<ObjectKey, Claim>,
+    before: &Allocations,
+    protocol: Protocol,
+) -> Vec<Request<u16>> {
+    let all =
+        claims.iter().flat_map(|(service, claim)| claim.node_ports.iter().map(move |port| (service, port)));
+    let request = |(service, port): (&ObjectKey, &PortClaim)| Request {
+        claimant: (service.clone(), Some(port.name.clone())),
+        field: port.field.clone(),
+        wish: port.wish,
+        had: before.of(service).and_then(|had| had.node_ports.get(&port.name).copied()),
+    };
+    all.filter(|(_, port)| port.protocol == protocol).map(request).collect()
 }
 
 /// Three rounds: who keeps what it had, who asks for something, who takes anything.

@@ -7,10 +7,10 @@ use std::path::Path;
 use super::allocate::Allocations;
 
 /// What was allocated before; nothing when there is no file yet. Blocking.
-pub(crate) fn read(path: &Path) -> io::Result<Allocations> {
+pub(crate) fn read(path: &Path) -> io::Result<Option<Allocations>> {
     match fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Allocations::default()),
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::from),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -38,17 +38,17 @@ mod tests {
     fn what_is_written_is_read_back_and_is_readable() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deeper/services.json");
-        assert_eq!(read(&path).unwrap(), Allocations::default());
+        assert_eq!(read(&path).unwrap(), None);
         let mut allocations = Allocations::default();
         let one = Allocation {
-            cluster_ip: Some([10, 96, 0, 1].into()),
+            cluster_ips: vec![[10, 96, 0, 1].into()],
             node_ports: [("http".to_owned(), 30080)].into(),
         };
         allocations.services.insert("default/web".to_owned(), one);
         write(&path, &allocations).unwrap();
-        assert_eq!(read(&path).unwrap(), allocations);
+        assert_eq!(read(&path).unwrap(), Some(allocations));
         let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains("\"clusterIP\": \"10.96.0.1\""), "{text}");
+        assert!(text.contains("\"clusterIPs\": [") && text.contains("\"10.96.0.1\""), "{text}");
         assert!(text.contains("\"http\": 30080"), "{text}");
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing is left beside it");
     }

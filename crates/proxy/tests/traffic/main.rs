@@ -1,20 +1,17 @@
 //! Services with real connections: a node, three pods and a client in network namespaces of the test's own, and the
 //! machine's iptables with either backend.
 
+mod more;
 mod network;
+mod serving;
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{Ipv4Addr, SocketAddr};
 
-use hostnet::netfilter::{Family, Writer, WriterConfig};
-use k8s_openapi::api::core::v1::Service;
-use manifest::{Loaded, ObjectKey};
-use proxy::{Config, LocalPod, ProxyReport};
-use serde_json::json;
-use tokio::sync::{oneshot, watch};
+use serde_json::{Value, json};
 
 use network::{Backend, Network, isolated};
+use serving::Proxy;
 
 const CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 50);
 const EMPTY_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 51);
@@ -36,7 +33,7 @@ fn services_answer_with_iptables_legacy() {
 fn story() {
     let network = Network::new(3);
     let dir = tempfile::tempdir().expect("a directory");
-    let mut node = Proxy::start(dir.path());
+    let mut node = Proxy::start(dir.path(), &wanted());
     node.pods(&[(1, true), (2, true), (3, true)]);
     let cluster_ip = SocketAddr::from((CLUSTER_IP, 80));
     let node_port = SocketAddr::from((NODE, 30080));
@@ -88,7 +85,7 @@ fn story() {
     let before = network.rules();
     node.stop();
     assert_eq!(network.rules(), before, "the rules outlive the proxy");
-    let mut node = Proxy::start(dir.path());
+    let mut node = Proxy::start(dir.path(), &wanted());
     node.pods(&[(2, true)]);
     assert_eq!(network.rules(), before);
     assert_eq!(tally(network.client().ask(cluster_ip, 10)).0.keys().collect::<Vec<_>>(), ["pod-2"]);
@@ -107,103 +104,10 @@ fn tally(answers: Vec<String>) -> (BTreeMap<String, usize>, BTreeMap<String, usi
     (pods, from)
 }
 
-/// A running proxy with its inputs.
-struct Proxy {
-    runtime: tokio::runtime::Runtime,
-    pods: watch::Sender<Arc<Vec<LocalPod>>>,
-    report: watch::Receiver<Arc<ProxyReport>>,
-    writer: hostnet::netfilter::WriterHandle,
-    stop: oneshot::Sender<()>,
-    task: tokio::task::JoinHandle<Result<(), proxy::ProxyError>>,
-    _desired: watch::Sender<Arc<Loaded>>,
-}
-
-impl Proxy {
-    fn start(dir: &std::path::Path) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .expect("a runtime");
-        let (desired, loaded) = watch::channel(Arc::new(wanted()));
-        let (pods, local) = watch::channel(Arc::default());
-        let (reports, report) = watch::channel(Arc::default());
-        let (stop, stopped) = oneshot::channel();
-        let config = Config {
-            service_cidr: "10.96.0.0/16".parse().expect("a range"),
-            node_port_range: 30000..=32767,
-            state_file: dir.join("services.json"),
-            pod_cidr: Some("10.85.0.0/16".parse().expect("a range")),
-            node_name: "node".to_owned(),
-        };
-        let writer = runtime.block_on(async { Writer::spawn(WriterConfig { family: Family::V4 }) });
-        let running = proxy::run(config, loaded, local, writer.clone(), reports, async move {
-            // Told, or dropped: both end it.
-            let _ = stopped.await;
-        });
-        let task = runtime.spawn(running);
-        Self { runtime, pods, report, writer, stop, task, _desired: desired }
-    }
-
-    /// Makes these the pods, ready or not, and waits until the proxy has told that it serves them.
-    fn pods(&mut self, pods: &[(u8, bool)]) {
-        let local: Vec<LocalPod> = pods.iter().map(|(number, ready)| pod(*number, *ready)).collect();
-        self.pods.send_replace(Arc::new(local));
-        let wanted: Vec<(String, bool)> =
-            pods.iter().map(|(number, ready)| (format!("pod-{number}"), *ready)).collect();
-        let served = self.report.wait_for(|report| {
-            let slices = report.endpoints.iter().filter(|slice| {
-                slice
-                    .metadata
-                    .labels
-                    .as_ref()
-                    .is_some_and(|labels| labels["kubernetes.io/service-name"] == "web")
-            });
-            let endpoints = slices.flat_map(|slice| slice.endpoints.iter().flatten()).map(|endpoint| {
-                let name = endpoint.target_ref.as_ref().and_then(|target| target.name.clone());
-                let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready);
-                (name.unwrap_or_default(), ready.unwrap_or_default())
-            });
-            endpoints.collect::<Vec<_>>() == wanted
-        });
-        let served = self.runtime.block_on(served).expect("the proxy runs").clone();
-        assert_eq!(served.problems, []);
-    }
-
-    fn stop(self) {
-        // The receiver may have gone: then it has stopped.
-        let _ = self.stop.send(());
-        self.runtime.block_on(self.task).expect("it did not panic").expect("it stopped");
-    }
-
-    fn clear(self) {
-        let writer = self.writer.clone();
-        self.runtime.block_on(writer.clear()).expect("cleared");
-    }
-}
-
-fn pod(number: u8, ready: bool) -> LocalPod {
-    LocalPod {
-        namespace: "default".to_owned(),
-        name: format!("pod-{number}"),
-        labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
-        ips: vec![IpAddr::from([10, 85, 0, 10 + number])],
-        ready,
-        ports: BTreeMap::from([("http".to_owned(), network::PORT)]),
-    }
-}
-
-fn wanted() -> Loaded {
-    let mut loaded = Loaded::default();
-    for (name, ip, node_port) in [("web", CLUSTER_IP, 30080), ("empty", EMPTY_IP, 30081)] {
-        let value = json!({
-            "metadata": {"name": name, "namespace": "default"},
-            "spec": {"type": "NodePort", "clusterIP": ip.to_string(), "selector": {"app": name},
-                "ports": [{"name": "http", "port": 80, "targetPort": "http", "nodePort": node_port}]},
-        });
-        let mut service: Service = serde_json::from_value(value).expect("a Service");
-        manifest::default_service(&mut service);
-        loaded.objects.services.insert(ObjectKey::new("default", name), Arc::new(service));
-    }
-    loaded
+fn wanted() -> [(&'static str, Value); 2] {
+    [("web", CLUSTER_IP, 30080), ("empty", EMPTY_IP, 30081)].map(|(name, ip, node_port)| {
+        let spec = json!({"type": "NodePort", "clusterIP": ip.to_string(), "selector": {"app": name},
+            "ports": [{"name": "http", "port": 80, "targetPort": "http", "nodePort": node_port}]});
+        (name, spec)
+    })
 }

@@ -2,7 +2,7 @@
 //! goes with the test's process.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -50,7 +50,10 @@ fn tools(backend: Backend) -> tempfile::TempDir {
         Backend::Nft => "xtables-nft-multi",
         Backend::Legacy => "xtables-legacy-multi",
     };
-    for name in ["iptables", "iptables-save", "iptables-restore"] {
+    let names = ["iptables", "ip6tables"]
+        .into_iter()
+        .flat_map(|name| ["", "-save", "-restore"].map(|end| format!("{name}{end}")));
+    for name in names {
         let target = Path::new("/usr/sbin").join(program);
         std::os::unix::fs::symlink(target, tools.path().join(name)).expect("a link");
     }
@@ -71,15 +74,19 @@ impl Network {
         run("mount -t tmpfs none /run");
         run("ip link set lo up");
         std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("forwarding");
+        std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").expect("forwarding");
         run("ip link add br0 type bridge");
         run("ip addr add 10.85.0.1/16 dev br0");
+        run("ip addr add fd00:85::1/64 dev br0 nodad");
         run("ip link set br0 up");
         let pods = (1..=pods).map(Self::add_pod).collect();
         let client = Place::new();
         run(&format!("ip link add outside type veth peer name eth0 netns {}", client.thread));
         run("ip addr add 192.0.2.1/24 dev outside");
         run("ip link set outside up");
+        run("ip addr add 2001:db8::1/64 dev outside nodad");
         client.configure("192.0.2.2/24", "192.0.2.1");
+        client.configure("2001:db8::2/64", "2001:db8::1");
         // As every node has: without it nothing leaves for an address that only rules know. Not by the client: the kernel
         // would tell it of a shorter way, and its limit for such messages is also that for refusals.
         let uplink = Place::new();
@@ -88,6 +95,9 @@ impl Network {
         run("ip link set uplink up");
         uplink.configure("198.51.100.2/24", "198.51.100.1");
         run("ip route add default via 198.51.100.2");
+        run("ip addr add 2001:db8:1::1/64 dev uplink nodad");
+        uplink.configure("2001:db8:1::2/64", "2001:db8:1::1");
+        run("ip route add default via 2001:db8:1::2");
         Self { node: Place::here(), pods, client, _uplink: uplink }
     }
 
@@ -97,12 +107,21 @@ impl Network {
         run(&format!("ip link set pod{number} master br0 up"));
         run(&format!("ip link set pod{number} type bridge_slave hairpin on"));
         pod.configure(&format!("10.85.0.{}/16", 10 + number), "10.85.0.1");
+        pod.configure(&format!("fd00:85::1{number}/64"), "fd00:85::1");
         pod.run(move || {
-            let listener = TcpListener::bind(("0.0.0.0", PORT)).expect("listen");
+            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, PORT)).expect("bind");
+            std::thread::spawn(move || {
+                let mut buffer = [0; 64];
+                while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                    let address = peer.ip().to_canonical();
+                    socket.send_to(format!("pod-{number} {address}").as_bytes(), peer).expect("answer");
+                }
+            });
+            let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).expect("listen");
             std::thread::spawn(move || {
                 for connection in listener.incoming() {
                     let mut connection = connection.expect("a connection");
-                    let peer = connection.peer_addr().expect("a peer").ip();
+                    let peer = connection.peer_addr().expect("a peer").ip().to_canonical();
                     connection.write_all(format!("pod-{number} {peer}").as_bytes()).expect("answer");
                 }
             });
@@ -124,8 +143,11 @@ impl Network {
 
     /// Every rule and chain of ours, as iptables-save prints them, without counters.
     pub(crate) fn rules(&self) -> Vec<String> {
-        let output = command("iptables-save").output().expect("iptables-save runs");
-        let text = String::from_utf8(output.stdout).expect("text");
+        let saved = ["iptables-save", "ip6tables-save"].map(|program| {
+            let output = command(program).output().expect("it runs");
+            String::from_utf8(output.stdout).expect("text")
+        });
+        let text = saved.concat();
         let lines = text.lines().filter(|line| line.contains("KUBE-"));
         let mut lines: Vec<String> =
             lines.map(|line| line.split(" [").next().unwrap_or_default().to_owned()).collect();
@@ -180,7 +202,8 @@ impl Place {
     fn configure(&self, address: &str, gateway: &str) {
         let (address, gateway) = (address.to_owned(), gateway.to_owned());
         self.run(move || {
-            run(&format!("ip addr add {address} dev eth0"));
+            let nodad = if address.contains(':') { " nodad" } else { "" };
+            run(&format!("ip addr add {address} dev eth0{nodad}"));
             run("ip link set eth0 up");
             run(&format!("ip route add default via {gateway}"));
         });
@@ -201,6 +224,15 @@ impl Place {
         })
     }
 
+    /// A UDP client: from one and the same port, as long as it lives.
+    pub(crate) fn udp(&self, address: SocketAddr) -> Udp {
+        let local: SocketAddr =
+            if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }.parse().expect("an address");
+        let socket = self.run(move || UdpSocket::bind(local)).expect("bind");
+        socket.connect(address).expect("connect");
+        Udp(socket)
+    }
+
     /// How a connection to `address` fails.
     pub(crate) fn refusal(&self, address: SocketAddr) -> ErrorKind {
         self.run(move || match TcpStream::connect_timeout(&address, PATIENCE) {
@@ -210,12 +242,39 @@ impl Place {
     }
 }
 
+/// See [`Place::udp`].
+pub(crate) struct Udp(UdpSocket);
+
+impl Udp {
+    /// Sends a packet; gives the answer.
+    pub(crate) fn ask(&self) -> std::io::Result<String> {
+        self.0.set_read_timeout(Some(PATIENCE))?;
+        self.0.send(b"who?")?;
+        let mut buffer = [0; 64];
+        let length = self.0.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        self.0.local_addr().expect("bound").port()
+    }
+}
+
+/// The UDP flows that the kernel tracks from a client's port, as /proc shows them.
+pub(crate) fn tracked(port: u16) -> Vec<String> {
+    let table =
+        std::fs::read_to_string("/proc/thread-self/net/nf_conntrack").expect("the table of connections");
+    let from = format!("sport={port} ");
+    table.lines().filter(|line| line.contains("udp") && line.contains(&from)).map(str::to_owned).collect()
+}
+
 #[expect(clippy::disallowed_methods, reason = "a test that drives real programs")]
 fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     Command::new(program)
 }
 
-fn run(line: &str) {
+pub(crate) fn run(line: &str) {
     let mut words = line.split(' ');
     let output = command(words.next().expect("a program"))
         .args(words)

@@ -5,16 +5,18 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 
 fn ranges() -> Ranges {
-    Ranges { service_cidr: "10.96.0.0/29".parse().unwrap(), node_ports: 30000..=30003 }
+    Ranges { service_cidrs: vec!["10.96.0.0/29".parse().unwrap()], node_ports: 30000..=30003 }
 }
 
 fn claim(ip: Option<&str>, ports: &[(&str, Option<u16>)]) -> Claim {
     let node_ports = ports.iter().enumerate().map(|(index, (name, wish))| PortClaim {
         name: (*name).to_owned(),
+        protocol: Protocol::Tcp,
         field: format!("spec.ports[{index}].nodePort"),
         wish: *wish,
     });
-    Claim { cluster_ip: ip.map(|ip| ip.parse().unwrap()), node_ports: node_ports.collect() }
+    let address = AddressClaim { family: Family::V4, wish: ip.map(|ip| ip.parse().unwrap()) };
+    Claim { addresses: vec![address], node_ports: node_ports.collect() }
 }
 
 fn claims(claims: &[(&str, Claim)]) -> BTreeMap<ObjectKey, Claim> {
@@ -23,8 +25,10 @@ fn claims(claims: &[(&str, Claim)]) -> BTreeMap<ObjectKey, Claim> {
 
 fn ips(allocations: &Allocations) -> Vec<String> {
     let ips = allocations.services.iter();
-    ips.map(|(name, had)| format!("{name} {}", had.cluster_ip.map_or("-".to_owned(), |ip| ip.to_string())))
-        .collect()
+    ips.map(|(name, had)| {
+        format!("{name} {}", had.address(Family::V4).map_or("-".to_owned(), |ip| ip.to_string()))
+    })
+    .collect()
 }
 
 #[test]
@@ -86,6 +90,31 @@ fn conflicts_are_told_with_the_holder_and_nothing_is_taken_from_it() {
 }
 
 #[test]
+fn each_family_has_a_range_and_each_protocol_its_ports() {
+    let both = |wish: Option<&str>| {
+        let mut claim = claim(None, &[("tcp", Some(30000)), ("udp", Some(30000))]);
+        claim.node_ports[1].protocol = Protocol::Udp;
+        let v6 = AddressClaim { family: Family::V6, wish: wish.map(|ip| ip.parse().unwrap()) };
+        claim.addresses.insert(0, v6);
+        claim
+    };
+    let mut ranges = ranges();
+    ranges.service_cidrs.push("fd00:96::/112".parse().unwrap());
+    let (now, problems) =
+        allocate(&claims(&[("a", both(None)), ("b", claim(None, &[]))]), &Allocations::default(), &ranges);
+    assert_eq!(problems, []);
+    let texts: Vec<String> = now.services["ns/a"].cluster_ips.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, ["fd00:96::1", "10.96.0.1"], "the primary family comes first");
+    assert_eq!(now.services["ns/a"].node_ports.values().collect::<Vec<_>>(), [&30000, &30000]);
+    let (later, problems) = allocate(&claims(&[("a", both(Some("fd00:97::1")))]), &now, &ranges);
+    assert!(
+        problems[0].message.contains("fd00:97::1 is not in the Service range fd00:96::/112"),
+        "{problems:?}"
+    );
+    assert_eq!(later.services["ns/a"].cluster_ips.len(), 1);
+}
+
+#[test]
 fn an_exhausted_range_is_told() {
     let many: Vec<String> = (0..8).map(|index| format!("s{index}")).collect();
     let wanted = claims(&many.iter().map(|name| (name.as_str(), claim(None, &[]))).collect::<Vec<_>>());
@@ -110,16 +139,16 @@ proptest! {
         let (again, _) = allocate(&all(&before), &first, &ranges());
         prop_assert_eq!(&first, &again);
         let (second, _) = allocate(&all(&after), &first, &ranges());
-        let given: Vec<_> = second.services.values().filter_map(|had| had.cluster_ip).collect();
+        let given: Vec<_> = second.services.values().filter_map(|had| had.address(Family::V4)).collect();
         prop_assert_eq!(given.iter().collect::<BTreeSet<_>>().len(), given.len());
         for (name, had) in &second.services {
             let key = name.trim_start_matches("ns/");
-            if let (Some(wish), Some(ip)) = (after[key].0, had.cluster_ip) {
-                prop_assert_eq!(ip.octets()[3], wish);
+            if let (Some(wish), Some(ip)) = (after[key].0, had.address(Family::V4)) {
+                prop_assert_eq!(ip, IpAddr::from([10, 96, 0, wish]));
             }
             // Who asks for nothing keeps what it had.
-            if let (None, Some(kept)) = (after[key].0, first.services.get(name).and_then(|had| had.cluster_ip)) {
-                prop_assert_eq!(had.cluster_ip, Some(kept));
+            if let (None, Some(kept)) = (after[key].0, first.services.get(name).and_then(|had| had.address(Family::V4))) {
+                prop_assert_eq!(had.address(Family::V4), Some(kept));
             }
             prop_assert!(had.node_ports.values().all(|port| (30000..=30003).contains(port)));
         }

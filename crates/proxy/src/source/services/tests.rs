@@ -11,7 +11,7 @@ fn pod(name: &str, last: u8, ready: bool) -> LocalPod {
         labels: BTreeMap::from([("app".to_owned(), "web".to_owned())]),
         ips: vec!["fd00::1".parse().unwrap(), IpAddr::from([10, 85, 0, last])],
         ready,
-        ports: BTreeMap::from([("http".to_owned(), 8000 + u16::from(last))]),
+        ports: BTreeMap::from([((Protocol::Tcp, "http".to_owned()), 8000 + u16::from(last))]),
     }
 }
 
@@ -26,15 +26,16 @@ fn services(specs: &[(&str, Value)]) -> BTreeMap<ObjectKey, Arc<Service>> {
 }
 
 fn planned(specs: &[(&str, Value)], pods: &[LocalPod]) -> Plan {
-    let ranges = Ranges { service_cidr: "10.96.0.0/16".parse().unwrap(), node_ports: 30000..=32767 };
+    let ranges = Ranges { service_cidrs: vec!["10.96.0.0/16".parse().unwrap()], node_ports: 30000..=32767 };
     plan(&services(specs), pods, &Allocations::default(), &ranges, "node")
 }
 
 fn served(plan: &Plan) -> Vec<String> {
-    let ports = plan.services.iter().map(|(name, port)| {
+    let ports = plan.services.v4.iter().chain(&plan.services.v6).map(|(name, port)| {
         let endpoints: Vec<String> = port.endpoints.iter().map(ToString::to_string).collect();
         let node_port = port.node_port.map_or(String::new(), |port| format!(" node:{port}"));
-        format!("{name} {}:{}{node_port} [{}]", port.cluster_ip, port.port, endpoints.join(" "))
+        let address = std::net::SocketAddr::new(port.cluster_ip, port.port);
+        format!("{name} {address}{node_port} [{}]", endpoints.join(" "))
     });
     ports.collect()
 }
@@ -117,11 +118,9 @@ fn what_is_not_supported_is_told_by_name() {
             spec[key] = value.clone();
         }
         let plan = planned(&[("s", spec)], &[pod("a", 2, true)]);
-        (problems(&plan), plan.services.len())
+        (problems(&plan), plan.services.v4.len())
     };
     for (extra, field, ports) in [
-        (json!({"sessionAffinity": "ClientIP"}), "spec.sessionAffinity", 1),
-        (json!({"type": "NodePort", "externalTrafficPolicy": "Local"}), "spec.externalTrafficPolicy", 1),
         (json!({"type": "LoadBalancer"}), "spec.type", 1),
         (json!({"externalIPs": ["192.0.2.1"]}), "spec.externalIPs", 1),
         (json!({"loadBalancerSourceRanges": ["192.0.2.0/24"]}), "spec.loadBalancerSourceRanges", 1),
@@ -131,7 +130,7 @@ fn what_is_not_supported_is_told_by_name() {
         (json!({"clusterIP": "10.1.2.3"}), "spec.clusterIP", 0),
         (json!({"selector": {}}), "spec.selector", 1),
         (
-            json!({"ports": [{"name": "a", "port": 53, "protocol": "UDP"}, {"name": "b", "port": 53}]}),
+            json!({"ports": [{"name": "a", "port": 53, "protocol": "SCTP"}, {"name": "b", "port": 53}]}),
             "spec.ports[0].protocol",
             1,
         ),
@@ -155,8 +154,76 @@ fn a_service_for_another_proxy_is_left_to_it() {
             "other".to_owned(),
         )]));
     }
-    let ranges = Ranges { service_cidr: "10.96.0.0/16".parse().unwrap(), node_ports: 30000..=32767 };
+    let ranges = Ranges { service_cidrs: vec!["10.96.0.0/16".parse().unwrap()], node_ports: 30000..=32767 };
     let plan = plan(&services, &[], &Allocations::default(), &ranges, "node");
-    assert!(plan.services.is_empty());
+    assert!(plan.services.v4.is_empty());
     assert!(problems(&plan)[0].ends_with("left to the proxy that it names"));
+}
+
+fn dual(specs: &[(&str, Value)], first: &str) -> Plan {
+    let mut cidrs: Vec<ipnet::IpNet> =
+        ["10.96.0.0/16", "fd00:96::/112"].map(|net| net.parse().unwrap()).into();
+    if first == "IPv6" {
+        cidrs.reverse();
+    }
+    let ranges = Ranges { service_cidrs: cidrs, node_ports: 30000..=32767 };
+    plan(&services(specs), &[pod("web-2", 2, true)], &Allocations::default(), &ranges, "node")
+}
+
+#[test]
+fn a_service_has_the_families_that_it_asks_for() {
+    let with = |extra: Value, first: &str| {
+        let mut spec = json!({"selector": {"app": "web"}, "ports": [{"port": 80}]});
+        for (key, value) in extra.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        let plan = dual(&[("s", spec)], first);
+        assert_eq!(problems(&plan), Vec::<String>::new(), "{extra}");
+        let types: Vec<&str> =
+            plan.report.endpoints.iter().map(|slice| slice.address_type.as_str()).collect();
+        let given = plan.report.services[0].spec.clone().unwrap_or_default();
+        assert_eq!(given.ip_families.unwrap_or_default(), types, "a slice for each family");
+        given.cluster_ips.unwrap_or_default()
+    };
+    assert_eq!(with(json!({}), "IPv4"), ["10.96.0.1"]);
+    assert_eq!(with(json!({}), "IPv6"), ["fd00:96::1"]);
+    assert_eq!(with(json!({"ipFamilies": ["IPv6"]}), "IPv4"), ["fd00:96::1"]);
+    assert_eq!(with(json!({"ipFamilyPolicy": "PreferDualStack"}), "IPv4"), ["10.96.0.1", "fd00:96::1"]);
+    let both = json!({"ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv6", "IPv4"]});
+    assert_eq!(with(both, "IPv4"), ["fd00:96::1", "10.96.0.1"]);
+    assert_eq!(with(json!({"clusterIP": "fd00:96::7"}), "IPv4"), ["fd00:96::7"]);
+    let given = json!({"ipFamilyPolicy": "PreferDualStack", "clusterIP": "10.96.0.9",
+        "clusterIPs": ["10.96.0.9", "fd00:96::9"]});
+    assert_eq!(with(given, "IPv4"), ["10.96.0.9", "fd00:96::9"]);
+}
+
+#[test]
+fn each_family_has_its_own_endpoints() {
+    let spec = json!({"selector": {"app": "web"}, "ipFamilyPolicy": "PreferDualStack",
+        "ports": [{"port": 80, "targetPort": "http"}, {"name": "u", "protocol": "UDP", "port": 53}]});
+    assert_eq!(
+        served(&dual(&[("s", spec)], "IPv4")),
+        [
+            "default/s 10.96.0.1:80 [10.85.0.2:8002]",
+            "default/s:u 10.96.0.1:53 [10.85.0.2:53]",
+            "default/s [fd00:96::1]:80 [[fd00::1]:8002]",
+            "default/s:u [fd00:96::1]:53 [[fd00::1]:53]",
+        ]
+    );
+}
+
+#[test]
+fn a_named_port_is_one_of_the_same_protocol() {
+    let spec =
+        json!({"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http", "protocol": "UDP"}]});
+    assert_eq!(served(&planned(&[("s", spec)], &[pod("a", 2, true)])), ["default/s 10.96.0.1:80 []"]);
+}
+
+#[test]
+fn affinity_and_local_traffic_are_kept() {
+    let spec = json!({"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80}],
+        "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local"});
+    let plan = planned(&[("s", spec)], &[pod("a", 2, true)]);
+    let port = plan.services.v4.values().next().expect("a port");
+    assert_eq!((port.affinity, port.external), (Affinity::ClientIp(10_800), ExternalPolicy::Local));
 }
