@@ -3,7 +3,7 @@
 use anyhow::{Context, Result};
 use e2e::story::{Story, condition, container_id, web_pod};
 use e2e::test_host::{NODE_ADDRESS, eventually, text_of};
-use e2e::{image, requests};
+use e2e::{TestHost, image, parts, requests};
 
 const SERVICES: &str = "apiVersion: v1
 kind: Service
@@ -106,6 +106,21 @@ fn bad_documents_are_told_and_the_others_run() -> Result<()> {
         assert!(log.contains(wanted), "no {wanted} in\n{log}");
     }
     assert!(story.object("Pod", "typo").is_none());
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn manifests_that_are_not_there_are_told_and_nothing_is_made() -> Result<()> {
+    let host = TestHost::new()?;
+    let (root, state) = (host.path().join("root"), host.path().join("state"));
+    let missing = host.path().join("typo.yaml");
+    let mut command = host.command(parts::podwright());
+    command.args(["run", "-f"]).arg(&missing).arg("--root").arg(&root).arg("--state").arg(&state);
+    let output = command.output()?;
+    assert!(!output.status.success());
+    assert!(text_of(&output).contains("typo.yaml: No such file"), "{}", text_of(&output));
+    assert!(!root.exists() && !state.exists(), "something was made");
     Ok(())
 }
 

@@ -51,6 +51,10 @@ pub(crate) enum Role {
 /// `podwright run`: until a signal ends it; the pods stay.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let file = config::kubelet(args.config.as_deref())?;
+    // Before anything is made: a name with a typo changes nothing.
+    for path in &args.files {
+        std::fs::metadata(path).with_context(|| format!("read manifests at {}", path.display()))?;
+    }
     let mut node = Node::here(&file.complete(&args.node))?;
     file.apply(&mut node);
     until_signal(node, Role::Node { manifests: args.files.clone() })
