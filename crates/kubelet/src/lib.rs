@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use image_gc::ImageGcPolicy;
-pub use manager::{run, stop_all_pods};
+pub use manager::run;
 pub use report::{NodeReport, StartTimes};
 pub use time::BootTime;
 

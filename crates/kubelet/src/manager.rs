@@ -15,9 +15,9 @@ use tonic::transport::Channel;
 use crate::cgroups::PodCgroups;
 use crate::cri_requests::{GRACE, POD_UID};
 use crate::image_gc::Collector;
-use crate::pod::model::admit;
+use crate::pod::model::{Pod, admit};
 use crate::pod::status::render_rejected;
-use crate::pod::worker::{Node, Wish, Worker};
+use crate::pod::worker::{self, Node, Wish, Worker};
 use crate::report::{NodeReport, Reporter, StartTimes};
 use crate::time::wall_ns;
 use crate::volumes::Volumes;
@@ -58,6 +58,7 @@ pub async fn run(
     });
     let mut manager =
         Manager { node, workers: BTreeMap::new(), running: JoinSet::new(), rejected: BTreeSet::new() };
+    manager.take_over();
     manager.end_orphans().await?;
     manager.reconcile();
     let node = Arc::clone(&manager.node);
@@ -157,7 +158,12 @@ impl Manager {
                 return;
             }
         };
-        let (wish, wished) = watch::channel(Wish::Run);
+        self.spawn(key, pod, Wish::Run);
+    }
+
+    fn spawn(&mut self, key: ObjectKey, pod: Pod, wish: Wish) {
+        let uid = pod.uid.clone();
+        let (wish, wished) = watch::channel(wish);
         let wake = Arc::new(Notify::new());
         let worker = Worker::new(self.node.clone(), pod, wished, wake.clone());
         self.workers.insert(uid.clone(), Handle { key, wish, wake });
@@ -167,7 +173,22 @@ impl Manager {
         });
     }
 
-    /// Pods that run and are not wanted any more: their manifests went while no agent was there.
+    /// Pods that a former agent ran and nobody wants any more, because their manifests went meanwhile: they end as they would
+    /// have ended then, hooks, order and grace included.
+    fn take_over(&mut self) {
+        let desired = self.node.desired.borrow().clone();
+        for source in worker::remembered_pods(&self.node.config.state_dir) {
+            let Ok(pod) = admit(&source) else { continue };
+            let key = ObjectKey::new(&pod.namespace, &pod.name);
+            let same = desired.objects.pods.get(&key).and_then(|wanted| wanted.metadata.uid.as_ref());
+            if same != Some(&pod.uid) {
+                tracing::info!(pod = %key, uid = pod.uid, "ending a pod that no manifest asks for any more");
+                self.spawn(key, pod, Wish::Stop);
+            }
+        }
+    }
+
+    /// The same for pods of which there is no record that we understand, as well as it can be done without one.
     async fn end_orphans(&self) -> Result<(), KubeletError> {
         let desired = self.node.desired.borrow().clone();
         let pods = desired.objects.pods.values();
@@ -175,7 +196,9 @@ impl Manager {
         let mut orphans = BTreeSet::new();
         for sandbox in sandboxes(&self.node.cri).await? {
             match sandbox.labels.get(POD_UID) {
-                Some(uid) if !wanted.contains(uid) => orphans.insert(uid.clone()),
+                Some(uid) if !wanted.contains(uid) && !self.workers.contains_key(uid) => {
+                    orphans.insert(uid.clone())
+                }
                 _ => false,
             };
         }
@@ -183,7 +206,7 @@ impl Manager {
             tracing::info!(uid, "ending a pod that no manifest asks for any more");
             let node = self.node.clone();
             tokio::spawn(async move {
-                if let Err(error) = end_pod(&node.cri, &uid, None).await {
+                if let Err(error) = end_pod(&node.cri, &uid).await {
                     tracing::warn!(
                         uid,
                         error = error.message(),
@@ -223,28 +246,6 @@ async fn listen(cri: Channel, uids: tokio::sync::mpsc::Sender<Option<String>>) {
     }
 }
 
-/// Ends every pod that a kubelet started, each with its own grace period but at most `grace`.
-///
-/// # Errors
-/// When the runtime does not answer or refuses: after every pod was tried.
-pub async fn stop_all_pods(cri: Channel, grace: Duration) -> Result<(), KubeletError> {
-    let listed = sandboxes(&cri).await?;
-    let uids: BTreeSet<String> =
-        listed.iter().filter_map(|sandbox| sandbox.labels.get(POD_UID).cloned()).collect();
-    let mut ends = JoinSet::new();
-    for uid in uids {
-        let cri = cri.clone();
-        ends.spawn(async move { end_pod(&cri, &uid, Some(grace)).await });
-    }
-    let mut failed = None;
-    while let Some(ended) = ends.join_next().await {
-        if let Ok(Err(status)) = ended {
-            failed = Some(status);
-        }
-    }
-    failed.map_or(Ok(()), |status| Err(KubeletError::Runtime { what: "end a pod", source: Box::new(status) }))
-}
-
 async fn sandboxes(cri: &Channel) -> Result<Vec<crv1::PodSandbox>, KubeletError> {
     let mut client = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
     let listed = client.list_pod_sandbox(crv1::ListPodSandboxRequest::default()).await;
@@ -256,7 +257,7 @@ async fn sandboxes(cri: &Channel) -> Result<Vec<crv1::PodSandbox>, KubeletError>
 }
 
 /// Stops the pod's containers together, then removes its sandboxes.
-async fn end_pod(cri: &Channel, uid: &str, at_most: Option<Duration>) -> Result<(), tonic::Status> {
+async fn end_pod(cri: &Channel, uid: &str) -> Result<(), tonic::Status> {
     let mut client = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
     let selector = std::collections::HashMap::from([(POD_UID.to_owned(), uid.to_owned())]);
     let filter = crv1::ContainerFilter { label_selector: selector.clone(), ..Default::default() };
@@ -264,10 +265,8 @@ async fn end_pod(cri: &Channel, uid: &str, at_most: Option<Duration>) -> Result<
         client.list_containers(crv1::ListContainersRequest { filter: Some(filter) }).await?.into_inner();
     let mut stops = JoinSet::new();
     for container in listed.containers {
-        let own =
-            container.annotations.get(GRACE).and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or(30);
-        let seconds = at_most.map_or(own, |most| own.min(most.as_secs()));
-        let timeout = i64::try_from(seconds).unwrap_or(30);
+        let grace = container.annotations.get(GRACE).and_then(|seconds| seconds.parse().ok());
+        let timeout = grace.unwrap_or(30);
         let mut client = client.clone();
         stops.spawn(async move {
             client

@@ -1,21 +1,47 @@
-//! Probes: how a container is asked, and what its answers mean. Upstream: pkg/kubelet/prober.
+//! Probes: how a container is asked, and what its answers mean. Upstream: pkg/kubelet/prober, pkg/probe.
+
+mod dial;
+mod grpc;
+pub(crate) mod http;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use cri::v1::runtime_service_client::RuntimeServiceClient;
-use http_body_util::{BodyExt, Empty};
-use hyper::body::Bytes;
-use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::{Deserialize, Serialize};
+use tonic::Code;
 use tonic::transport::Channel;
 
 /// What a probe decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum ProbeKind {
+    Startup,
     Readiness,
     Liveness,
+}
+
+impl ProbeKind {
+    /// As events begin.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Startup => "Startup",
+            Self::Readiness => "Readiness",
+            Self::Liveness => "Liveness",
+        }
+    }
+}
+
+/// What a container answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Success,
+    /// A success to be told of.
+    Warning(String),
+    Failure(String),
+    /// It could not be asked: that is no answer.
+    Error(String),
 }
 
 /// How often and how long, from the manifest's numbers.
@@ -71,100 +97,72 @@ pub(crate) struct Target {
     pub(crate) ports: Vec<v1::ContainerPort>,
 }
 
-/// Asks once. The answer, or why there is none.
-///
-/// # Errors
-/// The sentence for the Unhealthy event.
-pub(crate) async fn ask(
-    probe: &v1::Probe,
-    target: &Target,
-    cri: &Channel,
-    timeout: Duration,
-) -> Result<(), String> {
-    let answer = async {
-        if let Some(exec) = &probe.exec {
-            ask_exec(exec, target, cri, timeout).await
-        } else if let Some(http) = &probe.http_get {
-            ask_http(http, target).await
-        } else if let Some(tcp) = &probe.tcp_socket {
-            let address = address(tcp.host.as_deref(), &tcp.port, target)?;
-            tokio::net::TcpStream::connect(address)
-                .await
-                .map(drop)
-                .map_err(|error| format!("dial tcp {address}: {error}"))
-        } else {
-            Err("the probe has no handler".into())
+/// How often one that cannot be asked is asked again.
+const TRIES: usize = 3;
+/// How much of a command's output is told.
+const MAX_OUTPUT: usize = 10 << 10;
+
+/// Asks, and again where it cannot be asked.
+pub(crate) async fn ask(probe: &v1::Probe, target: &Target, cri: &Channel, timeout: Duration) -> Answer {
+    let mut answer = Answer::Error("the probe has no handler".into());
+    for _ in 0..TRIES {
+        answer = ask_once(probe, target, cri, timeout).await;
+        if !matches!(answer, Answer::Error(_)) {
+            break;
         }
-    };
-    // The runtime itself ends a command at its time limit; this bounds an answer that never comes.
-    match tokio::time::timeout(timeout + Duration::from_secs(u64::from(probe.exec.is_some())), answer).await {
-        Ok(answer) => answer,
-        Err(_) => Err(format!("timed out after {timeout:?}")),
+    }
+    answer
+}
+
+async fn ask_once(probe: &v1::Probe, target: &Target, cri: &Channel, timeout: Duration) -> Answer {
+    if let Some(exec) = &probe.exec {
+        ask_exec(exec, target, cri, timeout).await
+    } else if let Some(get) = &probe.http_get {
+        http::ask(get, target, timeout).await
+    } else if let Some(tcp) = &probe.tcp_socket {
+        match address(tcp.host.as_deref(), &tcp.port, target) {
+            Err(message) => Answer::Error(message),
+            Ok(address) => {
+                dial::dial(address, timeout).await.map_or_else(Answer::Failure, |_| Answer::Success)
+            }
+        }
+    } else if let Some(health) = &probe.grpc {
+        let port = IntOrString::Int(health.port);
+        match address(None, &port, target) {
+            Err(message) => Answer::Error(message),
+            Ok(address) => grpc::ask(health.service.as_deref().unwrap_or_default(), address, timeout).await,
+        }
+    } else {
+        Answer::Error("the probe has no handler".into())
     }
 }
 
-async fn ask_exec(
-    exec: &v1::ExecAction,
-    target: &Target,
-    cri: &Channel,
-    timeout: Duration,
-) -> Result<(), String> {
+async fn ask_exec(exec: &v1::ExecAction, target: &Target, cri: &Channel, timeout: Duration) -> Answer {
+    let command = exec.command.clone().unwrap_or_default();
+    let timed_out = format!("command {:?} timed out", command.join(" "));
     let request = cri::v1::ExecSyncRequest {
         container_id: target.container_id.clone(),
-        cmd: exec.command.clone().unwrap_or_default(),
+        cmd: command,
         timeout: i64::try_from(timeout.as_secs()).unwrap_or(1),
     };
-    let mut client = RuntimeServiceClient::new(cri.clone());
-    let done = client.exec_sync(request).await.map_err(|status| status.message().to_owned())?.into_inner();
+    let mut client = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    // The runtime itself ends a command at its time limit; this bounds an answer that never comes.
+    let done = tokio::time::timeout(timeout + Duration::from_secs(2), client.exec_sync(request)).await;
+    let done = match done {
+        Err(_) => return Answer::Failure(timed_out),
+        Ok(Err(status)) if status.code() == Code::DeadlineExceeded => return Answer::Failure(timed_out),
+        Ok(Err(status)) => return Answer::Error(status.message().to_owned()),
+        Ok(Ok(done)) => done.into_inner(),
+    };
     if done.exit_code == 0 {
-        return Ok(());
+        return Answer::Success;
     }
     let output = [done.stdout, done.stderr].concat();
-    Err(String::from_utf8_lossy(&output[..output.len().min(10 << 10)]).into_owned())
+    Answer::Failure(String::from_utf8_lossy(&output[..output.len().min(MAX_OUTPUT)]).into_owned())
 }
 
-/// 200 to 399 is success; redirects are not followed.
-async fn ask_http(http: &v1::HTTPGetAction, target: &Target) -> Result<(), String> {
-    let address = address(http.host.as_deref(), &http.port, target)?;
-    let path = http
-        .path
-        .clone()
-        .filter(|path| path.starts_with('/'))
-        .unwrap_or_else(|| format!("/{}", http.path.clone().unwrap_or_default()));
-    let failed = |error: &dyn std::fmt::Display| format!("Get \"http://{address}{path}\": {error}");
-    let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| failed(&error))?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-    tokio::spawn(connection);
-    let headers = http.http_headers.clone().unwrap_or_default();
-    let named = |name: &str| headers.iter().any(|header| header.name.eq_ignore_ascii_case(name));
-    let mut request = hyper::Request::get(&path);
-    for (name, value) in [
-        ("host", address.to_string()),
-        ("user-agent", "kube-probe/1.36".to_owned()),
-        ("accept", "*/*".to_owned()),
-    ] {
-        if !named(name) {
-            request = request.header(name, value);
-        }
-    }
-    for header in &headers {
-        request = request.header(&header.name, &header.value);
-    }
-    let request =
-        request.header("connection", "close").body(Empty::<Bytes>::new()).map_err(|error| failed(&error))?;
-    let answer = sender.send_request(request).await.map_err(|error| failed(&error))?;
-    let status = answer.status();
-    // Read so that the server is not cut off; its size is bounded by the time limit only for what is kept: nothing.
-    let mut body = answer.into_body();
-    while let Some(Ok(_)) = body.frame().await {}
-    if (200..400).contains(&status.as_u16()) {
-        return Ok(());
-    }
-    Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
-}
-
-fn address(host: Option<&str>, port: &IntOrString, target: &Target) -> Result<SocketAddr, String> {
+/// Where a probe or hook asks: the pod, unless it names another address.
+pub(crate) fn address(host: Option<&str>, port: &IntOrString, target: &Target) -> Result<SocketAddr, String> {
     let ip = match host.filter(|host| !host.is_empty()) {
         Some(host) => host.parse().map_err(|_| format!("host {host:?} of the probe is not an address"))?,
         None => target.ip.ok_or("the pod has no address")?,

@@ -4,4 +4,5 @@ pub mod back_off;
 pub mod model;
 pub mod plan;
 pub mod status;
+pub(crate) mod termination;
 pub(crate) mod worker;

@@ -15,13 +15,11 @@ pub struct Pod {
     pub name: String,
     /// As in `metadata`: another uid is another pod.
     pub uid: String,
-    /// Run to their end one after the other, first.
+    /// Before the others, one after the other: run to their end, or started where they are sidecars.
     pub init_containers: Vec<Container>,
     /// The pod's containers.
     pub containers: Vec<Container>,
-    /// What is started again.
-    pub restart_policy: RestartPolicy,
-    /// From SIGTERM to SIGKILL.
+    /// From the stop signal to SIGKILL.
     pub grace: Duration,
     /// The cgroup class.
     pub qos: QosClass,
@@ -34,11 +32,26 @@ pub struct Pod {
 pub struct Container {
     /// Unique in the pod.
     pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// When it is started again: its own policy, else what the pod's means for its role.
+    pub restart_policy: RestartPolicy,
     /// As the manifest has it, defaulted.
     pub spec: v1::Container,
 }
 
-/// `spec.restartPolicy`.
+/// What a container is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Runs to its end before what comes after it.
+    Init,
+    /// An init container with `restartPolicy: Always`: started before what comes after it, stopped after the main ones.
+    Sidecar,
+    /// The pod's purpose: the pod ends with these.
+    Main,
+}
+
+/// `restartPolicy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RestartPolicy {
     /// Whatever the exit code.
@@ -87,6 +100,8 @@ const SUPPORTED: &[&str] = &[
     "containers[].envFrom[].prefix",
     "containers[].image",
     "containers[].imagePullPolicy",
+    "containers[].lifecycle.postStart.HOOK",
+    "containers[].lifecycle.preStop.HOOK",
     "containers[].livenessProbe.PROBE",
     "containers[].name",
     "containers[].ports[].containerPort",
@@ -95,6 +110,7 @@ const SUPPORTED: &[&str] = &[
     "containers[].readinessProbe.PROBE",
     "containers[].resources.limits.*",
     "containers[].resources.requests.*",
+    "containers[].restartPolicy",
     "containers[].securityContext.allowPrivilegeEscalation",
     "containers[].securityContext.capabilities.**",
     "containers[].securityContext.privileged",
@@ -103,6 +119,9 @@ const SUPPORTED: &[&str] = &[
     "containers[].securityContext.runAsNonRoot",
     "containers[].securityContext.runAsUser",
     "containers[].securityContext.seccompProfile.type",
+    "containers[].startupProbe.PROBE",
+    "containers[].terminationMessagePath",
+    "containers[].terminationMessagePolicy",
     "containers[].volumeMounts[].mountPath",
     "containers[].volumeMounts[].name",
     "containers[].volumeMounts[].readOnly",
@@ -130,17 +149,19 @@ const SUPPORTED: &[&str] = &[
 /// What a probe may have.
 const PROBE: &[&str] = &[
     "exec.command",
-    "httpGet.path",
-    "httpGet.port",
-    "httpGet.host",
-    "httpGet.httpHeaders.**",
+    "grpc.**",
+    "httpGet.**",
     "tcpSocket.**",
     "initialDelaySeconds",
     "periodSeconds",
     "timeoutSeconds",
     "successThreshold",
     "failureThreshold",
+    "terminationGracePeriodSeconds",
 ];
+
+/// What a hook may have.
+const HOOK: &[&str] = &["exec.command", "httpGet.**", "sleep.seconds"];
 
 /// What has no meaning on a node of its own: accepted and without effect.
 const IGNORED: &[&str] = &[
@@ -159,14 +180,11 @@ const IGNORED: &[&str] = &[
     "tolerations.**",
     "topologySpreadConstraints.**",
     "imagePullSecrets.**",
-    "containers[].terminationMessagePath",
-    "containers[].terminationMessagePolicy",
 ];
 
 /// Values that ask for nothing.
 fn is_idle(path: &str, value: &Value) -> bool {
     match path {
-        "httpGet.scheme" => value == "HTTP",
         "volumes[].emptyDir.medium" => value == "",
         _ => matches!(value, Value::Null | Value::Bool(false)),
     }
@@ -181,24 +199,25 @@ pub fn admit(source: &Arc<v1::Pod>) -> Result<Pod, Vec<String>> {
     let mut problems = Vec::new();
     let value = serde_json::to_value(&spec).unwrap_or_default();
     unsupported(&value, "", &mut problems);
+    named_hosts(&spec, &mut problems);
     if !problems.is_empty() {
         return Err(problems);
     }
-    let containers = |list: &[v1::Container]| {
-        list.iter().map(|spec| Container { name: spec.name.clone(), spec: spec.clone() }).collect::<Vec<_>>()
-    };
+    let policy = policy_of(spec.restart_policy.as_deref()).unwrap_or(RestartPolicy::Always);
+    let init = spec.init_containers.iter().flatten().map(|init| init_container(init, policy));
+    let main = spec.containers.iter().map(|container| Container {
+        name: container.name.clone(),
+        role: Role::Main,
+        restart_policy: policy_of(container.restart_policy.as_deref()).unwrap_or(policy),
+        spec: container.clone(),
+    });
     let meta = &source.metadata;
     Ok(Pod {
         namespace: meta.namespace.clone().unwrap_or_else(|| "default".into()),
         name: meta.name.clone().unwrap_or_default(),
         uid: meta.uid.clone().unwrap_or_default(),
-        init_containers: containers(spec.init_containers.as_deref().unwrap_or_default()),
-        containers: containers(&spec.containers),
-        restart_policy: match spec.restart_policy.as_deref() {
-            Some("Never") => RestartPolicy::Never,
-            Some("OnFailure") => RestartPolicy::OnFailure,
-            _ => RestartPolicy::Always,
-        },
+        init_containers: init.collect(),
+        containers: main.collect(),
         grace: Duration::from_secs(
             spec.termination_grace_period_seconds
                 .and_then(|seconds| u64::try_from(seconds).ok())
@@ -209,13 +228,52 @@ pub fn admit(source: &Arc<v1::Pod>) -> Result<Pod, Vec<String>> {
     })
 }
 
+/// An init container that has done its work is never started again.
+fn init_container(spec: &v1::Container, policy: RestartPolicy) -> Container {
+    let (role, restart_policy) = match (policy_of(spec.restart_policy.as_deref()), policy) {
+        (Some(RestartPolicy::Always), _) => (Role::Sidecar, RestartPolicy::Always),
+        (None, RestartPolicy::Never) | (Some(RestartPolicy::Never), _) => (Role::Init, RestartPolicy::Never),
+        (None | Some(RestartPolicy::OnFailure), _) => (Role::Init, RestartPolicy::OnFailure),
+    };
+    Container { name: spec.name.clone(), role, restart_policy, spec: spec.clone() }
+}
+
+fn policy_of(text: Option<&str>) -> Option<RestartPolicy> {
+    match text? {
+        "Never" => Some(RestartPolicy::Never),
+        "OnFailure" => Some(RestartPolicy::OnFailure),
+        _ => Some(RestartPolicy::Always),
+    }
+}
+
+/// Whom probes and hooks ask is told by address: no name is resolved for them.
+fn named_hosts(spec: &v1::PodSpec, problems: &mut Vec<String>) {
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    for container in all {
+        let lifecycle = container.lifecycle.as_ref();
+        let hooks = lifecycle.map(|lifecycle| [&lifecycle.post_start, &lifecycle.pre_stop]);
+        let of_hooks =
+            hooks.into_iter().flatten().flatten().filter_map(|hook| hook.http_get.as_ref()?.host.as_ref());
+        let probes = [&container.startup_probe, &container.liveness_probe, &container.readiness_probe];
+        let probes = probes.into_iter().flatten();
+        let of_probes = probes.flat_map(|probe| {
+            let http = probe.http_get.as_ref().and_then(|http| http.host.as_ref());
+            http.into_iter().chain(probe.tcp_socket.as_ref().and_then(|tcp| tcp.host.as_ref()))
+        });
+        for host in of_hooks.chain(of_probes).filter(|host| !host.is_empty()) {
+            if host.parse::<std::net::IpAddr>().is_err() {
+                let name = &container.name;
+                problems.push(format!("container {name}: the host {host:?} of a probe or hook is not an IP address: names are not supported"));
+            }
+        }
+    }
+}
+
 fn unsupported(value: &Value, path: &str, problems: &mut Vec<String>) {
     let path = path
         .strip_prefix("initContainers")
         .map_or_else(|| path.to_owned(), |rest| format!("containers{rest}"));
-    let probe = path.split_once("Probe.").map(|(_, rest)| rest);
-    let short = probe.unwrap_or(&path);
-    if !path.is_empty() && (allows(&path, probe) || is_idle(short, value)) {
+    if !path.is_empty() && (allows(&path) || is_idle(&path, value)) {
         return;
     }
     match value {
@@ -237,13 +295,16 @@ fn unsupported(value: &Value, path: &str, problems: &mut Vec<String>) {
     }
 }
 
-fn allows(path: &str, probe: Option<&str>) -> bool {
-    if let Some(rest) = probe {
-        let known = path.starts_with("containers[].readinessProbe.")
-            || path.starts_with("containers[].livenessProbe.");
-        return known && PROBE.iter().any(|pattern| matches(pattern, rest));
-    }
-    SUPPORTED.iter().chain(IGNORED).any(|pattern| matches(pattern, path))
+fn allows(path: &str) -> bool {
+    SUPPORTED.iter().chain(IGNORED).any(|pattern| {
+        let (prefix, below) = match pattern.rsplit_once('.') {
+            Some((prefix, "PROBE")) => (prefix, PROBE),
+            Some((prefix, "HOOK")) => (prefix, HOOK),
+            _ => return matches(pattern, path),
+        };
+        let rest = path.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.'));
+        rest.is_some_and(|rest| below.iter().any(|pattern| matches(pattern, rest)))
+    })
 }
 
 fn matches(pattern: &str, path: &str) -> bool {
@@ -293,7 +354,12 @@ pub(crate) mod tests {
     pub(crate) fn pod(names: &[&str]) -> Pod {
         let containers: Vec<Value> =
             names.iter().map(|name| serde_json::json!({ "name": name, "image": "busybox" })).collect();
-        admit(&source(serde_json::json!({ "containers": containers }))).expect("admitted")
+        pod_of(serde_json::json!({ "containers": containers }))
+    }
+
+    /// A pod with this spec.
+    pub(crate) fn pod_of(spec: Value) -> Pod {
+        admit(&source(spec)).expect("admitted")
     }
 
     fn source(spec: Value) -> Arc<v1::Pod> {
@@ -313,16 +379,22 @@ pub(crate) mod tests {
     fn what_is_not_supported_is_refused_by_name() {
         for (spec, field) in [
             (
-                container(serde_json::json!({ "startupProbe": { "exec": { "command": ["x"] } } })),
-                "spec.containers[].startupProbe.exec.command",
+                container(serde_json::json!({ "lifecycle": { "preStop": { "tcpSocket": { "port": 1 } } } })),
+                "spec.containers[].lifecycle.preStop.tcpSocket.port",
             ),
             (
-                container(serde_json::json!({ "lifecycle": { "preStop": { "sleep": { "seconds": 1 } } } })),
-                "lifecycle",
+                container(serde_json::json!({ "lifecycle": { "stopSignal": "SIGUSR1" } })),
+                "spec.containers[].lifecycle.stopSignal",
             ),
             (
-                container(serde_json::json!({ "readinessProbe": { "grpc": { "port": 1 } } })),
-                "readinessProbe.grpc.port",
+                container(serde_json::json!({ "restartPolicyRules": [{ "action": "Restart" }] })),
+                "spec.containers[].restartPolicyRules[].action",
+            ),
+            (
+                container(
+                    serde_json::json!({ "readinessProbe": { "tcpSocket": { "host": "db", "port": 1 } } }),
+                ),
+                "container a: the host \"db\"",
             ),
             (container(serde_json::json!({ "tty": true })), "spec.containers[].tty"),
         ] {
@@ -336,12 +408,37 @@ pub(crate) mod tests {
         let mut spec = container(serde_json::json!({
             "args": ["x"], "tty": false, "env": [{ "name": "A", "value": "b" }], "resources": { "limits": { "memory": "1Mi" } },
             "livenessProbe": { "httpGet": { "path": "/", "port": "http", "scheme": "HTTP" }, "periodSeconds": 1 },
+            "startupProbe": { "grpc": { "port": 1, "service": "" }, "terminationGracePeriodSeconds": 1 },
+            "lifecycle": { "postStart": { "exec": { "command": ["x"] } }, "preStop": { "sleep": { "seconds": 1 } } },
+            "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
             "securityContext": { "capabilities": { "drop": ["ALL"] } }, "volumeMounts": [{ "name": "v", "mountPath": "/v" }],
         }));
         spec["volumes"] = serde_json::json!([{ "name": "v", "emptyDir": {} }, { "name": "c", "configMap": { "name": "x", "items": [{ "key": "a", "path": "b" }] } }]);
         spec["securityContext"] = serde_json::json!({});
         spec["tolerations"] = serde_json::json!([{ "operator": "Exists" }]);
         assert_eq!(admit(&source(spec)).map(|pod| pod.qos), Ok::<_, Vec<String>>(QosClass::Burstable));
+    }
+
+    #[test]
+    fn each_container_has_the_restart_policy_of_its_role() {
+        use RestartPolicy::{Always, Never, OnFailure};
+        for (policy, of_init, of_main) in
+            [("Always", OnFailure, Always), ("OnFailure", OnFailure, OnFailure), ("Never", Never, Never)]
+        {
+            let mut spec = container(serde_json::json!({}));
+            spec["restartPolicy"] = policy.into();
+            spec["initContainers"] = serde_json::json!([
+                { "name": "i", "image": "i" }, { "name": "s", "image": "i", "restartPolicy": "Always" },
+            ]);
+            let pod = admit(&source(spec)).expect("admitted");
+            let of = |container: &Container| (container.role, container.restart_policy);
+            let all: Vec<_> = pod.init_containers.iter().chain(&pod.containers).map(of).collect();
+            assert_eq!(
+                all,
+                [(Role::Init, of_init), (Role::Sidecar, Always), (Role::Main, of_main)],
+                "{policy}"
+            );
+        }
     }
 
     #[test]

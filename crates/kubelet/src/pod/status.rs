@@ -7,10 +7,15 @@ use k8s_openapi::api::core::v1::{
     HostIP, PodCondition, PodIP, PodStatus,
 };
 
-use crate::pod::back_off::BackOff;
-use crate::pod::model::{Container, Pod};
-use crate::pod::plan::{ObservedContainer, ObservedPod, ObservedState, Outcome, newest, outcome};
+use crate::pod::model::{Container, Pod, Role};
+use crate::pod::plan::{
+    Memory, ObservedContainer, ObservedPod, ObservedState, Outcome, is_initialized, is_running, is_started,
+    newest, outcome,
+};
 use crate::time::api_time as time;
+
+/// Bytes of all messages of ended containers of one pod together.
+const MAX_MESSAGES: usize = 12 << 10;
 
 /// What a status needs beside what is observed.
 #[derive(Clone, Debug, Default)]
@@ -23,10 +28,10 @@ pub struct StatusFacts {
     pub waiting: BTreeMap<String, (String, String)>,
     /// Containers in their back-off.
     pub backing_off: BTreeSet<String>,
-    /// Back-offs by container name, for the message.
-    pub back_offs: BTreeMap<String, BackOff>,
-    /// Ids of containers whose readiness probe succeeded, or that have none.
-    pub ready: BTreeSet<String>,
+    /// What probes decided, hooks did and back-offs are.
+    pub memory: Memory,
+    /// What ended containers left behind as their last words, by id.
+    pub last_words: BTreeMap<String, String>,
 }
 
 /// Renders the status; conditions keep the transition times of `former` where they did not change.
@@ -42,28 +47,16 @@ pub fn render_status(
         containers.iter().map(|container| container_status(pod, container, seen, facts)).collect()
     };
     let (init, main) = (statuses(&pod.init_containers), statuses(&pod.containers));
-    let phase = phase(pod, seen);
-    let ended = matches!(phase, "Succeeded" | "Failed");
-    let initialized = pod.init_containers.iter().all(|container| {
-        matches!(
-            newest(seen, &container.name).map(|one| &one.state),
-            Some(ObservedState::Exited { code: 0, .. })
-        )
-    });
-    let unready: Vec<&str> =
-        main.iter().filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
-    let ready = unready.is_empty() && !ended;
-    let reason = if ended && phase == "Succeeded" { "PodCompleted" } else { "ContainersNotReady" };
-    let message = format!("containers with unready status: [{}]", unready.join(" "));
-    let why = (!ready).then_some((reason, if reason == "PodCompleted" { String::new() } else { message }));
+    let phase = phase(pod, seen, &facts.memory);
+    let why = unready(pod, phase, &init, &main);
     let has_sandbox = seen.sandboxes.first().is_some_and(|sandbox| sandbox.ready);
-    let not_initialized =
-        (!initialized).then(|| ("ContainersNotInitialized", "init containers have not succeeded".to_owned()));
+    let not_initialized = uninitialized(pod, phase, seen, &facts.memory);
+    let initialized = not_initialized.as_ref().is_none_or(|(reason, _)| *reason == "PodCompleted");
     let conditions = [
         ("PodReadyToStartContainers", has_sandbox, None),
-        ("Initialized", initialized || ended, not_initialized.filter(|_| !ended)),
-        ("Ready", ready, why.clone()),
-        ("ContainersReady", ready, why),
+        ("Initialized", initialized, not_initialized),
+        ("Ready", why.is_none(), why.clone()),
+        ("ContainersReady", why.is_none(), why),
         ("PodScheduled", true, None),
     ];
     let conditions = conditions.map(|(kind, status, why)| condition(kind, status, why, former, now));
@@ -99,14 +92,62 @@ pub fn render_rejected(message: &str, now: i64) -> PodStatus {
     }
 }
 
-fn phase(pod: &Pod, seen: &ObservedPod) -> &'static str {
+/// Why a pod is not ready: with a phase that is an end, or the containers that are not. Sidecars count.
+fn unready(
+    pod: &Pod,
+    phase: &str,
+    init: &[ContainerStatus],
+    main: &[ContainerStatus],
+) -> Option<(&'static str, String)> {
+    match phase {
+        "Succeeded" => return Some(("PodCompleted", String::new())),
+        "Failed" => return Some(("PodFailed", String::new())),
+        _ => {}
+    }
+    let sidecars =
+        pod.init_containers.iter().zip(init).filter(|(container, _)| container.role == Role::Sidecar);
+    let counting = sidecars.map(|(_, status)| status).chain(main);
+    let unready: Vec<&str> =
+        counting.filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
+    let message = || format!("containers with unready status: [{}]", unready.join(" "));
+    (!unready.is_empty()).then(|| ("ContainersNotReady", message()))
+}
+
+/// Why a pod is not initialized; once it has succeeded it is, with that reason.
+fn uninitialized(
+    pod: &Pod,
+    phase: &str,
+    seen: &ObservedPod,
+    memory: &Memory,
+) -> Option<(&'static str, String)> {
+    if phase == "Succeeded" {
+        return Some(("PodCompleted", String::new()));
+    }
+    if is_initialized(pod, seen, memory) {
+        return None;
+    }
+    let incomplete = pod.init_containers.iter().filter(|init| {
+        newest(seen, &init.name).is_none_or(|one| match init.role {
+            Role::Sidecar => !is_started(init, one, memory),
+            Role::Init | Role::Main => !matches!(one.state, ObservedState::Exited { code: 0, .. }),
+        })
+    });
+    let names: Vec<&str> = incomplete.map(|init| init.name.as_str()).collect();
+    Some(("ContainersNotInitialized", format!("containers with incomplete status: [{}]", names.join(" "))))
+}
+
+/// A pod has ended when nothing of it runs any more, its sidecars included.
+fn phase(pod: &Pod, seen: &ObservedPod, memory: &Memory) -> &'static str {
+    let runs = seen.containers.values().flatten().any(is_running);
     match outcome(pod, seen) {
-        Some(Outcome::Succeeded) => "Succeeded",
-        Some(Outcome::Failed) => "Failed",
-        None => {
+        Some(Outcome::Succeeded) if !runs => "Succeeded",
+        Some(Outcome::Failed) if !runs => "Failed",
+        _ => {
             // Running once every container was started, whatever it does now.
             let started = pod.containers.iter().all(|container| {
-                newest(seen, &container.name).is_some_and(|one| !matches!(one.state, ObservedState::Created))
+                newest(seen, &container.name).is_some_and(|one| {
+                    !matches!(one.state, ObservedState::Created) && !memory.post_start.contains(&one.id)
+                })
             });
             if started { "Running" } else { "Pending" }
         }
@@ -125,7 +166,7 @@ fn container_status(
         ..ContainerState::default()
     };
     let told = facts.waiting.get(&container.name);
-    let is_init = pod.init_containers.iter().any(|init| init.name == container.name);
+    let first = if pod.init_containers.is_empty() { "ContainerCreating" } else { "PodInitializing" };
     let mut status = ContainerStatus {
         name: container.name.clone(),
         image: container.spec.image.clone().unwrap_or_default(),
@@ -134,16 +175,9 @@ fn container_status(
         ..ContainerStatus::default()
     };
     let Some(current) = attempts.first() else {
-        let initializing = !is_init
-            && !pod.init_containers.is_empty()
-            && !pod.init_containers.iter().all(|init| {
-                newest(seen, &init.name)
-                    .is_some_and(|one| matches!(one.state, ObservedState::Exited { code: 0, .. }))
-            });
         let (reason, message) = match told {
             Some((reason, message)) => (reason.as_str(), Some(message.clone())),
-            None if initializing => ("PodInitializing", None),
-            None => ("ContainerCreating", None),
+            None => (first, None),
         };
         status.state = Some(waiting(reason, message));
         return status;
@@ -151,25 +185,36 @@ fn container_status(
     status.restart_count = i32::try_from(current.attempt).unwrap_or(i32::MAX);
     status.container_id = Some(format!("podwright://{}", current.id));
     status.image_id.clone_from(&current.image_id);
-    let previous = attempts.get(1).and_then(terminated);
+    let longest = MAX_MESSAGES / (pod.init_containers.len() + pod.containers.len()).max(1);
+    let ended = |container| terminated(container, &facts.last_words, longest);
+    let previous = attempts.get(1).and_then(ended);
     match &current.state {
-        ObservedState::Created => status.state = Some(waiting("ContainerCreating", None)),
+        ObservedState::Created => status.state = Some(waiting(first, None)),
+        // Upstream tells of a container only when its hook is over.
+        ObservedState::Running { .. } if facts.memory.post_start.contains(&current.id) => {
+            status.state = Some(waiting(first, None));
+            status.last_state = Some(previous.unwrap_or_default());
+        }
         ObservedState::Running { started_at } => {
             status.state = Some(ContainerState {
                 running: Some(ContainerStateRunning { started_at: time(*started_at) }),
                 ..ContainerState::default()
             });
-            status.started = Some(true);
-            status.ready = facts.ready.contains(&current.id);
+            let started = is_started(container, current, &facts.memory);
+            let gated = container.spec.readiness_probe.is_some();
+            status.started = Some(started);
+            status.ready = started
+                && container.role != Role::Init
+                && (!gated || facts.memory.ready.contains(&current.id));
             status.last_state = Some(previous.unwrap_or_default());
         }
         ObservedState::Exited { code, .. } => {
-            let now = terminated(current).unwrap_or_default();
+            let now = ended(current).unwrap_or_default();
             if let Some((reason, message)) = told {
                 status.state = Some(waiting(reason, Some(message.clone())));
                 status.last_state = Some(now);
             } else if facts.backing_off.contains(&container.name) {
-                let delay = facts.back_offs.get(&container.name).copied().unwrap_or_default().delay();
+                let delay = facts.memory.back_offs.get(&container.name).copied().unwrap_or_default().delay();
                 let message = format!(
                     "back-off {} restarting failed container={} pod={}_{}({})",
                     go_duration(delay),
@@ -185,21 +230,34 @@ fn container_status(
                 status.last_state = Some(previous.unwrap_or_default());
             }
             // An init container that has done its work is ready.
-            status.ready = is_init && *code == 0;
+            status.ready = container.role == Role::Init && *code == 0;
         }
     }
     status
 }
 
-fn terminated(container: &ObservedContainer) -> Option<ContainerState> {
+fn terminated(
+    container: &ObservedContainer,
+    last_words: &BTreeMap<String, String>,
+    longest: usize,
+) -> Option<ContainerState> {
     let ObservedState::Exited { code, reason, message, started_at, finished_at, .. } = &container.state
     else {
         return None;
     };
+    let said = last_words.get(&container.id).filter(|said| !said.is_empty());
+    let parts: Vec<&str> = [Some(message), said]
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .filter(|part| !part.is_empty())
+        .collect();
+    let mut message = parts.join(": ");
+    message.truncate(message.floor_char_boundary(longest));
     let terminated = ContainerStateTerminated {
         exit_code: *code,
         reason: Some(reason.clone()).filter(|reason| !reason.is_empty()),
-        message: Some(message.clone()).filter(|message| !message.is_empty()),
+        message: Some(message).filter(|message| !message.is_empty()),
         started_at: time(*started_at),
         finished_at: time(*finished_at),
         container_id: Some(format!("podwright://{}", container.id)),
@@ -237,8 +295,12 @@ fn go_duration(duration: std::time::Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::api::core::v1::Probe;
+    use serde_json::json;
+
     use super::*;
-    use crate::pod::model::tests::pod;
+    use crate::pod::back_off::BackOff;
+    use crate::pod::model::tests::{pod, pod_of};
     use crate::pod::plan::ObservedSandbox;
     use crate::time::BootTime;
 
@@ -287,9 +349,13 @@ mod tests {
         let running = seen(Some(ObservedState::Running { started_at: 1 }));
         let mut facts = StatusFacts::default();
         let status = render_status(&pod(&["a"]), &running, &facts, None, 1);
+        assert!(is_true(&status, "Ready"), "without a probe it is ready as it is");
+        let mut probed = pod(&["a"]);
+        probed.containers[0].spec.readiness_probe = Some(Probe::default());
+        let status = render_status(&probed, &running, &facts, None, 1);
         assert_eq!((status.phase.as_deref(), is_true(&status, "Ready")), (Some("Running"), false));
-        facts.ready.insert("c".into());
-        let status = render_status(&pod(&["a"]), &running, &facts, None, 1);
+        facts.memory.ready.insert("c".into());
+        let status = render_status(&probed, &running, &facts, None, 1);
         assert!(
             is_true(&status, "Ready")
                 && is_true(&status, "ContainersReady")
@@ -302,7 +368,7 @@ mod tests {
     fn a_crash_loop_waits_with_the_exit_as_last_state() {
         let mut facts = StatusFacts::default();
         facts.backing_off.insert("a".into());
-        facts.back_offs.insert("a".into(), BackOff::default().next(BootTime(1), BootTime(1)));
+        facts.memory.back_offs.insert("a".into(), BackOff::default().next(BootTime(1), BootTime(1)));
         let status = render_status(&pod(&["a"]), &seen(Some(exited(3))), &facts, None, 1);
         let container = &status.container_statuses.as_ref().expect("statuses")[0];
         let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref()).expect("it waits");
@@ -315,6 +381,23 @@ mod tests {
             container.last_state.as_ref().and_then(|state| state.terminated.as_ref()).expect("an exit");
         assert_eq!((last.exit_code, container.restart_count), (3, 2));
         assert_eq!(status.phase.as_deref(), Some("Running"));
+    }
+
+    #[test]
+    fn last_words_follow_the_runtimes_message_and_share_twelve_kib() {
+        let facts = StatusFacts {
+            last_words: [("c".to_owned(), "ä".repeat(5000))].into(),
+            ..StatusFacts::default()
+        };
+        let mut ended = exited(1);
+        if let ObservedState::Exited { message, .. } = &mut ended {
+            *message = "OOM".into();
+        }
+        let status = render_status(&pod(&["a", "b", "c"]), &seen(Some(ended)), &facts, None, 1);
+        let state = status.container_statuses.expect("statuses")[0].state.clone();
+        let message = state.and_then(|state| state.terminated?.message).expect("a message");
+        assert!(message.starts_with("OOM: ää"), "{message}");
+        assert_eq!(message.len(), 4095, "4096 would cut a letter");
     }
 
     #[test]
@@ -336,9 +419,12 @@ mod tests {
     #[test]
     fn transition_times_stay_where_nothing_changed() {
         let running = seen(Some(ObservedState::Running { started_at: 1 }));
-        let former = render_status(&pod(&["a"]), &running, &StatusFacts::default(), None, 5_000_000_000);
-        let ready = StatusFacts { ready: ["c".to_owned()].into(), ..StatusFacts::default() };
-        let next = render_status(&pod(&["a"]), &running, &ready, Some(&former), 9_000_000_000);
+        let mut pod = pod(&["a"]);
+        pod.containers[0].spec.readiness_probe = Some(Probe::default());
+        let mut facts = StatusFacts::default();
+        let former = render_status(&pod, &running, &facts, None, 5_000_000_000);
+        facts.memory.ready.insert("c".into());
+        let next = render_status(&pod, &running, &facts, Some(&former), 9_000_000_000);
         let since = |kind: &str| {
             let mut conditions = next.conditions.iter().flatten();
             conditions
@@ -347,5 +433,103 @@ mod tests {
                 .map(|time| time.0.as_second())
         };
         assert_eq!((since("Ready"), since("PodScheduled")), (Some(9), Some(5)));
+    }
+
+    /// Reason of waiting, `started` and `ready` of each container, init containers first; phase and the two conditions.
+    fn summary(pod: &Pod, seen: &ObservedPod, memory: &Memory) -> (Vec<String>, String) {
+        let facts = StatusFacts { memory: memory.clone(), ..StatusFacts::default() };
+        let status = render_status(pod, seen, &facts, None, 1);
+        let reason = |kind: &str| {
+            let found = status.conditions.iter().flatten().find(|one| one.type_ == kind).expect(kind).clone();
+            let message = found.message.unwrap_or_default();
+            format!("{kind}={} {} {message}", found.status, found.reason.unwrap_or_default())
+                .trim_end()
+                .to_owned()
+        };
+        let told = format!(
+            "{}; {}; {}",
+            status.phase.clone().unwrap_or_default(),
+            reason("Initialized").replace(" ContainersNotInitialized", ""),
+            reason("Ready").replace(" ContainersNotReady", ""),
+        );
+        let all =
+            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+        let one = |status: &ContainerStatus| {
+            let waiting = status.state.as_ref().and_then(|state| state.waiting.clone());
+            let reason = waiting.and_then(|waiting| waiting.reason).unwrap_or_default();
+            format!("{} {reason} {} {}", status.name, status.started == Some(true), status.ready)
+        };
+        (all.map(one).collect(), told)
+    }
+
+    #[test]
+    fn sidecars_count_for_readiness_and_the_others_wait_for_them() {
+        let pod = pod_of(json!({ "restartPolicy": "OnFailure", "initContainers": [
+            { "name": "s", "image": "i", "restartPolicy": "Always", "startupProbe": { "exec": { "command": ["x"] } },
+              "readinessProbe": { "exec": { "command": ["x"] } } },
+            { "name": "i", "image": "i" },
+        ], "containers": [{ "name": "a", "image": "i" }] }));
+        let (run, done) = (ObservedState::Running { started_at: 1 }, exited(0));
+        let seen = |containers: &[(&str, &ObservedState)]| {
+            let mut all = seen(None);
+            for (name, state) in containers {
+                let one = ObservedContainer {
+                    id: (*name).to_owned(),
+                    sandbox: "s".into(),
+                    attempt: 0,
+                    image_id: "i".into(),
+                    state: (*state).clone(),
+                };
+                all.containers.insert((*name).to_owned(), vec![one]);
+            }
+            all
+        };
+        let mut memory = Memory::default();
+        let check = |containers: &[(&str, &ObservedState)], memory: &Memory, each: [&str; 3], whole: &str| {
+            assert_eq!(
+                summary(&pod, &seen(containers), memory),
+                (each.map(str::to_owned).into(), whole.to_owned())
+            );
+        };
+        check(
+            &[("s", &run)],
+            &memory,
+            ["s  false false", "i PodInitializing false false", "a PodInitializing false false"],
+            "Pending; Initialized=False containers with incomplete status: [s i]; \
+             Ready=False containers with unready status: [s a]",
+        );
+        memory.started.insert("s".into());
+        check(
+            &[("s", &run), ("i", &run)],
+            &memory,
+            ["s  true false", "i  true false", "a PodInitializing false false"],
+            "Pending; Initialized=False containers with incomplete status: [i]; \
+             Ready=False containers with unready status: [s a]",
+        );
+        check(
+            &[("s", &run), ("i", &done), ("a", &run)],
+            &memory,
+            ["s  true false", "i  false true", "a  true true"],
+            "Running; Initialized=True; Ready=False containers with unready status: [s]",
+        );
+        memory.ready.insert("s".into());
+        check(
+            &[("s", &run), ("i", &done), ("a", &run)],
+            &memory,
+            ["s  true true", "i  false true", "a  true true"],
+            "Running; Initialized=True; Ready=True",
+        );
+        check(
+            &[("s", &run), ("i", &done), ("a", &done)],
+            &memory,
+            ["s  true true", "i  false true", "a  false false"],
+            "Running; Initialized=True; Ready=False containers with unready status: [a]",
+        );
+        check(
+            &[("s", &exited(143)), ("i", &done), ("a", &done)],
+            &memory,
+            ["s  false false", "i  false true", "a  false false"],
+            "Succeeded; Initialized=True PodCompleted; Ready=False PodCompleted",
+        );
     }
 }

@@ -1,11 +1,13 @@
 //! The task of one pod: observe, plan, execute, report, wait. It owns the pod's state; others send wishes and wake it.
 
 mod execute;
+mod hooks;
 mod observe;
 mod probing;
 mod remember;
+mod stopping;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,18 +16,25 @@ use cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_openapi::api::core::v1;
 use manifest::Loaded;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::Config;
 use crate::cgroups::PodCgroups;
+use crate::events::Kind;
 use crate::pod::back_off::BackOff;
 use crate::pod::model::Pod;
-use crate::pod::plan::{Memory, ObservedPod, ObservedState, PodAction, PodPlan, WorkerState, plan_pod};
+use crate::pod::plan::{
+    Memory, ObservedContainer, ObservedPod, ObservedState, PodAction, PodPlan, WorkerState, plan_pod,
+};
 use crate::pod::status::{StatusFacts, render_status};
+use crate::pod::termination;
 use crate::report::{Reporter, StartTimes};
 use crate::time::{BootTime, api_time, wall_ns};
 use crate::volumes::Volumes;
-use probing::{Probers, Verdict};
+use probing::Probers;
+
+pub(crate) use remember::remembered_pods;
 
 /// What all workers share.
 pub(crate) struct Node {
@@ -44,6 +53,22 @@ pub(crate) enum Wish {
     Stop,
 }
 
+/// What a task of a worker tells it.
+enum News {
+    /// A probe was answered.
+    Probe(probing::Verdict),
+    /// A preStop hook is over; why, if it failed.
+    PreStop { id: String, name: String, failure: Option<String> },
+    /// A container was stopped, or could not be.
+    Stopped { id: String },
+}
+
+/// Where tasks tell their news, and those that end with the worker.
+struct Tasks {
+    news: mpsc::Sender<News>,
+    running: JoinSet<()>,
+}
+
 /// One pod's task.
 pub(crate) struct Worker {
     node: Arc<Node>,
@@ -54,8 +79,20 @@ pub(crate) struct Worker {
     waiting: BTreeMap<String, (String, String)>,
     image_back_offs: BTreeMap<String, BackOff>,
     probers: Probers,
-    verdicts: mpsc::Receiver<Verdict>,
+    /// What tasks of this worker tell: probes, hooks, stops.
+    news: mpsc::Receiver<News>,
+    tasks: Tasks,
+    /// What ended containers left behind, by id: read once.
+    last_words: BTreeMap<String, String>,
+    /// Ids of containers whose end was announced.
+    announced: BTreeSet<String>,
+    /// The attempt whose back-off was told, by container name.
+    told_back_off: BTreeMap<String, u32>,
     start_time: i64,
+    /// Nanoseconds since 1970 when the pod is to be gone, once it is to go.
+    deletion: Option<i64>,
+    /// The record as it was last written.
+    written: Vec<u8>,
     former: Option<v1::PodStatus>,
     wish: watch::Receiver<Wish>,
     wake: Arc<Notify>,
@@ -66,7 +103,7 @@ pub(crate) struct Worker {
 impl Worker {
     #[expect(clippy::disallowed_methods, reason = "how long a start takes is measured")]
     pub(crate) fn new(node: Arc<Node>, pod: Pod, wish: watch::Receiver<Wish>, wake: Arc<Notify>) -> Self {
-        let (sender, verdicts) = mpsc::channel(16);
+        let (sender, news) = mpsc::channel(16);
         let times = StartTimes {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
@@ -74,14 +111,20 @@ impl Worker {
             ..StartTimes::default()
         };
         let mut worker = Self {
-            probers: Probers::new(node.cri.clone(), sender),
+            probers: Probers::default(),
             node,
             pod,
             state: WorkerState::Syncing,
             memory: Memory::default(),
             waiting: BTreeMap::new(),
             image_back_offs: BTreeMap::new(),
-            verdicts,
+            news,
+            tasks: Tasks { news: sender, running: JoinSet::new() },
+            last_words: BTreeMap::new(),
+            announced: BTreeSet::new(),
+            told_back_off: BTreeMap::new(),
+            deletion: None,
+            written: Vec::new(),
             start_time: wall_ns(),
             former: None,
             wish,
@@ -96,9 +139,7 @@ impl Worker {
     /// Rounds until nothing of the pod is left.
     pub(crate) async fn run(mut self) {
         loop {
-            if *self.wish.borrow_and_update() == Wish::Stop && self.state == WorkerState::Syncing {
-                self.state = WorkerState::Terminating { grace: self.pod.grace };
-            }
+            let is_wanted = *self.wish.borrow_and_update() == Wish::Run;
             let seen = match self.observe().await {
                 Ok(seen) => seen,
                 Err(error) => {
@@ -111,7 +152,10 @@ impl Worker {
                     continue;
                 }
             };
+            self.memory.keep(&seen);
+            self.state = self.state.next(&self.pod, &seen, is_wanted, BootTime::now());
             self.follow_probes(&seen);
+            self.hear_last_words(&seen);
             let plan = plan_pod(&self.pod, self.state, &seen, &self.memory, BootTime::now());
             self.tell(&seen, &plan);
             if plan.actions.is_empty() {
@@ -144,9 +188,37 @@ impl Worker {
             () = timer => {}
             () = wake.notified() => {}
             _ = self.wish.changed() => {}
-            Some(verdict) = self.verdicts.recv() => self.judge(verdict),
+            Some(news) = self.news.recv() => self.hear(news),
             Ok(()) = desired.changed() => self.objects_changed(),
         }
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Probe(verdict) => self.judge(verdict),
+            News::PreStop { id, name, failure } => self.pre_stopped(id, &name, failure),
+            News::Stopped { id } => drop(self.memory.busy.remove(&id)),
+        }
+    }
+
+    /// Reads what containers that have ended left behind, once.
+    fn hear_last_words(&mut self, seen: &ObservedPod) {
+        let ended = |one: &&ObservedContainer| matches!(one.state, ObservedState::Exited { .. });
+        let mut known = BTreeMap::new();
+        let all = self.pod.init_containers.iter().chain(&self.pod.containers);
+        for container in all {
+            for one in seen.containers.get(&container.name).into_iter().flatten().filter(ended) {
+                let words = match self.last_words.remove(&one.id) {
+                    Some(words) => words,
+                    None => {
+                        let places = self.places(&container.name, one.attempt);
+                        termination::last_words(&places, &container.spec, &one.state)
+                    }
+                };
+                known.insert(one.id.clone(), words);
+            }
+        }
+        self.last_words = known;
     }
 
     /// ConfigMaps and Secrets reach the files of running pods; what waited for one is tried again.
@@ -177,13 +249,14 @@ impl Worker {
                 *message = format!("Back-off pulling image: {message}");
             }
         }
+        self.tell_back_offs(seen, plan);
         let facts = StatusFacts {
             start_time: self.start_time,
             host_ip: self.node.config.node_ip.map(|ip| ip.to_string()),
             waiting: self.waiting.clone(),
             backing_off: plan.backing_off.clone(),
-            back_offs: self.memory.back_offs.clone(),
-            ready: self.ready(seen),
+            memory: self.memory.clone(),
+            last_words: self.last_words.clone(),
         };
         let status = render_status(&self.pod, seen, &facts, self.former.as_ref(), wall_ns());
         let is_ready =
@@ -198,10 +271,11 @@ impl Worker {
         if let Some(spec) = &mut told.spec {
             spec.node_name.get_or_insert_with(|| self.node.config.node_name.clone());
         }
-        if let WorkerState::Terminating { grace } = self.state {
-            told.metadata.deletion_timestamp =
-                told.metadata.deletion_timestamp.or_else(|| api_time(wall_ns()));
-            told.metadata.deletion_grace_period_seconds = i64::try_from(grace.as_secs()).ok();
+        if let WorkerState::Terminating { deadline } = self.state {
+            let left = i64::try_from(deadline.since(now).as_nanos()).unwrap_or(0);
+            let deletion = *self.deletion.get_or_insert_with(|| wall_ns().saturating_add(left));
+            told.metadata.deletion_timestamp = api_time(deletion);
+            told.metadata.deletion_grace_period_seconds = i64::try_from(self.pod.grace.as_secs()).ok();
         }
         told.status = Some(status.clone());
         self.former = Some(status);
@@ -245,20 +319,29 @@ impl Worker {
         ImageServiceClient::new(self.node.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE)
     }
 
-    /// Running containers that are ready: by their probe, or for want of one.
-    fn ready(&self, seen: &ObservedPod) -> std::collections::BTreeSet<String> {
-        let mut ready = std::collections::BTreeSet::new();
-        for container in &self.pod.containers {
-            let Some(current) = seen.containers.get(&container.name).and_then(|attempts| attempts.first())
-            else {
-                continue;
-            };
-            let running = matches!(current.state, ObservedState::Running { .. });
-            let gated = container.spec.readiness_probe.is_some();
-            if running && (!gated || self.probers.is_ready(&current.id)) {
-                ready.insert(current.id.clone());
+    /// Where files of one container lie.
+    fn places(&self, name: &str, attempt: u32) -> termination::Places {
+        termination::Places {
+            message: termination::message_file(
+                &self.node.volumes.pod_directory(&self.pod.uid),
+                name,
+                attempt,
+            ),
+            logs: self.log_directory(),
+            log: std::path::Path::new(name).join(format!("{attempt}.log")),
+        }
+    }
+
+    /// Tells of each back-off once.
+    fn tell_back_offs(&mut self, seen: &ObservedPod, plan: &PodPlan) {
+        for name in &plan.backing_off {
+            let attempt = seen.containers.get(name).and_then(|all| all.first()).map_or(0, |one| one.attempt);
+            if self.told_back_off.insert(name.clone(), attempt) != Some(attempt) {
+                let Pod { name: pod, namespace, uid, .. } = &self.pod;
+                let message =
+                    format!("Back-off restarting failed container {name} in pod {pod}_{namespace}({uid})");
+                self.node.reporter.event(&self.pod, Kind::Warning, "BackOff", &message);
             }
         }
-        ready
     }
 }

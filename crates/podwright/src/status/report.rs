@@ -46,6 +46,9 @@ impl Report {
         for slice in &self.endpoint_slices {
             items.push(serde_json::to_value(slice)?);
         }
+        for event in &self.events {
+            items.push(serde_json::to_value(event)?);
+        }
         Ok(json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items}))
     }
 }
@@ -60,12 +63,13 @@ mod tests {
             pods: vec![Pod::default()],
             services: vec![Service::default()],
             endpoint_slices: vec![EndpointSlice::default()],
+            events: vec![Event::default()],
             ..Report::default()
         };
         let list = report.to_list().unwrap();
         let kinds: Vec<&str> =
             list["items"].as_array().unwrap().iter().map(|item| item["kind"].as_str().unwrap()).collect();
-        assert_eq!(kinds, ["Node", "Pod", "Service", "EndpointSlice"]);
+        assert_eq!(kinds, ["Node", "Pod", "Service", "EndpointSlice", "Event"]);
         assert_eq!(list["kind"], "List");
     }
 

@@ -11,7 +11,7 @@ use crate::environment::{self, PodFacts};
 use crate::events::Kind;
 use crate::hosts;
 use crate::pod::model::Container;
-use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan, StopReason};
+use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan};
 use crate::time::BootTime;
 
 /// How long what cannot be made now is not tried again.
@@ -30,43 +30,22 @@ impl Obstacle {
 }
 
 impl Worker {
-    /// Carries out a plan: stops at once and together, the rest in order. A pod that is not wanted any more interrupts
-    /// starts, not stops.
+    /// Carries out a plan in order. Hooks before the end and stops only begin; a pod that is not wanted any more interrupts
+    /// starts.
     pub(super) async fn execute(&mut self, plan: PodPlan, seen: &ObservedPod) {
-        let mut stops = tokio::task::JoinSet::new();
         for action in plan.actions {
-            match action {
-                PodAction::StopContainer { id, name, grace, why } => {
-                    if why != StopReason::FailedLiveness {
-                        let message = format!("Stopping container {name}");
-                        self.node.reporter.event(&self.pod, Kind::Normal, "Killing", &message);
-                    }
-                    let mut runtime = self.runtime();
-                    let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
-                    stops.spawn(async move {
-                        runtime
-                            .stop_container(v1::StopContainerRequest { container_id: id, timeout })
-                            .await
-                            .map(drop)
-                    });
-                }
-                other => {
-                    let mut wish = self.wish.clone();
-                    wish.mark_unchanged();
-                    let is_start =
-                        matches!(other, PodAction::StartContainer { .. } | PodAction::CreateSandbox { .. });
-                    let wanted = *wish.borrow() == Wish::Run;
-                    tokio::select! {
-                        () = self.execute_one(other, seen) => {}
-                        Ok(()) = wish.changed(), if is_start && wanted => return,
-                    }
-                }
-            }
-        }
-        while let Some(stopped) = stops.join_next().await {
-            if let Ok(Err(status)) = stopped {
-                tracing::warn!(pod = self.pod.name, error = status.message(), "stop a container");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+            let mut wish = self.wish.clone();
+            wish.mark_unchanged();
+            let is_start = matches!(
+                action,
+                PodAction::StartContainer { .. }
+                    | PodAction::PostStart { .. }
+                    | PodAction::CreateSandbox { .. }
+            );
+            let wanted = *wish.borrow() == Wish::Run;
+            tokio::select! {
+                () = self.execute_one(action, seen) => {}
+                Ok(()) = wish.changed(), if is_start && wanted => return,
             }
         }
     }
@@ -74,16 +53,27 @@ impl Worker {
     async fn execute_one(&mut self, action: PodAction, seen: &ObservedPod) {
         let mut runtime = self.runtime();
         let done = match action {
-            PodAction::CreateSandbox { attempt } => {
-                self.create_sandbox(attempt).await;
-                return;
-            }
+            PodAction::CreateSandbox { attempt } => return self.create_sandbox(attempt).await,
             PodAction::StartContainer { name, attempt } => {
-                self.start_container(&name, attempt, seen).await;
-                return;
+                return self.start_container(&name, attempt, seen).await;
             }
-            PodAction::RemoveContainer { id } => {
-                runtime.remove_container(v1::RemoveContainerRequest { container_id: id }).await.map(drop)
+            PodAction::PostStart { id, name } => {
+                let Some(container) = self.container_of(&name) else { return };
+                return self.post_start(&container, &id, seen).await;
+            }
+            PodAction::PreStop { id, name, kill } => {
+                let Some(container) = self.container_of(&name) else { return };
+                self.announce(&id, &name, kill);
+                return self.pre_stop(&container, id, kill, seen);
+            }
+            PodAction::StopContainer { id, name, kill } => {
+                self.announce(&id, &name, kill);
+                return self.stop(id, kill);
+            }
+            PodAction::RemoveContainer { id, name, attempt } => {
+                let removed = runtime.remove_container(v1::RemoveContainerRequest { container_id: id }).await;
+                self.places(&name, attempt).remove();
+                removed.map(drop)
             }
             PodAction::StopSandbox { id } => {
                 runtime.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id }).await.map(drop)
@@ -91,12 +81,17 @@ impl Worker {
             PodAction::RemoveSandbox { id } => {
                 runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await.map(drop)
             }
-            PodAction::StopContainer { .. } | PodAction::Finish => Ok(()),
+            PodAction::Finish => Ok(()),
         };
         if let Err(status) = done {
             tracing::warn!(pod = self.pod.name, error = status.message(), "the runtime refused");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
+    }
+
+    fn container_of(&self, name: &str) -> Option<Container> {
+        let mut all = self.pod.init_containers.iter().chain(&self.pod.containers);
+        all.find(|container| container.name == name).cloned()
     }
 
     async fn create_sandbox(&mut self, attempt: u32) {
@@ -150,20 +145,20 @@ impl Worker {
     }
 
     async fn start_container(&mut self, name: &str, attempt: u32, seen: &ObservedPod) {
-        let all = self.pod.init_containers.iter().chain(&self.pod.containers);
-        let Some(container) = all.into_iter().find(|container| container.name == name).cloned() else {
-            return;
-        };
+        let Some(container) = self.container_of(name) else { return };
         let previous = seen.containers.get(name).and_then(|attempts| attempts.first());
         if let Some(ObservedState::Exited { ended, .. }) = previous.map(|previous| &previous.state) {
             let back_off = self.memory.back_offs.get(name).copied().unwrap_or_default();
             self.memory.back_offs.insert(name.to_owned(), back_off.next(*ended, BootTime::now()));
         }
         match self.try_start(&container, attempt, seen).await {
-            Ok(()) => {
+            Ok(started) => {
                 self.waiting.remove(name);
                 self.memory.held.remove(name);
                 self.image_back_offs.remove(name);
+                if let Some(id) = started {
+                    self.post_start(&container, &id, seen).await;
+                }
             }
             Err(obstacle) => {
                 let message = format!("Error: {}", obstacle.message);
@@ -182,13 +177,14 @@ impl Worker {
         }
     }
 
+    /// The id of the container that was started; nothing when it exited at once.
     async fn try_start(
         &mut self,
         container: &Container,
         attempt: u32,
         seen: &ObservedPod,
-    ) -> Result<(), Obstacle> {
-        let Some(sandbox) = seen.sandboxes.first().filter(|sandbox| sandbox.ready) else { return Ok(()) };
+    ) -> Result<Option<String>, Obstacle> {
+        let Some(sandbox) = seen.sandboxes.first().filter(|sandbox| sandbox.ready) else { return Ok(None) };
         let timer = now();
         let image = self.image(&container.spec).await?;
         self.step("image", timer);
@@ -203,7 +199,10 @@ impl Worker {
         };
         let env =
             environment::render(&self.pod, &container.spec, &desired.objects, &facts).map_err(refused)?;
-        let mounts = self.node.volumes.mounts(&self.pod, &container.spec).map_err(refused)?;
+        let mut mounts = self.node.volumes.mounts(&self.pod, &container.spec).map_err(refused)?;
+        let places = self.places(&container.name, attempt);
+        let message = places.make_message(&container.spec);
+        mounts.extend(message.map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?);
         self.write_hosts(&sandbox.ips)
             .map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?;
         let config = cri_requests::container(&self.pod, container, attempt, &image.id, &env, mounts);
@@ -224,12 +223,18 @@ impl Worker {
         let reporter = &self.node.reporter;
         reporter.event(&self.pod, Kind::Normal, "Created", &format!("Container created: {}", container.name));
         let timer = now();
-        let started = self.runtime().start_container(v1::StartContainerRequest { container_id: id }).await;
-        if let Err(status) = started {
+        if container.spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some()) {
+            // Written down first: whoever finds the container running knows that its hook is not over.
+            self.memory.post_start.insert(id.clone());
+            self.remember();
+        }
+        let request = v1::StartContainerRequest { container_id: id.clone() };
+        if let Err(status) = self.runtime().start_container(request).await {
+            self.memory.post_start.remove(&id);
             // The container has exited with StartError: its own back-off counts from here on.
             let message = format!("Error: {}", status.message());
             self.node.reporter.event(&self.pod, Kind::Warning, "Failed", &message);
-            return Ok(());
+            return Ok(None);
         }
         self.step("start", timer);
         self.node.reporter.event(
@@ -238,7 +243,7 @@ impl Worker {
             "Started",
             &format!("Container started: {}", container.name),
         );
-        Ok(())
+        Ok(Some(id))
     }
 
     /// The image by the pull policy.

@@ -1,19 +1,34 @@
-//! What of a pod must survive a restart of the agent: when it started, back-offs, verdicts. So that a restart flips nothing.
+//! What of a pod must survive a restart of the agent: its manifest, when it started, where it is on its way, back-offs,
+//! verdicts, hooks. So that a restart flips nothing, and a pod whose manifest goes meanwhile still ends in good order.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use k8s_openapi::api::core::v1;
 use serde::{Deserialize, Serialize};
 
 use super::Worker;
-use crate::pod::back_off::BackOff;
+use crate::pod::plan::{Memory, WorkerState};
 
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 struct Record {
+    pod: Option<v1::Pod>,
     start_time: i64,
-    back_offs: BTreeMap<String, BackOff>,
-    ready: BTreeSet<String>,
-    status: Option<k8s_openapi::api::core::v1::PodStatus>,
+    deletion: Option<i64>,
+    state: WorkerState,
+    memory: Memory,
+    status: Option<v1::PodStatus>,
+}
+
+/// The pods that a former agent remembered.
+pub(crate) fn remembered_pods(state_dir: &Path) -> Vec<Arc<v1::Pod>> {
+    let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
+    let is_record = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "json");
+    let records = entries.map(|entry| entry.path()).filter(is_record);
+    let pods =
+        records.filter_map(|path| serde_json::from_slice::<Record>(&std::fs::read(path).ok()?).ok()?.pod);
+    pods.map(Arc::new).collect()
 }
 
 impl Worker {
@@ -26,26 +41,32 @@ impl Worker {
         let Ok(text) = std::fs::read(self.record_path()) else { return };
         let Ok(record) = serde_json::from_slice::<Record>(&text) else { return };
         self.start_time = record.start_time;
-        self.memory.back_offs = record.back_offs;
-        self.probers.ready = record.ready;
+        self.deletion = record.deletion;
+        self.state = record.state;
+        self.memory = record.memory;
         self.former = record.status;
+        self.written = text;
     }
 
     /// Writes it down where it changed.
-    pub(super) fn remember(&self) {
+    pub(super) fn remember(&mut self) {
         let record = Record {
+            pod: Some((*self.pod.source).clone()),
             start_time: self.start_time,
-            back_offs: self.memory.back_offs.clone(),
-            ready: self.probers.ready.clone(),
+            deletion: self.deletion,
+            state: self.state,
+            memory: self.memory.clone(),
             status: self.former.clone(),
         };
         let Ok(text) = serde_json::to_vec(&record) else { return };
-        let path = self.record_path();
-        if std::fs::read(&path).is_ok_and(|known| known == text) {
+        if self.written == text {
             return;
         }
-        if let Err(error) = host::state_file::write_atomic(&path, &text, 0o600) {
-            tracing::warn!(pod = self.pod.name, %error, "the pod's record cannot be written");
+        match host::state_file::write_atomic(&self.record_path(), &text, 0o600) {
+            Ok(()) => self.written = text,
+            Err(error) => {
+                tracing::warn!(pod = self.pod.name, %error, "the pod's record cannot be written");
+            }
         }
     }
 }

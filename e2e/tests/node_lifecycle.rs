@@ -1,0 +1,414 @@
+//! The life of a pod's containers on a standalone node: init containers and sidecars, probes, hooks, last words.
+
+use anyhow::{Context, Result};
+use e2e::story::{Story, condition, container_id};
+use e2e::test_host::eventually;
+use e2e::{TestHost, image};
+use serde_json::Value;
+
+/// A pod whose containers share `/w`; `spec` is indented by two.
+fn pod(name: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+spec:
+  volumes:
+  - name: w
+    hostPath:
+      path: SHARED
+{spec}"
+    )
+}
+
+/// A container that does `script` with `/w` mounted; `extra` are more fields, indented by four.
+fn container(name: &str, script: &str, extra: &str) -> String {
+    format!(
+        "  - name: {name}
+    image: IMAGE
+    command: [/bin/sh, -c, {script:?}]
+    volumeMounts:
+    - name: w
+      mountPath: /w
+{extra}"
+    )
+}
+
+/// Notes its name when it is told to end.
+fn ending(name: &str) -> String {
+    format!("trap 'echo {name} >> /w/log; exit 0' TERM; touch /w/{name}-up; while :; do sleep 0.05; done")
+}
+
+fn start(text: &str) -> Result<Story> {
+    let host = TestHost::new()?;
+    let shared = host.path().join("shared");
+    std::fs::create_dir(&shared)?;
+    let text = text.replace("SHARED", &shared.display().to_string());
+    Story::start_on(host, &[("pod.yaml", &text)], &[])
+}
+
+/// The lines that containers wrote to `/w/log`.
+fn log(story: &Story) -> Vec<String> {
+    let text = std::fs::read_to_string(story.host.path().join("shared/log")).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+fn event_until(story: &Story, pod: &str, reason: &str, message: &str) -> Result<()> {
+    let mut last = Vec::new();
+    let found = eventually(message, || {
+        last = story.events(pod).ok()?;
+        last.iter().any(|(why, text)| why == reason && text.contains(message)).then_some(())
+    });
+    found.with_context(|| format!("events of {pod}: {last:#?}"))
+}
+
+fn gone(story: &Story, pod: &str) -> Result<()> {
+    eventually("the pod is gone", || {
+        let status = story.status().ok()?;
+        let pods = status["items"].as_array()?.iter().filter(|item| item["kind"] == "Pod");
+        pods.clone().all(|item| item["metadata"]["name"] != pod).then_some(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn init_containers_run_in_order_and_are_tried_again() -> Result<()> {
+    let first = "echo one >> /w/log; [ -e /w/tried ] || { touch /w/tried; exit 1; }";
+    let text = pod(
+        "prepared",
+        &format!(
+            "  initContainers:\n{}{}  containers:\n{}",
+            container("one", first, ""),
+            container("two", "echo two >> /w/log", ""),
+            container("main", &format!("echo main >> /w/log; {}", ending("end")), ""),
+        ),
+    );
+    let story = start(&text)?;
+    let pod = story.ready("prepared")?;
+    assert_eq!(log(&story), ["one", "one", "two", "main"]);
+    assert_eq!(condition(&pod, "Initialized"), Some("True"));
+    let init = &pod["status"]["initContainerStatuses"];
+    assert_eq!(init[0]["restartCount"], 1, "{init}");
+    for index in [0, 1] {
+        assert_eq!(init[index]["state"]["terminated"]["reason"], "Completed", "{init}");
+        assert_eq!(init[index]["ready"], true, "{init}");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_failed_init_container_fails_a_pod_that_is_never_restarted() -> Result<()> {
+    let text = pod(
+        "broken",
+        &format!(
+            "  restartPolicy: Never\n  initContainers:\n{}  containers:\n{}",
+            container("init", "exit 3", ""),
+            container("main", "true", ""),
+        ),
+    );
+    let story = start(&text)?;
+    let pod = story.pod_until("broken", "it has failed", |pod| pod["status"]["phase"] == "Failed")?;
+    assert_eq!(condition(&pod, "Initialized"), Some("False"), "{}", pod["status"]);
+    let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
+    assert_eq!(waiting, "PodInitializing");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn sidecars_start_first_and_end_last_in_reverse_order() -> Result<()> {
+    let sidecar = "    restartPolicy: Always
+    startupProbe:
+      exec:
+        command: [test, -e, /w/go]
+      periodSeconds: 1
+      failureThreshold: 100
+";
+    let main = "echo main >> /w/log; while [ ! -e /w/finish ]; do sleep 0.05; done";
+    let text = pod(
+        "accompanied",
+        &format!(
+            "  restartPolicy: Never\n  initContainers:\n{}{}  containers:\n{}",
+            container("s1", &ending("s1"), sidecar),
+            container("s2", &ending("s2"), "    restartPolicy: Always\n"),
+            container("main", main, ""),
+        ),
+    );
+    let story = start(&text)?;
+    let shared = story.host.path().join("shared");
+    let pod = story.pod_until("accompanied", "the first sidecar runs", |pod| {
+        pod["status"]["initContainerStatuses"][0]["state"]["running"].is_object()
+    })?;
+    let init = &pod["status"]["initContainerStatuses"];
+    assert_eq!((&init[0]["started"], &init[0]["ready"]), (&false.into(), &false.into()), "{init}");
+    assert!(!shared.join("s2-up").exists(), "the second one waits for the first one's startup probe");
+    assert_eq!(condition(&pod, "Initialized"), Some("False"));
+
+    std::fs::write(shared.join("go"), "")?;
+    let pod = story.ready("accompanied")?;
+    assert!(shared.join("s2-up").exists() && log(&story) == ["main"], "{:?}", log(&story));
+    let id = pod["status"]["initContainerStatuses"][1]["containerID"].as_str().context("an id")?.to_owned();
+    let (pid, _) = story.facts(id.trim_start_matches("podwright://"))?;
+    story.host.run("kill", &["-KILL", &pid.to_string()])?;
+    story.pod_until("accompanied", "a sidecar is started again, whatever the pod's policy", |pod| {
+        pod["status"]["initContainerStatuses"][1]["restartCount"] == 1
+            && condition(pod, "Ready") == Some("True")
+    })?;
+
+    std::fs::write(shared.join("finish"), "")?;
+    story.pod_until("accompanied", "it has succeeded", |pod| pod["status"]["phase"] == "Succeeded")?;
+    assert_eq!(log(&story), ["main", "s2", "s1"]);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_deleted_pod_ends_its_sidecars_after_its_containers() -> Result<()> {
+    let slow = "trap 'sleep 0.5; echo main >> /w/log; exit 0' TERM; while :; do sleep 0.05; done";
+    let text = pod(
+        "ended",
+        &format!(
+            "  initContainers:\n{}  containers:\n{}",
+            container("s", &ending("s"), "    restartPolicy: Always\n"),
+            container("main", slow, ""),
+        ),
+    );
+    let story = start(&text)?;
+    story.ready("ended")?;
+    std::fs::remove_file(story.manifests.join("pod.yaml"))?;
+    gone(&story, "ended")?;
+    assert_eq!(log(&story), ["main", "s"]);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_startup_probe_holds_the_others_back() -> Result<()> {
+    let probes = "    startupProbe:
+      exec:
+        command: [test, -e, /w/up]
+      periodSeconds: 1
+      failureThreshold: 100
+    livenessProbe:
+      exec:
+        command: [test, -e, /w/live]
+      periodSeconds: 1
+      failureThreshold: 1
+";
+    let text = pod("slow", &format!("  containers:\n{}", container("c", &ending("c"), probes)));
+    let story = start(&text)?;
+    let shared = story.host.path().join("shared");
+    event_until(&story, "slow", "Unhealthy", "Startup probe failed: ")?;
+    let pod = story.object("Pod", "slow").context("the pod")?;
+    let status = &pod["status"]["containerStatuses"][0];
+    assert_eq!((&status["started"], &status["ready"]), (&false.into(), &false.into()), "{status}");
+    std::fs::write(shared.join("live"), "")?;
+    std::fs::write(shared.join("up"), "")?;
+    let pod = story.ready("slow")?;
+    let status = &pod["status"]["containerStatuses"][0];
+    assert_eq!((&status["started"], &status["restartCount"]), (&true.into(), &0.into()), "{status}");
+    std::fs::remove_file(shared.join("live"))?;
+    event_until(&story, "slow", "Killing", "Container c failed liveness probe, will be restarted")?;
+    std::fs::write(shared.join("live"), "")?;
+    story.pod_until("slow", "it is restarted", |pod| {
+        pod["status"]["containerStatuses"][0]["restartCount"] == 1 && condition(pod, "Ready") == Some("True")
+    })?;
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_failed_startup_probe_kills_within_its_own_grace() -> Result<()> {
+    // The container ignores SIGTERM: with the pod's grace of ten minutes it would still be there.
+    let probe = "    startupProbe:
+      exec:
+        command: [\"false\"]
+      periodSeconds: 1
+      failureThreshold: 1
+      terminationGracePeriodSeconds: 1
+";
+    let stubborn = "trap '' TERM; while :; do sleep 0.05; done";
+    let text = pod(
+        "stubborn",
+        &format!("  terminationGracePeriodSeconds: 600\n  containers:\n{}", container("c", stubborn, probe)),
+    );
+    let story = start(&text)?;
+    event_until(&story, "stubborn", "Killing", "Container c failed startup probe, will be restarted")?;
+    let pod = story.pod_until("stubborn", "it was killed", |pod| {
+        pod["status"]["containerStatuses"][0]["restartCount"].as_i64() > Some(0)
+    })?;
+    let last = &pod["status"]["containerStatuses"][0]["lastState"]["terminated"];
+    assert_eq!(last["exitCode"], 137, "{}", pod["status"]);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_probe_speaks_https_and_verifies_nothing() -> Result<()> {
+    let probe = "    readinessProbe:
+      httpGet:
+        scheme: HTTPS
+        host: 192.0.2.2
+        port: 8443
+        path: /
+      periodSeconds: 1
+";
+    let text = pod("tls", &format!("  containers:\n{}", container("c", &ending("c"), probe)));
+    let story = start(&text)?;
+    let refused = "Readiness probe failed: Get \"https://192.0.2.2:8443/\": dial tcp 192.0.2.2:8443: connect: connection refused";
+    event_until(&story, "tls", "Unhealthy", refused)?;
+    let (key, cert) = (story.host.path().join("key.pem"), story.host.path().join("cert.pem"));
+    let (key, cert) = (key.display().to_string(), cert.display().to_string());
+    let request = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=nobody", "-days", "1"];
+    story.host.run("openssl", &[request.as_slice(), &["-keyout", &key, "-out", &cert]].concat())?;
+    let server = ["s_server", "-accept", "8443", "-www", "-quiet", "-key", &key, "-cert", &cert];
+    let _server = story.host.spawn("openssl", story.host.command("openssl").args(server))?;
+    story.ready("tls").map(drop)
+}
+
+#[test]
+#[ignore = "needs root"]
+fn hooks_run_after_the_start_and_before_the_end() -> Result<()> {
+    let hooks = "    lifecycle:
+      postStart:
+        exec:
+          command: [/bin/sh, -c, sleep 0.3; echo post >> /w/log]
+      preStop:
+        exec:
+          command: [/bin/sh, -c, sleep 0.3; echo pre >> /w/log]
+";
+    let text = pod(
+        "hooked",
+        &format!(
+            "  containers:\n{}{}",
+            container("c", &ending("end"), hooks),
+            container("d", "echo d >> /w/log; trap 'exit 0' TERM; while :; do sleep 0.05; done", ""),
+        ),
+    );
+    let story = start(&text)?;
+    story.ready("hooked")?;
+    eventually("d has started", || (log(&story).len() == 2).then_some(()))?;
+    assert_eq!(log(&story), ["post", "d"], "the next container waits for the hook");
+    std::fs::remove_file(story.manifests.join("pod.yaml"))?;
+    gone(&story, "hooked")?;
+    assert_eq!(log(&story), ["post", "d", "pre", "end"]);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_failed_post_start_hook_kills_the_container() -> Result<()> {
+    let hook = "    lifecycle:
+      postStart:
+        exec:
+          command: [/bin/sh, -c, echo why; exit 7]
+";
+    let text = pod("unhooked", &format!("  containers:\n{}", container("c", &ending("end"), hook)));
+    let story = start(&text)?;
+    event_until(&story, "unhooked", "FailedPostStartHook", "PostStartHook failed")?;
+    let pod = story.pod_until("unhooked", "the reason is told", |pod| {
+        let status = &pod["status"]["containerStatuses"][0];
+        status["state"]["waiting"]["reason"] == "PostStartHookError"
+            && status["lastState"]["terminated"].is_object()
+    })?;
+    let message = pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"].to_string();
+    assert!(message.contains("Exec lifecycle hook ([/bin/sh -c echo why; exit 7])"), "{message}");
+    assert!(message.contains("why"), "{message}");
+    assert_eq!(log(&story).first().map(String::as_str), Some("end"), "it was asked to end");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_pre_stop_hook_ends_with_the_grace() -> Result<()> {
+    let hook = "    lifecycle:
+      preStop:
+        exec:
+          command: [/bin/sh, -c, sleep 600]
+";
+    let text = pod(
+        "lingering",
+        &format!(
+            "  terminationGracePeriodSeconds: 1\n  containers:\n{}",
+            container("c", &ending("end"), hook)
+        ),
+    );
+    let story = start(&text)?;
+    story.ready("lingering")?;
+    std::fs::remove_file(story.manifests.join("pod.yaml"))?;
+    gone(&story, "lingering")?;
+    assert_eq!(log(&story), ["end"], "it still got its signal");
+    let events = story.events("lingering")?;
+    assert!(events.iter().any(|(reason, _)| reason == "FailedPreStopHook"), "{events:?}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn last_words_come_from_the_file_or_the_log() -> Result<()> {
+    let falls_back = "    terminationMessagePolicy: FallbackToLogsOnError\n";
+    let text = pod(
+        "words",
+        &format!(
+            "  restartPolicy: Never\n  containers:\n{}{}{}{}",
+            container("file", "echo -n written > /dev/termination-log; exit 1", ""),
+            container("log", "echo logged; echo too >&2; exit 1", falls_back),
+            container("well", "echo logged", falls_back),
+            container("own", "echo -n own > /w-words; exit 1", "    terminationMessagePath: /w-words\n"),
+        ),
+    );
+    let story = start(&text)?;
+    let pod = story.pod_until("words", "it has ended", |pod| pod["status"]["phase"] == "Failed")?;
+    let statuses = pod["status"]["containerStatuses"].as_array().context("statuses")?;
+    let words: Vec<&Value> = statuses.iter().map(|one| &one["state"]["terminated"]["message"]).collect();
+    assert_eq!(words, [&"written".into(), &"logged\ntoo\n".into(), &Value::Null, &Value::from("own")]);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn cve_2019_11245_a_restarted_container_is_not_root() -> Result<()> {
+    let host = TestHost::new()?;
+    let layout = |user: &str| -> Result<std::path::PathBuf> {
+        let layout = host.path().join(format!("user-{user}.oci"));
+        let config = image::ImageConfig { user: user.into(), ..image::busybox_config() };
+        image::write_layout(&layout, "registry.test/user:1", vec![image::busybox_layer()?], &config)?;
+        Ok(layout)
+    };
+    let (harmless, root) = (layout("33")?, layout("0")?);
+    let text = "apiVersion: v1
+kind: Pod
+metadata:
+  name: nobody
+spec:
+  securityContext:
+    runAsNonRoot: true
+  containers:
+  - name: c
+    image: registry.test/user:1
+    imagePullPolicy: Never
+    command: [/bin/sh, -c, 'trap \"exit 1\" TERM; id -u; while :; do sleep 0.05; done']
+";
+    let story = Story::start_on(host, &[], &[])?;
+    let node = story.node.as_ref().context("the node")?;
+    node.import(&story.host, &harmless)?;
+    story.write("pod.yaml", text)?;
+    let stop = |id: &str| story.crictl(&["stop", "--timeout", "5", id]);
+    let pod = story.ready("nobody")?;
+    stop(&container_id(&pod)?)?;
+    let pod = story.pod_until("nobody", "it is restarted", |pod| {
+        pod["status"]["containerStatuses"][0]["restartCount"] == 1 && condition(pod, "Ready") == Some("True")
+    })?;
+    let user = story.exec(&container_id(&pod)?, "id -u")?;
+    assert_eq!(user.trim(), "33");
+    node.import(&story.host, &root)?;
+    stop(&container_id(&pod)?)?;
+    let pod = story.pod_until("nobody", "the image of root is refused", |pod| {
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "CreateContainerConfigError"
+    })?;
+    let message = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"];
+    assert_eq!(message, "container has runAsNonRoot and image will run as root");
+    Ok(())
+}
