@@ -412,3 +412,52 @@ spec:
     assert_eq!(message, "container has runAsNonRoot and image will run as root");
     Ok(())
 }
+
+#[test]
+#[ignore = "needs root"]
+fn logs_are_rotated_by_size_and_compressed() -> Result<()> {
+    let host = TestHost::new()?;
+    let config = host.path().join("kubelet.yaml");
+    let text = "apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+containerLogMaxSize: 4Ki
+containerLogMaxFiles: 3
+containerLogMonitorInterval: 3s
+";
+    std::fs::write(&config, text)?;
+    let talking = "i=0; trap 'exit 0' TERM; while :; do echo $i; i=$((i+1)); sleep 0.005; done";
+    let pod = format!(
+        "apiVersion: v1\nkind: Pod\nmetadata:\n  name: talking\nspec:\n  containers:\n  - name: c\n    image: IMAGE\n    command: [/bin/sh, -c, {talking:?}]\n"
+    );
+    let story = Story::start_on(host, &[("pod.yaml", &pod)], &["--config", &config.display().to_string()])?;
+    let pod = story.ready("talking")?;
+    let log = story.log_path("talking")?;
+    let directory = log.parent().context("a directory")?;
+    let files = || -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    };
+    let names = eventually("a rotated log is compressed", || {
+        files().ok().filter(|names| names.iter().any(|name| name.ends_with(".gz")) && names.len() == 3)
+    })?;
+    assert!(
+        names[1].starts_with("0.log.2") && names[1].len() == "0.log.20060102-150405.gz".len(),
+        "{names:?}"
+    );
+    assert!(names[2].starts_with("0.log.2") && names[2].len() == "0.log.20060102-150405".len(), "{names:?}");
+    let script = format!("cd {} && zcat {} && cat {}", directory.display(), names[1], names[2]);
+    let text = story.host.run("sh", &["-c", &script])?;
+    let numbers: Vec<u64> = text.lines().filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    assert!(numbers.len() > 100 && numbers[0] == 0, "{names:?}");
+    assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no line is lost or repeated");
+    eventually("the log goes on", || {
+        let text = story.logs(&pod).ok()?;
+        (text.lines().next()?.parse::<u64>().ok()? > *numbers.last()?).then_some(())
+    })?;
+    std::fs::remove_file(&log)?;
+    eventually("a removed log is made again", || log.exists().then_some(()))
+}

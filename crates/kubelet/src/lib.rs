@@ -9,6 +9,7 @@ mod environment;
 mod events;
 mod hosts;
 mod image_gc;
+mod log_rotation;
 mod manager;
 pub mod pod;
 mod probe;
@@ -20,6 +21,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use image_gc::ImageGcPolicy;
+pub use log_rotation::LogRotationPolicy;
 pub use manager::run;
 pub use report::{NodeReport, StartTimes};
 pub use time::BootTime;
@@ -43,6 +45,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// When images are removed.
     pub image_gc: ImageGcPolicy,
+    /// When logs of containers are rotated.
+    pub log_rotation: LogRotationPolicy,
 }
 
 /// Why the kubelet ended.

@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 use crate::cgroups::PodCgroups;
 use crate::cri_requests::{GRACE, POD_UID};
 use crate::image_gc::Collector;
+use crate::log_rotation::Rotator;
 use crate::pod::model::{Pod, admit};
 use crate::pod::status::render_rejected;
 use crate::pod::worker::{self, Node, Wish, Worker};
@@ -68,9 +69,15 @@ pub async fn run(
         desired: node.desired.clone(),
         reporter: &node.reporter,
     };
+    let logs = Rotator {
+        cri: node.cri.clone(),
+        policy: node.config.log_rotation,
+        pod_logs_dir: node.config.pod_logs_dir.clone(),
+    };
     tokio::select! {
         () = manager.follow(stop) => {}
         never = images.run() => match never {},
+        never = logs.run() => match never {},
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use kubelet::ImageGcPolicy;
+use kubelet::{ImageGcPolicy, LogRotationPolicy};
 use serde::Deserialize;
 
 use crate::cli::NodeArgs;
@@ -141,6 +141,12 @@ pub(crate) struct KubeletFile {
     image_minimum_gc_age: Option<Duration>,
     #[serde(default, rename = "imageMaximumGCAge", deserialize_with = "go_duration")]
     image_maximum_gc_age: Option<Duration>,
+    #[serde(default)]
+    container_log_max_size: Option<String>,
+    #[serde(default)]
+    container_log_max_files: Option<usize>,
+    #[serde(default, deserialize_with = "go_duration")]
+    container_log_monitor_interval: Option<Duration>,
 }
 
 /// Reads a KubeletConfiguration; without a file nothing is configured.
@@ -159,6 +165,7 @@ pub(crate) fn kubelet(file: Option<&Path>) -> Result<KubeletFile, ConfigError> {
         return Err(fail(format!("cgroupDriver {driver:?} is not supported, only cgroupfs")));
     }
     check_image_gc(&file.image_gc()).map_err(|what| fail(what.to_owned()))?;
+    file.log_rotation().map_err(fail)?;
     Ok(file)
 }
 
@@ -219,12 +226,35 @@ impl KubeletFile {
     /// What has no flag.
     pub(crate) fn apply(self, node: &mut Node) {
         node.image_gc = self.image_gc();
+        // Checked when the file was read.
+        node.log_rotation = self.log_rotation().unwrap_or_default();
         if let Some(dir) = self.pod_logs_dir {
             node.pod_logs_dir = dir;
         }
         if let Some(path) = self.resolv_conf {
             node.resolv_conf = path;
         }
+    }
+
+    /// By upstream's rules.
+    fn log_rotation(&self) -> Result<LogRotationPolicy, String> {
+        let mut policy = LogRotationPolicy::default();
+        if let Some(text) = &self.container_log_max_size {
+            let amount =
+                manifest::quantity::parse(text).ok().and_then(|amount| u64::try_from(amount.ceil()).ok());
+            policy.max_size = amount
+                .filter(|size| *size > 0)
+                .ok_or_else(|| format!("containerLogMaxSize {text:?} is not a size such as 10Mi"))?;
+        }
+        policy.max_files = self.container_log_max_files.unwrap_or(policy.max_files);
+        if policy.max_files < 2 {
+            return Err("containerLogMaxFiles must be greater than 1".to_owned());
+        }
+        policy.interval = self.container_log_monitor_interval.unwrap_or(policy.interval);
+        if policy.interval < Duration::from_secs(3) {
+            return Err("containerLogMonitorInterval must be at least 3 seconds".to_owned());
+        }
+        Ok(policy)
     }
 
     fn image_gc(&self) -> ImageGcPolicy {
@@ -302,6 +332,10 @@ mod tests {
             ("imageGCHighThresholdPercent: 101\n", "between 0 and 100"),
             ("imageMaximumGCAge: 1m\n", "must be greater"),
             ("imageMinimumGCAge: 2 minutes\n", "duration"),
+            ("containerLogMaxSize: big\n", "10Mi"),
+            ("containerLogMaxFiles: 1\n", "greater than 1"),
+            ("containerLogMonitorInterval: 1s\n", "3 seconds"),
+            ("containerLogMaxWorkers: 2\n", "containerLogMaxWorkers"),
         ] {
             let (_dir, path) = file(&format!("{head}{text}"));
             let message = kubelet(Some(&path)).unwrap_err().to_string();

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use kubelet::ImageGcPolicy;
+use kubelet::{ImageGcPolicy, LogRotationPolicy};
 
 use crate::cli::NodeArgs;
 use crate::config::ConfigError;
@@ -64,6 +64,8 @@ pub(crate) struct Node {
     pub(crate) resolv_conf: PathBuf,
     /// When images are removed.
     pub(crate) image_gc: ImageGcPolicy,
+    /// When logs of containers are rotated.
+    pub(crate) log_rotation: LogRotationPolicy,
 }
 
 impl Node {
@@ -105,6 +107,7 @@ impl Node {
             pod_logs_dir: under_root("logs/pods", "/var/log/pods"),
             resolv_conf: PathBuf::from(DEFAULT_RESOLV_CONF),
             image_gc: ImageGcPolicy::default(),
+            log_rotation: LogRotationPolicy::default(),
             root,
             state,
         })
@@ -293,6 +296,7 @@ mod tests {
             pod_logs_dir: "/var/log/pods".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             image_gc: ImageGcPolicy::default(),
+            log_rotation: LogRotationPolicy::default(),
         };
         assert_eq!(node, expect);
     }

@@ -55,5 +55,6 @@ pub(crate) fn kubelet(node: &Node) -> kubelet::Config {
         state_dir: node.state.join("kubelet"),
         resolv_conf: node.resolv_conf.clone(),
         image_gc: node.image_gc,
+        log_rotation: node.log_rotation,
     }
 }
