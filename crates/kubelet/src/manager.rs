@@ -62,6 +62,7 @@ pub async fn run(
     manager.take_over();
     manager.end_orphans().await?;
     manager.reconcile();
+    manager.node.reporter.expect(manager.workers.keys());
     let node = Arc::clone(&manager.node);
     let images = Collector {
         cri: node.cri.clone(),

@@ -1,6 +1,6 @@
 //! What the kubelet tells: pods with their status, events, how long each start took.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1;
@@ -18,6 +18,8 @@ pub struct NodeReport {
     pub events: Vec<v1::Event>,
     /// How the pods came up.
     pub starts: Vec<StartTimes>,
+    /// Whether every pod that there was at the start has been told of: before, a missing pod may be one that still runs.
+    pub complete: bool,
 }
 
 /// How long the steps of one pod's start took.
@@ -48,6 +50,8 @@ struct State {
     pods: BTreeMap<String, v1::Pod>,
     starts: BTreeMap<String, StartTimes>,
     events: Recorder,
+    /// Pods that are not told of yet, once it is known which there are.
+    awaited: Option<BTreeSet<String>>,
 }
 
 impl Reporter {
@@ -55,9 +59,20 @@ impl Reporter {
         Self { node_name, state: Mutex::default(), sender }
     }
 
+    /// From now on the report is complete once these pods have been told of.
+    pub(crate) fn expect<'a>(&self, uids: impl Iterator<Item = &'a String>) {
+        self.change(|state| {
+            state.awaited = Some(uids.filter(|uid| !state.pods.contains_key(*uid)).cloned().collect());
+            true
+        });
+    }
+
     /// A pod as it is now.
     pub(crate) fn pod(&self, uid: &str, pod: v1::Pod, start: StartTimes) {
         self.change(|state| {
+            if let Some(awaited) = &mut state.awaited {
+                awaited.remove(uid);
+            }
             let same = state.pods.get(uid) == Some(&pod) && state.starts.get(uid) == Some(&start);
             if !same {
                 state.pods.insert(uid.to_owned(), pod);
@@ -71,7 +86,11 @@ impl Reporter {
     pub(crate) fn gone(&self, uid: &str) {
         self.change(|state| {
             state.starts.remove(uid);
-            state.pods.remove(uid).is_some()
+            if let Some(awaited) = &mut state.awaited {
+                awaited.remove(uid);
+            }
+            state.pods.remove(uid);
+            true
         });
     }
 
@@ -109,6 +128,35 @@ impl Reporter {
             (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name))
         });
         let starts = state.starts.values().cloned().collect();
-        self.sender.send_replace(Arc::new(NodeReport { pods, events: state.events.list(), starts }));
+        let complete = state.awaited.as_ref().is_some_and(BTreeSet::is_empty);
+        self.sender.send_replace(Arc::new(NodeReport {
+            pods,
+            events: state.events.list(),
+            starts,
+            complete,
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_complete_when_every_pod_that_was_there_has_been_told_of() {
+        let (sender, reports) = watch::channel(Arc::default());
+        let reporter = Reporter::new("n".into(), sender);
+        let tell = |uid: &str| reporter.pod(uid, v1::Pod::default(), StartTimes::default());
+        let complete = || reports.borrow().complete;
+        tell("early");
+        assert!(!complete(), "it is not known yet which pods there are");
+        let uids = ["early", "late", "gone"].map(str::to_owned);
+        reporter.expect(uids.iter());
+        tell("late");
+        assert!(!complete());
+        reporter.gone("gone");
+        assert!(complete());
+        reporter.expect([].iter());
+        assert!(complete(), "a node without pods has told of all");
     }
 }

@@ -3,19 +3,30 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Pod;
 use kubelet::NodeReport;
 use proxy::{LocalPod, Protocol};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-/// Hands on every change that matters to the proxy, until `stop`.
+/// How long the first report may take: a pod of which nothing can be learned must not keep Services from others.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Hands on every change that matters to the proxy, until `stop`. `first` is told once the pods that a former agent left
+/// have been handed on: rules made before would cut them off.
 pub(crate) async fn follow(
     mut reports: watch::Receiver<Arc<NodeReport>>,
     pods: watch::Sender<Arc<Vec<LocalPod>>>,
+    first: oneshot::Sender<()>,
     stop: impl Future<Output = ()>,
 ) {
     let mut stop = std::pin::pin!(stop);
+    tokio::select! {
+        _ = tokio::time::timeout(PATIENCE, reports.wait_for(|report| report.complete)) => {}
+        () = &mut stop => return,
+    }
+    let mut first = Some(first);
     loop {
         let local: Vec<LocalPod> = reports.borrow_and_update().pods.iter().filter_map(local_pod).collect();
         pods.send_if_modified(|known| {
@@ -23,6 +34,10 @@ pub(crate) async fn follow(
             *known = Arc::new(local);
             changed
         });
+        if let Some(first) = first.take() {
+            // The proxy has ended: so will this.
+            let _ = first.send(());
+        }
         tokio::select! {
             Ok(()) = reports.changed() => {},
             () = &mut stop => return,

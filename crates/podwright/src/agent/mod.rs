@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hostnet::netfilter::WriterHandle;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -171,13 +171,21 @@ fn start_node(
     let stopped = || stop.clone().cancelled_owned();
     let kubelet = kubelet::run(parts::kubelet(node), cri, desired.clone(), kubelet_report, stopped());
     callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
-    let following = endpoints::follow(pods.clone(), local_pods, stopped());
+    let (first, known) = oneshot::channel();
+    let following = endpoints::follow(pods.clone(), local_pods, first, stopped());
     callers.spawn(async move {
         following.await;
         ("the endpoints", Ok(()))
     });
     let proxy = proxy::run(parts::proxy(node), desired.clone(), endpoints, writer, proxy_report, stopped());
-    callers.spawn(async move { ("the proxy", proxy.await.map_err(Into::into)) });
+    callers.spawn(async move {
+        let ended = match known.await {
+            Ok(()) => proxy.await.map_err(Into::into),
+            // It was told to stop before it began.
+            Err(_) => Ok(()),
+        };
+        ("the proxy", ended)
+    });
     let telling = problems::tell(desired.clone(), services.clone(), stopped());
     callers.spawn(async move {
         telling.await;
