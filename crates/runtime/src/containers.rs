@@ -148,6 +148,7 @@ impl Runtime {
             seccomp: self.filter(spec)?,
             inherit: InheritedNamespaces { net: true, ipc: true, uts: true, pid: pid == NamespaceMode::Pod },
             bundle: PathBuf::from("/"),
+            hooks_for: None,
         };
         Ok(plan_launch(spec, &options)?)
     }

@@ -61,6 +61,8 @@ pub(super) struct Create {
     /// `None` = the current directory.
     pub(super) bundle: Option<PathBuf>,
     pub(super) pid_file: Option<PathBuf>,
+    /// Where the terminal's controlling side is sent.
+    pub(super) console_socket: Option<PathBuf>,
     pub(super) preserve_fds: u32,
     /// `run` only: return when it runs.
     pub(super) detach: bool,
@@ -80,8 +82,11 @@ pub(super) struct Exec {
     pub(super) additional_gids: Vec<u32>,
     pub(super) capabilities: Vec<String>,
     pub(super) no_new_privileges: bool,
+    pub(super) tty: bool,
     pub(super) detach: bool,
     pub(super) pid_file: Option<PathBuf>,
+    /// Where the terminal's controlling side is sent.
+    pub(super) console_socket: Option<PathBuf>,
     pub(super) preserve_fds: u32,
     /// A cgroup below the container's.
     pub(super) cgroup: Option<String>,
@@ -210,7 +215,7 @@ fn parse_create(command: &str, words: &mut Words) -> Result<Command, CliError> {
         known.extend([flag("detach", "d"), flag("keep", ""), flag("no-subreaper", "")]);
     }
     let given = words.given(&known, Placement::Anywhere)?;
-    refuse_sockets(&given)?;
+    refuse_pidfd_socket(&given)?;
     if given.flag("no-pivot") {
         return Err(refused("--no-pivot", "a root that is not pivoted into can be left"));
     }
@@ -219,6 +224,7 @@ fn parse_create(command: &str, words: &mut Words) -> Result<Command, CliError> {
     let create = Create {
         bundle: path("bundle"),
         pid_file: path("pid-file"),
+        console_socket: console_socket(&given),
         preserve_fds: given.number("preserve-fds")?.unwrap_or(0),
         detach: given.flag("detach"),
         keep: given.flag("keep"),
@@ -227,13 +233,16 @@ fn parse_create(command: &str, words: &mut Words) -> Result<Command, CliError> {
     Ok(if command == "run" { Command::Run(create) } else { Command::Create(create) })
 }
 
-fn refuse_sockets(given: &Given) -> Result<(), CliError> {
-    for (option, reason) in [("console-socket", "terminals"), ("pidfd-socket", "passing on the pidfd")] {
-        if given.value(option).is_some_and(|socket| !socket.is_empty()) {
-            return Err(refused(&format!("--{option}"), reason));
-        }
+fn refuse_pidfd_socket(given: &Given) -> Result<(), CliError> {
+    match given.value("pidfd-socket").filter(|socket| !socket.is_empty()) {
+        Some(_) => Err(refused("--pidfd-socket", "passing on the pidfd")),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// An empty path is none given, as runc has it.
+fn console_socket(given: &Given) -> Option<PathBuf> {
+    given.value("console-socket").filter(|socket| !socket.is_empty()).map(PathBuf::from)
 }
 
 fn parse_exec(words: &mut Words) -> Result<Command, CliError> {
@@ -254,14 +263,11 @@ fn parse_exec(words: &mut Words) -> Result<Command, CliError> {
         flag("ignore-paused", ""),
     ]);
     let given = words.given(&known, Placement::First)?;
-    refuse_sockets(&given)?;
+    refuse_pidfd_socket(&given)?;
     for (option, reason) in [("process-label", "SELinux"), ("apparmor", "AppArmor")] {
         if given.value(option).is_some_and(|label| !label.is_empty()) {
             return Err(refused(&format!("--{option}"), reason));
         }
-    }
-    if given.flag("tty") {
-        return Err(refused("--tty", "terminals"));
     }
     let path = |name: &str| given.value(name).map(PathBuf::from);
     let gid = |text: &str| {
@@ -275,8 +281,10 @@ fn parse_exec(words: &mut Words) -> Result<Command, CliError> {
         additional_gids: given.all("additional-gids").map(gid).collect::<Result<_, _>>()?,
         capabilities: given.all("cap").map(str::to_owned).collect(),
         no_new_privileges: given.flag("no-new-privs"),
+        tty: given.flag("tty"),
         detach: given.flag("detach"),
         pid_file: path("pid-file"),
+        console_socket: console_socket(&given),
         preserve_fds: given.number("preserve-fds")?.unwrap_or(0),
         cgroup: given.value("cgroup").map(str::to_owned),
         ignore_paused: given.flag("ignore-paused"),
@@ -522,9 +530,8 @@ mod tests {
     fn what_is_not_supported_is_refused_by_name() {
         for line in [
             "--systemd-cgroup run c",
-            "run --console-socket /s c",
+            "run --pidfd-socket /s c",
             "create --no-pivot c",
-            "exec --tty c true",
             "exec --apparmor profile c true",
             "checkpoint c",
             "restore c",

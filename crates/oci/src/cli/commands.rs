@@ -13,6 +13,8 @@ use super::args::Global;
 use super::log;
 use super::pause;
 use super::record::{FIFO, Record, Status, remove_directory};
+use crate::launch;
+use crate::plan::{self, HookPoint, HooksPlan};
 
 /// Lets a created container's init execute its program.
 pub(super) fn start(global: &Global, id: &str) -> Result<(), CliError> {
@@ -38,7 +40,40 @@ pub(super) fn start(global: &Global, id: &str) -> Result<(), CliError> {
     // Whoever removes it has started the container; of two at once, one.
     rustix::fs::unlink(&fifo).map_err(failed)?;
     rustix::io::write(&gate, b"0").map_err(failed)?;
-    Ok(())
+    let (Some(hooks), Some(init)) = (hooks(global, &record)?, &record.init) else { return Ok(()) };
+    poststart(&hooks, init.pid).inspect_err(|_| {
+        if let Ok(Some(pidfd)) = init.pidfd() {
+            let _ = process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+    })
+}
+
+/// The container's hooks, if it has any.
+fn hooks(global: &Global, record: &Record) -> Result<Option<HooksPlan>, CliError> {
+    if !record.hooks {
+        return Ok(None);
+    }
+    let spec = record.spec(global)?;
+    plan::plan_hooks(&spec, Some(&record.id), &record.bundle)
+        .map_err(|error| CliError::new(error.to_string()))
+}
+
+/// A container one of whose poststart hooks fails must not run on.
+pub(super) fn poststart(hooks: &HooksPlan, pid: i32) -> Result<(), CliError> {
+    launch::hooks::run(hooks, HookPoint::Poststart, pid)
+        .map_err(|error| CliError::because("run the hooks", &error))
+}
+
+/// What fails here is told, and ends nothing: the container is going anyhow.
+pub(super) fn poststop(global: &Global, record: &Record) {
+    let outcome = hooks(global, record).and_then(|hooks| match hooks {
+        Some(hooks) => launch::hooks::run(&hooks, HookPoint::Poststop, 0)
+            .map_err(|error| CliError::because("run the hooks", &error)),
+        None => Ok(()),
+    });
+    if let Err(error) = outcome {
+        log::report(global, &error.0);
+    }
 }
 
 /// Prints the state.
@@ -111,5 +146,8 @@ pub(super) fn delete(global: &Global, id: &str, force: bool) -> Result<(), CliEr
         process::wait_ended(&pidfd, Duration::from_secs(10)).map_err(failed)?;
     }
     let cgroups = CgroupManager::detect().map_err(|error| CliError::because("look for cgroups", &error))?;
+    if record.init.is_some() {
+        poststop(global, &record);
+    }
     record.destroy(global, &cgroups)
 }

@@ -9,7 +9,7 @@ use rustix::fd::AsFd;
 
 use super::args::{Exec, Global};
 use super::record::{Record, Status};
-use super::{CliError, run};
+use super::{CliError, terminal};
 use crate::launch;
 use crate::plan::{self, ExecTarget};
 
@@ -47,7 +47,9 @@ pub(super) fn exec(global: &Global, exec: &Exec) -> Result<u8, CliError> {
                 .map_err(|error| CliError::because("make a signal descriptor", &error))?,
         ),
     };
-    let child = launch::exec(&cgroups, &target, &plan, run::own_stdio()?)
+    let terminal = plan.process.terminal.is_some();
+    let (stdio, rest) = terminal::stdio(terminal, exec.console_socket.as_deref(), exec.detach)?;
+    let child = launch::exec(&cgroups, &target, &plan, stdio)
         .map_err(|error| CliError::because("unable to start container process", &error))?;
     if let Some(path) = &exec.pid_file
         && let Err(error) = state_file::write_atomic(path, child.pid.to_string().as_bytes(), 0o644)
@@ -56,7 +58,7 @@ pub(super) fn exec(global: &Global, exec: &Exec) -> Result<u8, CliError> {
         return Err(CliError::because(&format!("write {}", path.display()), &error));
     }
     let Some(signals) = signals else { return Ok(0) };
-    let exit = run::wait(&child.pidfd, &signals)
+    let exit = terminal::wait(&child.pidfd, &signals, &rest)
         .map_err(|error| CliError::because("wait for the process", &error))?;
     Ok(u8::try_from(exit.code()).unwrap_or(u8::MAX))
 }
@@ -69,11 +71,15 @@ fn check_cgroup(cgroups: &CgroupManager, path: &str) -> Result<(), CliError> {
 /// The process file's, or the container's own process with what the command line changes.
 fn session_process(spec: &Spec, exec: &Exec) -> Result<Process, CliError> {
     if let Some(path) = &exec.process_file {
-        return read_process(path);
+        let mut process = read_process(path)?;
+        if exec.tty {
+            process.set_terminal(Some(true));
+        }
+        return Ok(process);
     }
     let mut process =
         spec.process().clone().ok_or_else(|| CliError::new("config.json field process is missing"))?;
-    process.set_args(Some(exec.args.clone())).set_terminal(Some(false));
+    process.set_args(Some(exec.args.clone())).set_terminal(Some(exec.tty));
     if let Some(cwd) = &exec.cwd {
         process.set_cwd(cwd.clone());
     }

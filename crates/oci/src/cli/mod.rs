@@ -13,6 +13,7 @@ mod pause;
 mod record;
 mod run;
 mod spec;
+mod terminal;
 mod update;
 mod words;
 

@@ -31,6 +31,9 @@ pub(super) struct Record {
     pub(super) created: String,
     pub(super) annotations: BTreeMap<String, String>,
     pub(super) cgroup_path: String,
+    /// Whether its spec has hooks.
+    #[serde(default)]
+    pub(super) hooks: bool,
     /// `None` until there is one.
     pub(super) init: Option<ProcessId>,
 }

@@ -1,19 +1,20 @@
 //! `create` and `run`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use host::cgroup::CgroupManager;
-use host::process::{self, Exit, ProcessId};
+use host::process::{self, ProcessId};
 use host::{state_file, sys};
 use oci_spec::runtime::Spec;
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use super::CliError;
 use super::args::{Create, Global};
-use super::log;
 use super::record::{FIFO, Record, remove_directory};
-use crate::launch::{self, Child, Gate, Stdio};
+use super::terminal::{self, Rest};
+use super::{commands, log};
+use crate::launch::{self, Child, Gate};
 use crate::plan::{InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, plan_launch};
 
 /// Makes a container whose init waits for `start`.
@@ -33,9 +34,10 @@ pub(super) fn run(global: &Global, create: &Create) -> Result<u8, CliError> {
     let signals = sys::signals_as_descriptor()
         .map_err(|error| context(CliError::because("make a signal descriptor", &error)))?;
     let started = prepared.launch(global, create, Release::AtOnce).map_err(context)?;
-    let exit = wait(&started.child.pidfd, &signals)
+    let exit = terminal::wait(&started.child.pidfd, &signals, &started.rest)
         .map_err(|error| context(CliError::because("wait for the container", &error)))?;
     if !create.keep {
+        commands::poststop(global, &started.record);
         started.record.destroy(global, &started.cgroups).map_err(context)?;
     }
     Ok(u8::try_from(exit.code()).unwrap_or(u8::MAX))
@@ -58,6 +60,7 @@ struct Prepared {
 
 struct Started {
     child: Child,
+    rest: Rest,
     record: Record,
     cgroups: CgroupManager,
 }
@@ -85,6 +88,7 @@ impl Prepared {
             seccomp: None,
             inherit: InheritedNamespaces::default(),
             bundle: bundle.clone(),
+            hooks_for: Some(create.id.clone()),
         };
         let mut plan = plan_launch(&spec, &options).map_err(|error| CliError::new(error.to_string()))?;
         plan.process.preserve_fds = create.preserve_fds;
@@ -120,7 +124,10 @@ impl Prepared {
             Release::AtOnce => None,
             Release::AtStart => Some(make_gate(directory)?),
         };
-        let child = launch::start(&cgroups, &self.plan, own_stdio()?, gate)
+        let detach = create.detach || release == Release::AtStart;
+        let (stdio, rest) =
+            terminal::stdio(self.plan.process.terminal.is_some(), create.console_socket.as_deref(), detach)?;
+        let child = launch::start(&cgroups, &self.plan, stdio, gate)
             .map_err(|error| CliError::because("unable to start container process", &error))?;
         let recorded = process::boot_id()
             .map_err(|error| CliError::because("read the boot id", &error))
@@ -133,13 +140,17 @@ impl Prepared {
                     None => Ok(()),
                 }
             });
-        if let Err(error) = recorded {
+        let started = recorded.and_then(|()| match (&self.plan.hooks, release) {
+            (Some(hooks), Release::AtOnce) => commands::poststart(hooks, child.pid),
+            _ => Ok(()),
+        });
+        if let Err(error) = started {
             let _ = process::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
             let _ = process::wait(child.pidfd.as_fd());
             let _ = record.destroy(global, &cgroups);
             return Err(error);
         }
-        Ok(Started { child, record, cgroups })
+        Ok(Started { child, rest, record, cgroups })
     }
 
     fn record(&self, id: &str) -> Record {
@@ -153,6 +164,7 @@ impl Prepared {
             created: log::now(),
             annotations,
             cgroup_path: self.cgroup_path.clone(),
+            hooks: self.plan.hooks.is_some(),
             init: None,
         }
     }
@@ -177,36 +189,4 @@ fn make_gate(directory: &Path) -> Result<Gate, CliError> {
     rustix::fs::mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0).map_err(failed)?;
     let fifo = rustix::fs::open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     Ok(Gate(fifo))
-}
-
-pub(super) fn own_stdio() -> Result<Stdio, CliError> {
-    let copy = |fd: std::os::fd::BorrowedFd<'_>| {
-        rustix::io::fcntl_dupfd_cloexec(fd, 64)
-            .map_err(|error| CliError::because("copy the standard streams", &std::io::Error::from(error)))
-    };
-    Ok(Stdio::Streams {
-        stdin: copy(rustix::stdio::stdin())?,
-        stdout: copy(rustix::stdio::stdout())?,
-        stderr: copy(rustix::stdio::stderr())?,
-    })
-}
-
-/// Waits for the container's end and passes on every signal that arrives here meanwhile.
-pub(super) fn wait(pidfd: &OwnedFd, signals: &OwnedFd) -> std::io::Result<Exit> {
-    use rustix::event::{PollFd, PollFlags};
-    loop {
-        let mut fds = [PollFd::new(pidfd, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if let Some(exit) = process::try_wait(pidfd.as_fd())? {
-            return Ok(exit);
-        }
-        while let Some(signal) = sys::read_signal(signals.as_fd())? {
-            if !matches!(signal, libc::SIGCHLD | libc::SIGURG | libc::SIGPIPE) {
-                process::pidfd_send_signal(pidfd.as_fd(), signal)?;
-            }
-        }
-    }
 }

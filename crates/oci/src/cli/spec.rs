@@ -86,6 +86,7 @@ mod tests {
             seccomp: None,
             inherit: InheritedNamespaces::default(),
             bundle: "/b".into(),
+            hooks_for: None,
         };
         plan_launch(&serde_json::from_value(example).unwrap(), &options).unwrap();
     }

@@ -10,12 +10,14 @@ use host::{path, sys};
 use rustix::fs::{Mode, OFlags};
 
 use super::report::{Failure, Reporter, Step};
-use super::{Gate, Joins, Stdio, credentials, program, rootfs};
-use crate::plan::LaunchPlan;
+use super::{Gate, Joins, Stdio, credentials, hooks, program, rootfs};
+use crate::plan::{HookPoint, HooksPlan, LaunchPlan};
 
 /// What the starter has prepared.
 pub(super) struct Seed<'a> {
     pub(super) plan: &'a LaunchPlan,
+    /// Where the starter says that its hooks have run; with hooks only.
+    pub(super) told: Option<&'a OwnedFd>,
     pub(super) stdio: &'a Stdio,
     pub(super) gate: Option<&'a Gate>,
     pub(super) cgroup: Option<&'a Cgroup>,
@@ -49,6 +51,11 @@ fn set_up(seed: &Seed<'_>, reporter: &mut Reporter) -> Result<Never, Failure> {
         }
         plan.sysctls.iter().try_for_each(|(name, value)| write_sysctl(procfs, name, value))
     })?;
+    if let (Some(hooks), Some(told)) = (&plan.hooks, seed.told) {
+        reporter.at_hooks();
+        wait_for(told).step(|| "wait for the hooks".to_owned())?;
+        run_hooks(hooks, HookPoint::CreateContainer)?;
+    }
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     take_stdio(seed.stdio, built.terminal.as_ref())?;
     own_stdio(process.uid);
@@ -62,12 +69,21 @@ fn set_up(seed: &Seed<'_>, reporter: &mut Reporter) -> Result<Never, Failure> {
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the process is about to lose.
         sys::install_seccomp(filter, *flags).step(|| "install the seccomp filter".to_owned())?;
     }
+    let hooks = plan.hooks.as_ref().filter(|hooks| !hooks.at(HookPoint::StartContainer).is_empty());
+    if let Some(hooks) = hooks {
+        // They run with the privileges of the container, not of its user: the start is awaited here.
+        if let Some(gate) = seed.gate {
+            reporter.at_gate();
+            wait_for(&gate.0).step(|| "wait for the start".to_owned())?;
+        }
+        run_hooks(hooks, HookPoint::StartContainer)?;
+    }
     credentials::drop_privileges(process)?;
     program::check_directory()?;
     let found = program::find(process, &env)?;
-    if let Some(gate) = seed.gate {
+    if let Some(gate) = seed.gate.filter(|_| hooks.is_none()) {
         reporter.at_gate();
-        wait_at(gate)?;
+        wait_for(&gate.0).step(|| "wait for the start".to_owned())?;
     }
     if let Some((filter, flags)) = filter.filter(|_| process.no_new_privileges) {
         sys::install_seccomp(filter, *flags).step(|| "install the seccomp filter".to_owned())?;
@@ -166,16 +182,21 @@ pub(super) fn own_stdio(uid: u32) {
     }
 }
 
-fn wait_at(gate: &Gate) -> Result<(), Failure> {
+/// By this process: in its namespaces it has the pid that it sees itself.
+fn run_hooks(hooks: &HooksPlan, point: HookPoint) -> Result<(), Failure> {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    hooks::run(hooks, point, pid)
+        .map_err(|error| Failure::step(error.to_string(), &io::Error::from_raw_os_error(libc::ECANCELED)))
+}
+
+fn wait_for(told: &OwnedFd) -> io::Result<()> {
     let mut byte = [0_u8; 8];
     loop {
-        match rustix::io::read(&gate.0, &mut byte) {
+        match rustix::io::read(told, &mut byte) {
             Err(rustix::io::Errno::INTR) => {}
-            // Closed on the other side: whoever held the gate is gone, and the container never starts.
-            Ok(0) => {
-                return Err(Failure::step("wait for the start", &io::Error::from_raw_os_error(libc::EPIPE)));
-            }
-            other => return other.map(drop).step(|| "wait for the start".to_owned()),
+            // Closed on the other side: whoever would have said it is gone, and the container never starts.
+            Ok(0) => return Err(io::Error::from_raw_os_error(libc::EPIPE)),
+            other => return Ok(other.map(drop)?),
         }
     }
 }

@@ -6,6 +6,7 @@
 mod container;
 mod credentials;
 mod dev;
+pub mod hooks;
 mod program;
 mod report;
 mod rootfs;
@@ -19,7 +20,7 @@ use host::cgroup::{Cgroup, CgroupError, CgroupManager, Entry};
 use host::namespace::{self, Namespace};
 use host::sys::{self, Forked};
 
-use crate::plan::{ExecPlan, ExecTarget, LaunchPlan, ProcessPlan, SeccompPlan};
+use crate::plan::{ExecPlan, ExecTarget, HookPoint, LaunchPlan, ProcessPlan, SeccompPlan};
 use report::{Message, Reporter};
 
 /// What a new process reads and writes: a terminal if its plan has one, else streams. Closed in the caller once it is started.
@@ -87,6 +88,9 @@ pub enum LaunchError {
         /// The errno.
         errno: i32,
     },
+    /// A hook has failed.
+    #[error(transparent)]
+    Hook(#[from] hooks::HookError),
     /// A step inside the new process.
     #[error("{step}")]
     Child {
@@ -158,8 +162,13 @@ fn start_in(
         }
     }
     let pid_namespace = joins.iter().find(|(kind, _)| *kind == Namespace::Pid).map(|(_, fd)| fd.as_fd());
+    let sync = plan.hooks.as_ref().map(|_| Sync::new()).transpose()?;
+    let (word, told) = sync.map_or((None, None), |Sync { word, told }| (Some(word), Some(told)));
+    // The child has but its own end: when the starter dies, it reads the end of the file.
+    let word = std::cell::Cell::new(word);
     let seed = container::Seed {
         plan,
+        told: told.as_ref(),
         stdio: &stdio,
         gate: gate.as_ref(),
         cgroup,
@@ -167,7 +176,34 @@ fn start_in(
         joins: &joins,
         filter,
     };
-    launch(flags, entry.as_ref(), pid_namespace, &plan.process, |reporter| container::run(&seed, reporter))
+    let set_up = |reporter: &mut Reporter| {
+        drop(word.take());
+        container::run(&seed, reporter)
+    };
+    launch(flags, entry.as_ref(), pid_namespace, &plan.process, set_up, |pid| {
+        let (Some(hooks), Some(word)) = (&plan.hooks, word.take()) else { return Ok(()) };
+        hooks::run(hooks, HookPoint::Prestart, pid)?;
+        hooks::run(hooks, HookPoint::CreateRuntime, pid)?;
+        let go_on = |source: rustix::io::Errno| LaunchError::Starter {
+            step: "let the new process go on".to_owned(),
+            source: source.into(),
+        };
+        rustix::io::write(&word, b"g").map(drop).map_err(go_on)
+    })
+}
+
+/// By which the starter lets a container's init go on when its hooks have run.
+struct Sync {
+    word: OwnedFd,
+    told: OwnedFd,
+}
+
+impl Sync {
+    fn new() -> Result<Self, LaunchError> {
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .map(|(told, word)| Self { word, told })
+            .map_err(|error| LaunchError::Starter { step: "make a pipe".to_owned(), source: error.into() })
+    }
 }
 
 /// Starts a process inside a running container, and returns when its program was executed.
@@ -195,16 +231,18 @@ pub fn exec(
     let pid_namespace = target.namespaces.contains(&Namespace::Pid).then(|| init.as_fd());
     let seed =
         session::Seed { plan, target, stdio: &stdio, init: init.as_fd(), entry: entry.as_ref(), filter };
-    launch(0, entry.as_ref(), pid_namespace, &plan.process, |reporter| session::run(&seed, reporter))
+    let set_up = |reporter: &mut Reporter| session::run(&seed, reporter);
+    launch(0, entry.as_ref(), pid_namespace, &plan.process, set_up, |_| Ok(()))
 }
 
-/// Clones, lets the child run `set_up`, and listens to what it says.
+/// Clones, lets the child run `set_up`, and listens to what it says; when it waits for its hooks, runs `at_hooks` with its pid.
 fn launch(
     flags: u64,
     entry: Option<&Entry>,
     pid_namespace: Option<std::os::fd::BorrowedFd<'_>>,
     process: &ProcessPlan,
     set_up: impl FnOnce(&mut Reporter) -> report::Failure,
+    at_hooks: impl FnOnce(i32) -> Result<(), LaunchError>,
 ) -> Result<Child, LaunchError> {
     let starter = |step: &str| {
         let step = step.to_owned();
@@ -225,7 +263,17 @@ fn launch(
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(writer);
-    match report::receive(reader) {
+    let kill = || {
+        let _ = host::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
+        let _ = host::process::wait(pidfd.as_fd());
+    };
+    let mut listener = report::Listener::new(reader);
+    let mut message = listener.receive();
+    if matches!(message, Ok(Message::AtHooks)) {
+        at_hooks(pid).inspect_err(|_| kill())?;
+        message = listener.receive();
+    }
+    match message {
         Ok(Message::Started | Message::AtGate) => {
             let start_time = host::process::start_time(pid).map_err(starter("read the start time"))?;
             Ok(Child { pid, pidfd, start_time })
@@ -234,9 +282,12 @@ fn launch(
             let _ = host::process::wait(pidfd.as_fd());
             Err(failure.into_error(process))
         }
+        Ok(Message::AtHooks) => {
+            kill();
+            Err(starter("read the report of the new process")(io::ErrorKind::InvalidData.into()))
+        }
         Err(source) => {
-            let _ = host::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
-            let _ = host::process::wait(pidfd.as_fd());
+            kill();
             Err(starter("read the report of the new process")(source))
         }
     }

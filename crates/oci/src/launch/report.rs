@@ -7,6 +7,7 @@ use super::LaunchError;
 use crate::plan::ProcessPlan;
 
 const AT_GATE: u8 = b'G';
+const AT_HOOKS: u8 = b'H';
 const STEP: u8 = b'S';
 const EXEC: u8 = b'E';
 
@@ -66,6 +67,13 @@ impl Reporter {
         Self { pipe: Some(pipe) }
     }
 
+    /// Says that the container is made and its hooks are next.
+    pub(super) fn at_hooks(&mut self) {
+        if let Some(pipe) = &self.pipe {
+            let _ = rustix::io::write(pipe, &[AT_HOOKS]);
+        }
+    }
+
     /// Says that everything is ready and the gate is next. From here on nobody listens.
     pub(super) fn at_gate(&mut self) {
         if let Some(pipe) = self.pipe.take() {
@@ -94,29 +102,45 @@ impl Reporter {
 pub(super) enum Message {
     /// The pipe was closed without a word: the program runs (or the process was killed, which its pidfd tells).
     Started,
+    /// It waits until its hooks have run.
+    AtHooks,
     /// It waits at the gate.
     AtGate,
     /// It has failed and is about to exit.
     Failed(Failure),
 }
 
-pub(super) fn receive(pipe: OwnedFd) -> io::Result<Message> {
-    let mut pipe = std::fs::File::from(pipe);
-    let mut message = Vec::new();
-    let mut buffer = [0_u8; 4096];
-    loop {
-        let count = match pipe.read(&mut buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other?,
-        };
-        message.extend_from_slice(&buffer[..count]);
-        if message.first() == Some(&AT_GATE) {
-            return Ok(Message::AtGate);
-        }
-        if count == 0 {
-            break;
+/// The starter's end.
+pub(super) struct Listener {
+    pipe: std::fs::File,
+}
+
+impl Listener {
+    pub(super) fn new(pipe: OwnedFd) -> Self {
+        Self { pipe: pipe.into() }
+    }
+
+    /// Waits for the next message.
+    pub(super) fn receive(&mut self) -> io::Result<Message> {
+        let mut message = Vec::new();
+        let mut buffer = [0_u8; 4096];
+        loop {
+            let count = match self.pipe.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            };
+            message.extend_from_slice(&buffer[..count]);
+            match message.first() {
+                Some(&AT_GATE) => return Ok(Message::AtGate),
+                Some(&AT_HOOKS) => return Ok(Message::AtHooks),
+                _ if count == 0 => return parse(&message),
+                _ => {}
+            }
         }
     }
+}
+
+fn parse(message: &[u8]) -> io::Result<Message> {
     let Some((kind, rest)) = message.split_first() else { return Ok(Message::Started) };
     let Some((errno, text)) = rest.split_first_chunk::<4>() else {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof));

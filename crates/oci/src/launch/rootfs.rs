@@ -34,7 +34,8 @@ pub(super) fn build(
         Tree::Detached(root) => {
             mount::set_attributes(&root, Depth::Recursive, private)
                 .step(|| "make the root private".to_owned())?;
-            mount::attach(&root, &host_root).step(|| "attach the root".to_owned())?;
+            mount::attach(&root, root_point(plan)?.as_ref().unwrap_or(&host_root))
+                .step(|| "attach the root".to_owned())?;
             root
         }
         Tree::Attached(root) => root,
@@ -69,6 +70,14 @@ pub(super) fn build(
             .step(|| format!("make {} read-only", target.display()))?;
     }
     Ok(Built { root, terminal })
+}
+
+/// With hooks the root is attached where its path says, so that they find it there; else anywhere will do.
+fn root_point(plan: &LaunchPlan) -> Result<Option<OwnedFd>, Failure> {
+    let (Rootfs::Directory(directory), Some(_)) = (&plan.rootfs, &plan.hooks) else { return Ok(None) };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let point = rustix::fs::open(directory, flags, Mode::empty());
+    point.step(|| format!("open the root {}", directory.display())).map(Some)
 }
 
 /// A root that is ready to be entered.

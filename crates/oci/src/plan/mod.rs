@@ -2,6 +2,7 @@
 //! name of the field, never dropped.
 
 mod capability;
+mod hooks;
 mod mounts;
 mod process;
 mod refuse;
@@ -17,6 +18,7 @@ use oci_spec::runtime::{
 };
 
 pub use capability::{CAPABILITY_NAMES, capability_mask};
+pub use hooks::{HookPlan, HookPoint, HooksPlan, plan_hooks};
 pub use types::{
     Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountKind, MountPlan,
     ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize,
@@ -40,6 +42,8 @@ pub struct LaunchOptions {
     pub inherit: InheritedNamespaces,
     /// Relative bind sources count from here.
     pub bundle: PathBuf,
+    /// The id that hooks are told. `None`: hooks are refused.
+    pub hooks_for: Option<String>,
 }
 
 /// Which namespaces a container inherits from whoever starts it.
@@ -106,6 +110,7 @@ pub fn plan_launch(spec: &Spec, options: &LaunchOptions) -> Result<LaunchPlan, P
     Ok(LaunchPlan {
         cgroup: plan_cgroup(linux, options.cgroup.as_deref())?,
         rootfs: options.rootfs.clone(),
+        hooks: hooks::plan_hooks(spec, options.hooks_for.as_deref(), &options.bundle)?,
         readonly_rootfs: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         root_propagation: mounts::root_propagation(linux.rootfs_propagation().as_deref())?,
         mounts: mounts::plan_mounts(spec.mounts().as_deref().unwrap_or(&[]), &options.bundle)?,

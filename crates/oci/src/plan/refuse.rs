@@ -5,29 +5,15 @@ use oci_spec::runtime::{Linux, Spec};
 use super::PlanError;
 
 pub(super) fn whole_spec(spec: &Spec) -> Result<(), PlanError> {
-    let hooks = spec.hooks().as_ref().is_some_and(has_hooks);
     let mapped =
         [spec.uid_mappings(), spec.gid_mappings()].into_iter().flatten().any(|maps| !maps.is_empty());
     first([
-        (hooks, "hooks", "lifecycle hooks"),
         (mapped, "uidMappings", "user namespaces"),
         (spec.solaris().is_some(), "solaris", "another operating system"),
         (spec.windows().is_some(), "windows", "another operating system"),
         (spec.vm().is_some(), "vm", "virtual machines"),
         (spec.zos().is_some(), "zos", "another operating system"),
     ])
-}
-
-fn has_hooks(hooks: &oci_spec::runtime::Hooks) -> bool {
-    let lists = [
-        hooks.prestart(),
-        hooks.create_runtime(),
-        hooks.create_container(),
-        hooks.start_container(),
-        hooks.poststart(),
-        hooks.poststop(),
-    ];
-    lists.into_iter().flatten().any(|list| !list.is_empty())
 }
 
 pub(super) fn linux(linux: &Linux) -> Result<(), PlanError> {

@@ -163,6 +163,7 @@ fn options() -> LaunchOptions {
         seccomp: None,
         inherit: InheritedNamespaces::default(),
         bundle: "/bundle".into(),
+        hooks_for: None,
     }
 }
 

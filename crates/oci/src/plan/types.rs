@@ -6,6 +6,8 @@ use host::cgroup::Limits;
 use host::namespace::Namespace;
 use serde::{Deserialize, Serialize};
 
+use super::HooksPlan;
+
 /// Where the container's root comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -54,6 +56,9 @@ pub struct LaunchPlan {
     pub domainname: Option<String>,
     /// What runs in it.
     pub process: ProcessPlan,
+    /// What runs beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<HooksPlan>,
 }
 
 /// A cgroup and its limits.

@@ -68,6 +68,7 @@ impl Bundle {
             seccomp: None,
             inherit: InheritedNamespaces::default(),
             bundle: self.path().to_owned(),
+            hooks_for: None,
         };
         plan_launch(&serde_json::from_value(self.spec.clone()).unwrap(), &options)
     }

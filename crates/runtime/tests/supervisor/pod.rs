@@ -118,6 +118,7 @@ pub(crate) fn plan(pod: &Path, name: &str, args: &[&str]) -> LaunchPlan {
         hostname: None,
         domainname: None,
         process: process(args),
+        hooks: None,
     }
 }
 
