@@ -23,9 +23,18 @@ impl Containerd {
     /// # Errors
     /// When a part is missing or it does not come up: with its log.
     pub fn start(host: &TestHost) -> Result<Self> {
+        Self::start_with(host, &parts::tool("runc"))
+    }
+
+    /// [`Self::start`] with another program in runc's place.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with(host: &TestHost, runc: &Path) -> Result<Self> {
         let socket = host.path().join("c.sock");
         let config = host.path().join("containerd.toml");
-        std::fs::write(&config, config_text(host.path())).context("write containerd's configuration")?;
+        std::fs::write(&config, config_text(host.path(), runc))
+            .context("write containerd's configuration")?;
         write_conflist(&host.path().join("net.d"), host.path())?;
         let tools = parts::tool("containerd").parent().map(Path::to_owned).unwrap_or_default();
         let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap_or_default());
@@ -108,9 +117,8 @@ fn remove_cgroups() {
     let _ = std::fs::remove_dir("/sys/fs/cgroup/k8s.io");
 }
 
-fn config_text(directory: &Path) -> String {
+fn config_text(directory: &Path, runc: &Path) -> String {
     let dir = directory.display();
-    let runc = parts::tool("runc");
     let runc = runc.display();
     let cni = parts::upstream_cni();
     let cni = cni.display();
