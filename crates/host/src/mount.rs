@@ -46,6 +46,17 @@ pub fn set_attributes(fd: impl AsFd, depth: Depth, attributes: MountAttributes) 
     sys::mount_setattr(fd.as_fd(), depth == Depth::Recursive, attributes)
 }
 
+/// Whether the kernel can change the attributes of a whole tree of mounts (Linux 5.12): asked without changing anything.
+pub fn has_recursive_attributes() -> bool {
+    use rustix::fs::{Mode, OFlags};
+    let Ok(root) = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    else {
+        return false;
+    };
+    // Nothing to set and nothing to clear succeeds, also without the right to mount.
+    set_attributes(root, Depth::Recursive, MountAttributes::default()).is_ok()
+}
+
 /// A parameter of a new file system.
 #[derive(Debug, Clone, Copy)]
 pub enum Parameter<'a> {

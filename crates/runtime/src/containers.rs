@@ -150,7 +150,12 @@ impl Runtime {
             bundle: PathBuf::from("/"),
             hooks_for: None,
         };
-        Ok(plan_launch(spec, &options)?)
+        let mut plan = plan_launch(spec, &options)?;
+        // Statistics tell of containers without limits too.
+        if let Some(cgroup) = &mut plan.cgroup {
+            cgroup.limits.accounting = true;
+        }
+        Ok(plan)
     }
 
     /// The compiled filter's file. Profiles are few: each is compiled once per boot.
@@ -474,7 +479,7 @@ fn localhost_profile(security: &v1::LinuxContainerSecurityContext) -> Result<Opt
     parsed.map(Some).map_err(|error| Error::Invalid(format!("seccomp profile {}: {error}", path.display())))
 }
 
-fn read_spec(directory: &Path) -> Result<Spec, Error> {
+pub(crate) fn read_spec(directory: &Path) -> Result<Spec, Error> {
     let path = directory.join("config.json");
     let text = std::fs::read(&path).map_err(Error::io("read", &path))?;
     serde_json::from_slice(&text).map_err(|error| Error::io("parse", path)(error.into()))

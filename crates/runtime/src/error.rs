@@ -122,6 +122,14 @@ pub enum Error {
         /// The limit.
         seconds: i64,
     },
+    /// A cgroup does not take a value.
+    #[error("change the limits of {path}")]
+    Cgroup {
+        /// Which.
+        path: String,
+        /// What the kernel said.
+        source: host::cgroup::CgroupError,
+    },
     /// Resources remain.
     #[error("{what} could not be removed: {problems}")]
     Teardown {
@@ -156,6 +164,7 @@ impl Error {
             | Self::Network { .. }
             | Self::Record(_)
             | Self::Io { .. }
+            | Self::Cgroup { .. }
             | Self::Teardown { .. } => Code::Unknown,
         }
     }

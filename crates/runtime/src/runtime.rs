@@ -15,6 +15,7 @@ use crate::images::ImageStore;
 use crate::service::{Images, Pods};
 use crate::spec;
 use crate::state::{Index, lock};
+use crate::stats::Stats;
 
 /// A container runtime; one per state directory and process.
 pub struct Runtime {
@@ -27,6 +28,7 @@ pub struct Runtime {
     pub(crate) events: Events,
     pub(crate) boot_id: String,
     pub(crate) host_devices: Vec<LinuxDevice>,
+    pub(crate) stats: Stats,
     index: Mutex<Index>,
 }
 
@@ -63,10 +65,12 @@ impl Runtime {
             events: Events::default(),
             boot_id: host::process::boot_id().map_err(OpenError::Seal)?,
             host_devices: spec::host_devices(),
+            stats: Stats::default(),
             index: Mutex::default(),
             config,
         });
         runtime.recover().await?;
+        runtime.start_sampling();
         Ok(runtime)
     }
 

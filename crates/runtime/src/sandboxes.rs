@@ -15,7 +15,7 @@ use crate::runtime::{Runtime, now_ns};
 use crate::spec::{namespace_options, shares_host_uts};
 use crate::state::{Sandbox, new_id};
 use crate::supervisor::{Supervisor, kill_pod};
-use crate::{files, spec};
+use crate::{files, handlers, spec};
 
 impl Runtime {
     /// All or nothing: on an error nothing of the sandbox is left.
@@ -295,9 +295,7 @@ pub(crate) fn sandbox_name(config: &v1::PodSandboxConfig) -> Result<String, Erro
 }
 
 fn check(config: &v1::PodSandboxConfig, handler: &str) -> Result<(), Error> {
-    if !matches!(handler, "" | "podwright" | "runc") {
-        return Err(Error::Invalid(format!("no runtime for handler {handler:?} is configured")));
-    }
+    handlers::check(handler)?;
     let unsupported = |what: &str| Err(Error::Spec(spec::SpecError::Unsupported(what.to_owned())));
     if config.port_mappings.iter().any(|mapping| mapping.host_port > 0) {
         return unsupported("a host port (port_mappings)");

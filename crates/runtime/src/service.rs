@@ -13,9 +13,11 @@ use tonic::{Request, Response, Status, async_trait};
 
 use crate::error::Error;
 use crate::images::{Auth, Image};
-use crate::record::{ContainerPhase, SandboxPhase};
+use crate::listing::{in_pieces, wants_container, wants_sandbox};
+use crate::record::SandboxPhase;
 use crate::runtime::{Runtime, now_ns};
-use crate::status;
+use crate::stats::descriptors;
+use crate::{handlers, inspect, status};
 
 /// RuntimeService.
 pub(crate) struct Pods(pub(crate) Arc<Runtime>);
@@ -108,17 +110,7 @@ impl RuntimeService for Pods {
         let sandbox = self.0.index().sandbox(&request.pod_sandbox_id)?;
         let record = sandbox.record();
         let containers = self.0.index().containers_of(&sandbox.id);
-        let mut info = HashMap::new();
-        if request.verbose {
-            let pid = record.supervisor.as_ref().map_or(0, |process| process.pid);
-            let facts = json!({
-                "pid": pid, "processStatus": format!("{:?}", record.phase).to_lowercase(), "netNamespaceClosed": record.supervisor.is_none(),
-                "runtimeHandler": record.handler, "runtimeType": "podwright", "cniResult": record.network,
-                "config": record.config, "cgroupParent": record.cgroup_parent,
-                "runtimeSpec": { "linux": { "namespaces": [{ "type": "network", "path": format!("/proc/{pid}/ns/net") }] } },
-            });
-            info.insert("info".to_owned(), facts.to_string());
-        }
+        let info = if request.verbose { inspect::sandbox(&record) } else { HashMap::new() };
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(status::sandbox(&record)),
             info,
@@ -134,17 +126,17 @@ impl RuntimeService for Pods {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Answer<v1::ListPodSandboxResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let records = self.0.index().sandboxes().into_iter().map(|sandbox| sandbox.record());
-        let all = records
-            .filter(|record| record.phase != SandboxPhase::Creating)
-            .map(|record| status::sandbox_summary(&record));
-        let items = all
-            .filter(|item| item.id.starts_with(&filter.id))
-            .filter(|item| filter.state.is_none_or(|wanted| wanted.state == item.state))
-            .filter(|item| has_labels(&item.labels, &filter.label_selector))
-            .collect();
+        let items = self.0.sandbox_summaries(&request.into_inner().filter.unwrap_or_default());
         Ok(Response::new(v1::ListPodSandboxResponse { items }))
+    }
+
+    async fn stream_pod_sandboxes(
+        &self,
+        request: Request<v1::StreamPodSandboxesRequest>,
+    ) -> Answer<Self::StreamPodSandboxesStream> {
+        let items = self.0.sandbox_summaries(&request.into_inner().filter.unwrap_or_default());
+        let message = |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes };
+        Ok(Response::new(in_pieces(items, message)))
     }
 
     async fn create_container(
@@ -191,20 +183,17 @@ impl RuntimeService for Pods {
         &self,
         request: Request<v1::ListContainersRequest>,
     ) -> Answer<v1::ListContainersResponse> {
-        let filter = request.into_inner().filter.unwrap_or_default();
-        let records = self
-            .0
-            .index()
-            .containers()
-            .into_iter()
-            .map(|container| status::container_summary(&container.record()));
-        let containers = records
-            .filter(|item| item.id.starts_with(&filter.id))
-            .filter(|item| item.pod_sandbox_id.starts_with(&filter.pod_sandbox_id))
-            .filter(|item| filter.state.is_none_or(|wanted| wanted.state == item.state))
-            .filter(|item| has_labels(&item.labels, &filter.label_selector))
-            .collect();
+        let containers = self.0.container_summaries(&request.into_inner().filter.unwrap_or_default());
         Ok(Response::new(v1::ListContainersResponse { containers }))
+    }
+
+    async fn stream_containers(
+        &self,
+        request: Request<v1::StreamContainersRequest>,
+    ) -> Answer<Self::StreamContainersStream> {
+        let items = self.0.container_summaries(&request.into_inner().filter.unwrap_or_default());
+        let message = |containers| v1::StreamContainersResponse { containers };
+        Ok(Response::new(in_pieces(items, message)))
     }
 
     async fn container_status(
@@ -214,21 +203,12 @@ impl RuntimeService for Pods {
         let request = request.into_inner();
         let container = self.0.index().container(&request.container_id)?;
         let record = container.record();
-        let mut info = HashMap::new();
-        if request.verbose {
-            let pid = match &record.phase {
-                ContainerPhase::Running { pid, .. } => *pid,
-                ContainerPhase::Exited(exit) => exit.pid,
-                ContainerPhase::Created | ContainerPhase::Starting => 0,
-            };
+        let info = if request.verbose {
             let spec = std::fs::read(container.directory.join("config.json")).unwrap_or_default();
-            let spec: serde_json::Value = serde_json::from_slice(&spec).unwrap_or_default();
-            let facts = json!({
-                "sandboxID": record.sandbox_id, "pid": pid, "removing": false, "snapshotter": "overlayfs",
-                "runtimeType": "podwright", "config": record.config, "runtimeSpec": spec,
-            });
-            info.insert("info".to_owned(), facts.to_string());
-        }
+            inspect::container(&record, &serde_json::from_slice(&spec).unwrap_or_default())
+        } else {
+            HashMap::new()
+        };
         Ok(Response::new(v1::ContainerStatusResponse { status: Some(status::container(&record)), info }))
     }
 
@@ -254,7 +234,8 @@ impl RuntimeService for Pods {
     }
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Answer<v1::StatusResponse> {
-        let network = match self.0.cni.status().await {
+        let loaded = self.0.cni.status().await;
+        let network = match &loaded {
             Ok(()) => condition("NetworkReady", "", ""),
             Err(error) => condition(
                 "NetworkReady",
@@ -264,25 +245,13 @@ impl RuntimeService for Pods {
         };
         let mut info = HashMap::new();
         if request.into_inner().verbose {
-            let config = &self.0.config;
-            let facts = json!({
-                "root": config.root, "state": config.state, "cgroupRoot": config.cgroup_root,
-                "registryConfigDir": config.registry_config_dir,
-            });
-            info.insert("config".to_owned(), facts.to_string());
-            info.insert("cniconfig".to_owned(), self.0.cni.config_dump().to_string());
+            let loaded = loaded.err().map_or_else(|| "OK".to_owned(), |error| error.to_string());
+            info = inspect::runtime(&self.0.config, self.0.cni.config_dump(), &loaded);
         }
-        let handler = |name: &str| v1::RuntimeHandler {
-            name: name.to_owned(),
-            features: Some(v1::RuntimeHandlerFeatures {
-                recursive_read_only_mounts: true,
-                user_namespaces: false,
-            }),
-        };
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions: vec![condition("RuntimeReady", "", ""), network] }),
             info,
-            runtime_handlers: vec![handler(""), handler("podwright")],
+            runtime_handlers: handlers::all(),
             features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
         }))
     }
@@ -302,24 +271,127 @@ impl RuntimeService for Pods {
         Ok(Response::new(v1::RuntimeConfigResponse { linux: Some(linux) }))
     }
 
+    async fn update_container_resources(
+        &self,
+        request: Request<v1::UpdateContainerResourcesRequest>,
+    ) -> Answer<v1::UpdateContainerResourcesResponse> {
+        let request = request.into_inner();
+        let linux = needed(request.linux, "linux resources")?;
+        let (runtime, id) = (self.0.clone(), request.container_id);
+        joined(tokio::spawn(async move { runtime.update_container(&id, linux).await })).await?;
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
+    ) -> Answer<v1::UpdatePodSandboxResourcesResponse> {
+        self.0.update_sandbox(request.into_inner())?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
+    }
+
+    async fn container_stats(
+        &self,
+        request: Request<v1::ContainerStatsRequest>,
+    ) -> Answer<v1::ContainerStatsResponse> {
+        let stats = self.0.container_stats(&request.into_inner().container_id).await?;
+        Ok(Response::new(v1::ContainerStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_container_stats(
+        &self,
+        request: Request<v1::ListContainerStatsRequest>,
+    ) -> Answer<v1::ListContainerStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let stats = self.0.list_container_stats(filter).await?;
+        Ok(Response::new(v1::ListContainerStatsResponse { stats }))
+    }
+
+    async fn stream_container_stats(
+        &self,
+        request: Request<v1::StreamContainerStatsRequest>,
+    ) -> Answer<Self::StreamContainerStatsStream> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = self.0.list_container_stats(filter).await?;
+        let message = |container_stats| v1::StreamContainerStatsResponse { container_stats };
+        Ok(Response::new(in_pieces(items, message)))
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        request: Request<v1::PodSandboxStatsRequest>,
+    ) -> Answer<v1::PodSandboxStatsResponse> {
+        let stats = self.0.sandbox_stats(&request.into_inner().pod_sandbox_id).await?;
+        Ok(Response::new(v1::PodSandboxStatsResponse { stats: Some(stats) }))
+    }
+
+    async fn list_pod_sandbox_stats(
+        &self,
+        request: Request<v1::ListPodSandboxStatsRequest>,
+    ) -> Answer<v1::ListPodSandboxStatsResponse> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let stats = self.0.list_sandbox_stats(filter).await?;
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
+    }
+
+    async fn stream_pod_sandbox_stats(
+        &self,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
+    ) -> Answer<Self::StreamPodSandboxStatsStream> {
+        let filter = request.into_inner().filter.unwrap_or_default();
+        let items = self.0.list_sandbox_stats(filter).await?;
+        let message = |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats };
+        Ok(Response::new(in_pieces(items, message)))
+    }
+
+    async fn list_metric_descriptors(
+        &self,
+        _request: Request<v1::ListMetricDescriptorsRequest>,
+    ) -> Answer<v1::ListMetricDescriptorsResponse> {
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors: descriptors() }))
+    }
+
+    async fn list_pod_sandbox_metrics(
+        &self,
+        _request: Request<v1::ListPodSandboxMetricsRequest>,
+    ) -> Answer<v1::ListPodSandboxMetricsResponse> {
+        let pod_metrics = self.0.list_sandbox_metrics().await?;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
+    }
+
+    async fn stream_pod_sandbox_metrics(
+        &self,
+        _request: Request<v1::StreamPodSandboxMetricsRequest>,
+    ) -> Answer<Self::StreamPodSandboxMetricsStream> {
+        let items = self.0.list_sandbox_metrics().await?;
+        let message = |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse { pod_sandbox_metrics };
+        Ok(Response::new(in_pieces(items, message)))
+    }
+
     unimplemented! {
-        stream_pod_sandboxes(v1::StreamPodSandboxesRequest) -> Self::StreamPodSandboxesStream: "streaming lists";
-        stream_containers(v1::StreamContainersRequest) -> Self::StreamContainersStream: "streaming lists";
-        stream_container_stats(v1::StreamContainerStatsRequest) -> Self::StreamContainerStatsStream: "statistics";
-        stream_pod_sandbox_stats(v1::StreamPodSandboxStatsRequest) -> Self::StreamPodSandboxStatsStream: "statistics";
-        stream_pod_sandbox_metrics(v1::StreamPodSandboxMetricsRequest) -> Self::StreamPodSandboxMetricsStream: "metrics";
-        update_container_resources(v1::UpdateContainerResourcesRequest) -> v1::UpdateContainerResourcesResponse: "changes of a running container's resources";
         exec(v1::ExecRequest) -> v1::ExecResponse: "interactive exec (exec --sync works)";
         attach(v1::AttachRequest) -> v1::AttachResponse: "attach";
         port_forward(v1::PortForwardRequest) -> v1::PortForwardResponse: "port forwarding";
-        container_stats(v1::ContainerStatsRequest) -> v1::ContainerStatsResponse: "statistics";
-        list_container_stats(v1::ListContainerStatsRequest) -> v1::ListContainerStatsResponse: "statistics";
-        pod_sandbox_stats(v1::PodSandboxStatsRequest) -> v1::PodSandboxStatsResponse: "statistics";
-        list_pod_sandbox_stats(v1::ListPodSandboxStatsRequest) -> v1::ListPodSandboxStatsResponse: "statistics";
-        checkpoint_container(v1::CheckpointContainerRequest) -> v1::CheckpointContainerResponse: "checkpoints";
-        list_metric_descriptors(v1::ListMetricDescriptorsRequest) -> v1::ListMetricDescriptorsResponse: "metrics";
-        list_pod_sandbox_metrics(v1::ListPodSandboxMetricsRequest) -> v1::ListPodSandboxMetricsResponse: "metrics";
-        update_pod_sandbox_resources(v1::UpdatePodSandboxResourcesRequest) -> v1::UpdatePodSandboxResourcesResponse: "changes of a running sandbox's resources";
+        checkpoint_container(v1::CheckpointContainerRequest) -> v1::CheckpointContainerResponse: "checkpoints: it has no way to dump the memory of processes";
+    }
+}
+
+impl Runtime {
+    fn sandbox_summaries(&self, filter: &v1::PodSandboxFilter) -> Vec<v1::PodSandbox> {
+        let records = self.index().sandboxes().into_iter().map(|sandbox| sandbox.record());
+        records
+            .filter(|record| record.phase != SandboxPhase::Creating)
+            .map(|record| status::sandbox_summary(&record))
+            .filter(|item| wants_sandbox(filter, item))
+            .collect()
+    }
+
+    fn container_summaries(&self, filter: &v1::ContainerFilter) -> Vec<v1::Container> {
+        let records = self.index().containers().into_iter().map(|container| container.record());
+        records
+            .map(|record| status::container_summary(&record))
+            .filter(|item| wants_container(filter, item))
+            .collect()
     }
 }
 
@@ -328,15 +400,16 @@ impl ImageService for Images {
     type StreamImagesStream = Events<v1::StreamImagesResponse>;
 
     async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Answer<v1::ListImagesResponse> {
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default().image;
-        let images = if wanted.is_empty() {
-            self.0.images.list()
-        } else {
-            self.0.images.get(&wanted).into_iter().collect()
-        };
-        Ok(Response::new(v1::ListImagesResponse {
-            images: images.iter().map(|image| image_of(image)).collect(),
-        }))
+        let images = self.listed(request.into_inner().filter);
+        Ok(Response::new(v1::ListImagesResponse { images }))
+    }
+
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Answer<Self::StreamImagesStream> {
+        let images = self.listed(request.into_inner().filter);
+        Ok(Response::new(in_pieces(images, |images| v1::StreamImagesResponse { images })))
     }
 
     async fn image_status(
@@ -397,9 +470,17 @@ impl ImageService for Images {
             container_filesystems: vec![one],
         }))
     }
+}
 
-    unimplemented! {
-        stream_images(v1::StreamImagesRequest) -> Self::StreamImagesStream: "streaming lists";
+impl Images {
+    fn listed(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
+        let wanted = filter.and_then(|filter| filter.image).unwrap_or_default().image;
+        let images = if wanted.is_empty() {
+            self.0.images.list()
+        } else {
+            self.0.images.get(&wanted).into_iter().collect()
+        };
+        images.iter().map(|image| image_of(image)).collect()
     }
 }
 
@@ -418,16 +499,6 @@ fn condition(kind: &str, reason: &str, message: &str) -> v1::RuntimeCondition {
         reason: reason.to_owned(),
         message: message.to_owned(),
     }
-}
-
-fn has_labels(labels: &HashMap<String, String>, wanted: &HashMap<String, String>) -> bool {
-    #[expect(clippy::iter_over_hash_type, reason = "whether all hold does not depend on the order")]
-    for (key, value) in wanted {
-        if labels.get(key) != Some(value) {
-            return false;
-        }
-    }
-    true
 }
 
 fn image_of(image: &Image) -> v1::Image {

@@ -138,6 +138,16 @@ impl Container {
         Ok(true)
     }
 
+    /// Changes anything but the phase, on disk first.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut ContainerRecord)) -> Result<(), Error> {
+        let mut record = lock(&self.record);
+        let mut next = record.clone();
+        change(&mut next);
+        next.write(&self.directory)?;
+        *record = next;
+        Ok(())
+    }
+
     /// Waits until it has exited.
     pub(crate) async fn wait_exited(&self) {
         let mut exited = self.exited.subscribe();
