@@ -67,6 +67,16 @@ impl CriServer {
         }
     }
 
+    /// The daemon's pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        match self.daemon.as_ref() {
+            Some(ServerProcess::Podwright(node)) => node.pid(),
+            Some(ServerProcess::Containerd(containerd)) => containerd.pid(),
+            None => unreachable!("the daemon lives as long as the server"),
+        }
+    }
+
     /// The directory of a containerd `certs.d` tree that the server reads.
     #[must_use]
     pub fn registry_config_dir(&self) -> PathBuf {

@@ -5,7 +5,9 @@
 //! awaited, untimed. Called by `hack/bench.sh`.
 
 mod cri_pods;
+mod exec_sync;
 mod measure;
+mod memory;
 mod oci_run;
 
 use std::path::PathBuf;
@@ -14,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use measure::Row;
 
 /// Name, and what it compares.
-const BENCHES: [(&str, &str); 5] = [
+const BENCHES: [(&str, &str); 7] = [
     ("oci-run", "`oci run` of `true` with memory, cpu and pids limits, against runc"),
     ("oci-run-crun", "the same against crun"),
     (
@@ -26,6 +28,11 @@ const BENCHES: [(&str, &str); 5] = [
         "cycle",
         "ms per start + stop cycle, sustained for 30 s, deferred work included, against containerd + runc",
     ),
+    (
+        "memory",
+        "PSS of the runtime's processes, memfds included, with 0 and 50 pods, against containerd + shims",
+    ),
+    ("exec-sync", "latency and CPU time of ExecSync of `true`, against containerd + runc"),
 ];
 
 fn main() -> Result<()> {
@@ -43,6 +50,12 @@ fn main() -> Result<()> {
     }
     if arguments.wants("cycle") {
         rows.push(cri_pods::cycle()?);
+    }
+    if arguments.wants("memory") {
+        rows.extend(memory::with_pods(50)?);
+    }
+    if arguments.wants("exec-sync") {
+        rows.extend(exec_sync::of_true(500)?);
     }
     print(&rows)?;
     if let Some(file) = &arguments.json {

@@ -48,10 +48,15 @@ fn median_ms(samples: &[Duration]) -> f64 {
     median.as_secs_f64() * 1e3
 }
 
-/// How long `work` takes, and what it gives.
+/// The clock of every benchmark.
 #[expect(clippy::disallowed_methods, reason = "measuring time is what a benchmark does")]
+pub(crate) fn now() -> Instant {
+    Instant::now()
+}
+
+/// How long `work` takes, and what it gives.
 pub(crate) fn timed<T>(work: impl FnOnce() -> Result<T>) -> Result<(Duration, T)> {
-    let start = Instant::now();
+    let start = now();
     let value = work()?;
     Ok((start.elapsed(), value))
 }
