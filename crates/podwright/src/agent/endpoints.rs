@@ -81,3 +81,30 @@ fn named_ports(pod: &Pod) -> BTreeMap<(Protocol, String), u16> {
     });
     named.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_pod_is_handed_on_before_all_that_were_there_are_told_of() {
+        let (reporter, reports) = watch::channel(Arc::default());
+        let (sender, pods) = watch::channel(Arc::default());
+        let (first, mut known) = oneshot::channel();
+        let following = tokio::spawn(follow(reports, sender, first, std::future::pending()));
+        let pod: Pod = serde_json::from_value(serde_json::json!({
+            "metadata": { "name": "a" },
+            "status": { "podIP": "10.85.0.2", "conditions": [{ "type": "Ready", "status": "True" }] },
+        }))
+        .expect("a pod");
+        let report =
+            |complete| Arc::new(NodeReport { pods: vec![pod.clone()], complete, ..NodeReport::default() });
+        reporter.send_replace(report(false));
+        tokio::task::yield_now().await;
+        assert!(known.try_recv().is_err() && pods.borrow().is_empty(), "another pod may still run");
+        reporter.send_replace(report(true));
+        known.await.expect("the proxy may begin");
+        assert!(pods.borrow()[0].ready);
+        following.abort();
+    }
+}
