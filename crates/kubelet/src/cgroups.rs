@@ -6,7 +6,7 @@ use host::cgroup::{CgroupError, CgroupManager, Limits};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use crate::pod::model::{Pod, QosClass};
+use crate::pod::model::{Pod, QosClass, Role};
 
 /// The kernel's smallest weight. Upstream: pkg/kubelet/cm/helpers_linux.go.
 const MIN_SHARES: i64 = 2;
@@ -66,11 +66,8 @@ impl PodCgroups {
 
 /// A limit of the pod only where every container has one.
 fn pod_limits(pod: &Pod) -> Limits {
-    let sum = |amount: &dyn Fn(&v1::Container) -> Option<i64>| {
-        pod.containers.iter().map(|container| amount(&container.spec)).sum::<Option<i64>>()
-    };
-    let requests: i64 =
-        pod.containers.iter().map(|container| cpu_request(&container.spec).unwrap_or(0)).sum();
+    let sum = |amount: &dyn Fn(&v1::Container) -> Option<i64>| most_at_once(pod, amount);
+    let requests = sum(&|container| Some(cpu_request(container).unwrap_or(0))).unwrap_or(0);
     let quota = sum(&|container| milli(limits(container), "cpu")).map(quota_of);
     Limits {
         cpu_shares: u64::try_from(shares_of(requests)).ok(),
@@ -80,6 +77,21 @@ fn pod_limits(pod: &Pod) -> Limits {
         accounting: true,
         ..Limits::default()
     }
+}
+
+/// What the pod needs at the moment it needs most: its main containers and sidecars together, or one init container with the
+/// sidecars before it. Nothing when a container does not say. Upstream: resource helpers, PodRequests and PodLimits.
+fn most_at_once(pod: &Pod, amount: &dyn Fn(&v1::Container) -> Option<i64>) -> Option<i64> {
+    let (mut sidecars, mut most) = (0, 0);
+    for init in &pod.init_containers {
+        let own = amount(&init.spec)?;
+        most = most.max(sidecars + own);
+        if init.role == Role::Sidecar {
+            sidecars += own;
+        }
+    }
+    let main = pod.containers.iter().map(|container| amount(&container.spec)).sum::<Option<i64>>()?;
+    Some(most.max(sidecars + main))
 }
 
 /// CRI's limits of one container.
@@ -149,6 +161,7 @@ fn memory_capacity() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::model::tests::pod_of;
 
     #[test]
     fn shares_and_quota_are_upstreams() {
@@ -158,6 +171,32 @@ mod tests {
         for (milli, quota) in [(0, 0), (1, 1000), (500, 50_000), (2000, 200_000)] {
             assert_eq!(quota_of(milli), quota, "{milli}");
         }
+    }
+
+    #[test]
+    fn a_pod_gets_what_it_needs_at_its_most_demanding_moment() {
+        let container = |name: &str, cpu: &str, extra: &str| {
+            let text = format!(
+                r#"{{ "name": "{name}", "image": "i", "resources": {{ "limits": {{ "cpu": "{cpu}" }} }}{extra} }}"#
+            );
+            serde_json::from_str::<serde_json::Value>(&text).expect("a container")
+        };
+        let sidecar = r#", "restartPolicy": "Always""#;
+        for (init, expect) in [
+            (vec![], 300),
+            (vec![container("s", "200m", sidecar)], 500),
+            (vec![container("s", "200m", sidecar), container("i", "400m", "")], 600),
+            (vec![container("i", "400m", ""), container("s", "200m", sidecar)], 500),
+        ] {
+            let main = [container("a", "100m", ""), container("b", "200m", "")];
+            let pod = pod_of(serde_json::json!({ "initContainers": init, "containers": main }));
+            assert_eq!(pod_limits(&pod).cpu_quota, Some(expect * 100), "{init:?}");
+        }
+        let unlimited = serde_json::json!({ "name": "i", "image": "i" });
+        let pod = pod_of(
+            serde_json::json!({ "initContainers": [unlimited], "containers": [container("a", "1", "")] }),
+        );
+        assert_eq!(pod_limits(&pod).cpu_quota, None);
     }
 
     #[test]

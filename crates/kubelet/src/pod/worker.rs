@@ -219,6 +219,7 @@ impl Worker {
             }
         }
         self.last_words = known;
+        self.announced.retain(|id| seen.containers.values().flatten().any(|one| one.id == *id));
     }
 
     /// ConfigMaps and Secrets reach the files of running pods; what waited for one is tried again.
