@@ -7,6 +7,7 @@
 pub mod convert;
 pub mod device;
 mod file;
+mod io_limits;
 mod limits;
 pub mod usage;
 mod v1;
@@ -20,6 +21,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use device::{DeviceKind, DeviceRule};
+pub use io_limits::{IoLimits, Rate, Throttle};
 pub use usage::Usage;
 
 /// What went wrong with a cgroup.
@@ -99,6 +101,15 @@ pub struct Limits {
     /// Device rules in the order of the spec: the last that matches wins. `None` = no device control at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<DeviceRule>>,
+    /// Block I/O.
+    #[serde(skip_serializing_if = "IoLimits::is_empty")]
+    pub io: IoLimits,
+    /// Bytes in huge pages, by page size as the kernel writes it (`2MB`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub hugepages: BTreeMap<String, u64>,
+    /// Raw v1 files that v2 has nothing for (`memory.swappiness`, `net_cls.classid`): an error on v2.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub v1_only: BTreeMap<String, String>,
     /// Raw v2 files (file name → content).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unified: BTreeMap<String, String>,

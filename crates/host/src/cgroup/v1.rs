@@ -53,7 +53,7 @@ impl Hierarchies {
     }
 
     fn create_each(&self, path: &str, limits: &Limits, made: &mut Vec<Directory>) -> Result<(), CgroupError> {
-        let mut names: Vec<&str> = limits.controllers().into_iter().map(Controller::name).collect();
+        let mut names: Vec<&str> = limits.controllers().into_iter().map(Controller::v1_name).collect();
         // The v2 tree counts CPU time without a controller.
         let uncounted = limits.accounting && self.unified.is_none();
         if uncounted && self.with_controller("cpuacct").is_some() {
@@ -143,8 +143,8 @@ fn inherit_cpuset(directory: &Path) -> Result<(), CgroupError> {
 pub(super) fn set(cgroup: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
     let write = |controller: Controller, name: &str, value: String| {
         let directory = cgroup
-            .directory_of(controller.name())
-            .ok_or_else(|| CgroupError::NoController(controller.name().to_owned()))?;
+            .directory_of(controller.v1_name())
+            .ok_or_else(|| CgroupError::NoController(controller.v1_name().to_owned()))?;
         file::write(&directory.join(name), &value)
     };
     set_memory(limits, &write)?;
@@ -171,6 +171,28 @@ pub(super) fn set(cgroup: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
     }
     if let Some(pids) = limits.pids {
         write(Controller::Pids, "pids.max", convert::pids_max(pids))?;
+    }
+    for (name, value) in limits.io.v1_lines() {
+        write(Controller::Io, name, value)?;
+    }
+    for weight in limits.io.bfq_lines() {
+        // Which of them there is depends on the scheduler.
+        let device = weight.contains(':');
+        let plain = if device { "blkio.weight_device" } else { "blkio.weight" };
+        let bfq = if device { "blkio.bfq.weight_device" } else { "blkio.bfq.weight" };
+        if write(Controller::Io, plain, weight.clone()).is_err() {
+            write(Controller::Io, bfq, weight)?;
+        }
+    }
+    for (size, bytes) in &limits.hugepages {
+        write(Controller::Hugetlb, &format!("hugetlb.{size}.limit_in_bytes"), bytes.to_string())?;
+    }
+    for (name, value) in &limits.v1_only {
+        let controller = name.split('.').next().unwrap_or_default();
+        let directory = cgroup
+            .directory_of(controller)
+            .ok_or_else(|| CgroupError::NoController(controller.to_owned()))?;
+        file::write(&directory.join(name), value)?;
     }
     if let (Some(rules), Some(directory)) = (&limits.devices, cgroup.directory_of("devices")) {
         let lines = device::v1_lines(rules);

@@ -77,6 +77,11 @@ pub(super) fn set(cgroup: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
             other => other?,
         }
     }
+    for weight in limits.io.bfq_lines() {
+        if !file::write_if_there(&directory.join("io.bfq.weight"), &weight)? {
+            write_io_weight(directory, limits)?;
+        }
+    }
     if let Some(rules) = limits.devices.as_deref().filter(|rules| device::restricts(rules)) {
         let handle = file::open_directory(directory)?;
         device::attach(&handle, rules)
@@ -85,8 +90,23 @@ pub(super) fn set(cgroup: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Without the BFQ scheduler there is one weight for every device.
+fn write_io_weight(directory: &Path, limits: &Limits) -> Result<(), CgroupError> {
+    if !limits.io.device_weights.is_empty() {
+        let text = "weights of single devices need the BFQ I/O scheduler (io.bfq.weight)";
+        return Err(CgroupError::Unsupported(text.to_owned()));
+    }
+    match limits.io.io_weight() {
+        Some(weight) => file::write(&directory.join("io.weight"), &weight),
+        None => Ok(()),
+    }
+}
+
 /// What is written, file by file. Pure.
 fn lines(limits: &Limits) -> Result<Vec<(String, String)>, CgroupError> {
+    if let Some(name) = limits.v1_only.keys().next() {
+        return Err(CgroupError::Unsupported(format!("{name} exists on cgroup v1 only")));
+    }
     let swap =
         convert::swap_max(limits.memory_swap, limits.memory_limit).map_err(CgroupError::Unsupported)?;
     let nonzero = |limit: Option<i64>| limit.filter(|limit| *limit != 0).map(convert::or_max);
@@ -112,6 +132,10 @@ fn lines(limits: &Limits) -> Result<Vec<(String, String)>, CgroupError> {
     ];
     let mut lines: Vec<(String, String)> =
         values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
+    lines.extend(limits.io.v2_lines().into_iter().map(|line| ("io.max".to_owned(), line)));
+    for (size, bytes) in &limits.hugepages {
+        lines.push((format!("hugetlb.{size}.max"), bytes.to_string()));
+    }
     for (name, value) in &limits.unified {
         if name.contains('/') || name.starts_with("cgroup.") {
             return Err(CgroupError::Unsupported(format!("unified resource {name:?} is no controller file")));
@@ -161,6 +185,26 @@ mod tests {
             ("cpu.max", "50000 100000"),
             ("pids.max", "10"),
         ];
+        assert_eq!(lines(&limits).unwrap(), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    #[test]
+    fn what_only_v1_has_is_an_error_that_names_it() {
+        let v1_only = [("memory.swappiness".to_owned(), "10".to_owned())].into();
+        let error = lines(&Limits { v1_only, ..Limits::default() }).unwrap_err();
+        assert_eq!(error.to_string(), "memory.swappiness exists on cgroup v1 only");
+    }
+
+    #[test]
+    fn huge_pages_and_rates_of_devices_are_written() {
+        use super::super::{IoLimits, Rate, Throttle};
+        let throttle = Throttle { major: 8, minor: 1, what: Rate::WriteBytes, rate: 9 };
+        let limits = Limits {
+            hugepages: [("2MB".to_owned(), 4 << 20)].into(),
+            io: IoLimits { throttles: vec![throttle], ..IoLimits::default() },
+            ..Limits::default()
+        };
+        let expected = [("io.max", "8:1 wbps=9"), ("hugetlb.2MB.max", "4194304")];
         assert_eq!(lines(&limits).unwrap(), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
     }
 

@@ -1,7 +1,11 @@
 //! linux.resources as cgroup limits.
 
-use host::cgroup::{DeviceKind, DeviceRule, Limits};
-use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxMemory, LinuxResources};
+use std::collections::BTreeMap;
+
+use host::cgroup::{DeviceKind, DeviceRule, IoLimits, Limits, Rate, Throttle};
+use oci_spec::runtime::{
+    LinuxBlockIo, LinuxDeviceCgroup, LinuxDeviceType, LinuxHugepageLimit, LinuxMemory, LinuxResources,
+};
 
 use super::PlanError;
 use super::refuse::first;
@@ -25,6 +29,11 @@ pub(super) fn plan_limits(resources: Option<&LinuxResources>) -> Result<Limits, 
         limits.cpuset_mems = cpu.mems().clone().filter(|mems| !mems.is_empty());
     }
     limits.pids = resources.pids().as_ref().map(|pids| pids.limit());
+    if let Some(block) = resources.block_io() {
+        limits.io = plan_io(block)?;
+    }
+    limits.hugepages = plan_hugepages(resources.hugepage_limits().as_deref().unwrap_or(&[]))?;
+    limits.v1_only = v1_files(resources);
     limits.devices = plan_devices(resources.devices().as_deref().unwrap_or(&[]))?;
     limits.unified = resources.unified().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     Ok(limits)
@@ -32,35 +41,104 @@ pub(super) fn plan_limits(resources: Option<&LinuxResources>) -> Result<Limits, 
 
 fn refuse(resources: &LinuxResources) -> Result<(), PlanError> {
     let memory = resources.memory().as_ref();
-    let cpu = resources.cpu().as_ref();
-    let realtime = cpu.is_some_and(|cpu| {
-        cpu.realtime_runtime().is_some_and(|v| v != 0) || cpu.realtime_period().is_some_and(|v| v != 0)
-    });
-    let block = resources.block_io().as_ref().is_some_and(|block| *block != Default::default());
-    let huge = resources.hugepage_limits().as_ref().is_some_and(|limits| !limits.is_empty());
+    let block = resources.block_io().as_ref();
+    let leaf = block.is_some_and(|block| block.leaf_weight().is_some());
     let rdma = resources.rdma().as_ref().is_some_and(|rdma| !rdma.is_empty());
     first([
-        (memory.is_some_and(has_kernel_memory), "linux.resources.memory.kernel", "kernel memory limits"),
+        // The kernel has taken the limit away (5.16), and ignores what is written there.
         (
-            memory.and_then(LinuxMemory::swappiness).is_some(),
-            "linux.resources.memory.swappiness",
-            "it exists on cgroup v1 only",
+            memory.and_then(LinuxMemory::kernel).is_some_and(|limit| limit != 0),
+            "linux.resources.memory.kernel",
+            "kernel memory limits",
         ),
-        (
-            memory.and_then(LinuxMemory::disable_oom_killer) == Some(true),
-            "linux.resources.memory.disableOOMKiller",
-            "it exists on cgroup v1 only",
-        ),
-        (realtime, "linux.resources.cpu.realtimeRuntime", "it exists on cgroup v1 only"),
-        (block, "linux.resources.blockIO", "block I/O limits"),
-        (huge, "linux.resources.hugepageLimits", "huge page limits"),
-        (resources.network().is_some(), "linux.resources.network", "it exists on cgroup v1 only"),
+        (leaf, "linux.resources.blockIO.leafWeight", "it belonged to the CFQ I/O scheduler"),
         (rdma, "linux.resources.rdma", "RDMA limits"),
     ])
 }
 
-fn has_kernel_memory(memory: &LinuxMemory) -> bool {
-    memory.kernel().is_some_and(|limit| limit != 0) || memory.kernel_tcp().is_some_and(|limit| limit != 0)
+/// What v2 has nothing for, as files of v1.
+fn v1_files(resources: &LinuxResources) -> BTreeMap<String, String> {
+    let mut files = BTreeMap::new();
+    let mut add = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            files.insert(name.to_owned(), value);
+        }
+    };
+    if let Some(memory) = resources.memory() {
+        add("memory.swappiness", memory.swappiness().map(|value| value.to_string()));
+        add("memory.oom_control", memory.disable_oom_killer().filter(|off| *off).map(|_| "1".to_owned()));
+        let tcp = memory.kernel_tcp().filter(|limit| *limit != 0);
+        add("memory.kmem.tcp.limit_in_bytes", tcp.map(|limit| limit.to_string()));
+    }
+    if let Some(cpu) = resources.cpu() {
+        let period = cpu.realtime_period().filter(|period| *period != 0);
+        add("cpu.rt_period_us", period.map(|period| period.to_string()));
+        let runtime = cpu.realtime_runtime().filter(|runtime| *runtime != 0);
+        add("cpu.rt_runtime_us", runtime.map(|runtime| runtime.to_string()));
+    }
+    if let Some(network) = resources.network() {
+        add("net_cls.classid", network.class_id().map(|class| class.to_string()));
+        let line = |(name, priority): (&String, u32)| format!("{name} {priority}\n");
+        let priorities = network.priorities().iter().flatten();
+        let lines: String = priorities.map(|entry| line((entry.name(), entry.priority()))).collect();
+        add("net_prio.ifpriomap", Some(lines).filter(|lines| !lines.is_empty()));
+    }
+    files
+}
+
+fn plan_io(block: &LinuxBlockIo) -> Result<IoLimits, PlanError> {
+    const FIELD: &str = "linux.resources.blockIO";
+    let number = |number: i64| {
+        u32::try_from(number).map_err(|_| PlanError::invalid(FIELD, format!("{number} is no device number")))
+    };
+    let weight = |weight: u16| match weight {
+        10..=1000 => Ok(weight),
+        _ => Err(PlanError::invalid(FIELD, format!("weight {weight} is not in 10 to 1000"))),
+    };
+    let mut limits = IoLimits {
+        weight: block.weight().filter(|weight| *weight != 0).map(weight).transpose()?,
+        ..IoLimits::default()
+    };
+    for device in block.weight_device().iter().flatten() {
+        if device.leaf_weight().is_some() {
+            return Err(PlanError::unsupported(FIELD, "leafWeight"));
+        }
+        if let Some(given) = device.weight() {
+            limits.device_weights.push((number(device.major())?, number(device.minor())?, weight(given)?));
+        }
+    }
+    let lists = [
+        (block.throttle_read_bps_device(), Rate::ReadBytes),
+        (block.throttle_write_bps_device(), Rate::WriteBytes),
+        (block.throttle_read_iops_device(), Rate::Reads),
+        (block.throttle_write_iops_device(), Rate::Writes),
+    ];
+    for (devices, what) in lists {
+        for device in devices.iter().flatten() {
+            let (major, minor) = (number(device.major())?, number(device.minor())?);
+            limits.throttles.push(Throttle { major, minor, what, rate: device.rate() });
+        }
+    }
+    Ok(limits)
+}
+
+/// A page size becomes part of a file's name.
+fn plan_hugepages(limits: &[LinuxHugepageLimit]) -> Result<BTreeMap<String, u64>, PlanError> {
+    let plan = |limit: &LinuxHugepageLimit| {
+        let size = limit.page_size();
+        let digits = size.trim_end_matches(|c: char| c.is_ascii_uppercase());
+        let unit = &size[digits.len()..];
+        let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        if !plain || !matches!(unit, "KB" | "MB" | "GB") {
+            let reason = format!("{size:?} is no page size such as 2MB");
+            return Err(PlanError::invalid("linux.resources.hugepageLimits", reason));
+        }
+        let bytes = u64::try_from(limit.limit()).map_err(|_| {
+            PlanError::invalid("linux.resources.hugepageLimits", format!("a limit of {}", limit.limit()))
+        })?;
+        Ok((size.clone(), bytes))
+    };
+    limits.iter().map(plan).collect()
 }
 
 /// The spec's rules, followed by the devices that every container has (OCI runtime spec, default devices).

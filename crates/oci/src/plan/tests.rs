@@ -42,16 +42,16 @@ fn what_is_not_done_is_refused_by_the_name_of_the_field() {
         ("process.apparmorProfile", json!({ "process": { "apparmorProfile": "p" } })),
         ("process.selinuxLabel", json!({ "process": { "selinuxLabel": "l" } })),
         ("hooks", json!({ "hooks": { "poststart": [{ "path": "/bin/true" }] } })),
-        (
-            "linux.uidMappings",
-            json!({ "linux": { "uidMappings": [{ "containerID": 0, "hostID": 1, "size": 1 }] } }),
-        ),
         ("linux.mountLabel", json!({ "linux": { "mountLabel": "l" } })),
         ("linux.namespaces", json!({ "linux": { "namespaces": [{ "type": "mount" }, { "type": "user" }] } })),
-        ("linux.resources.blockIO", json!({ "linux": { "resources": { "blockIO": { "weight": 10 } } } })),
         (
-            "linux.resources.hugepageLimits",
-            json!({ "linux": { "resources": { "hugepageLimits": [{ "pageSize": "2MB", "limit": 1 }] } } }),
+            "linux.resources.blockIO.leafWeight",
+            json!({ "linux": { "resources": { "blockIO": { "leafWeight": 10 } } } }),
+        ),
+        ("linux.resources.memory.kernel", json!({ "linux": { "resources": { "memory": { "kernel": 1 } } } })),
+        (
+            "linux.resources.rdma",
+            json!({ "linux": { "resources": { "rdma": { "mlx5_1": { "hcaHandles": 3 } } } } }),
         ),
         ("linux.seccomp", json!({ "linux": { "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } } })),
         (
@@ -70,8 +70,41 @@ fn what_is_not_done_is_refused_by_the_name_of_the_field() {
 }
 
 #[test]
+fn limits_of_both_versions_are_planned() {
+    let resources = json!({
+        "blockIO": {
+            "weight": 500, "weightDevice": [{ "major": 8, "minor": 0, "weight": 20 }],
+            "throttleReadBpsDevice": [{ "major": 8, "minor": 0, "rate": 1000 }],
+        },
+        "hugepageLimits": [{ "pageSize": "2MB", "limit": 4194304 }],
+        "network": { "classID": 7, "priorities": [{ "name": "eth0", "priority": 2 }] },
+        "memory": { "swappiness": 10, "disableOOMKiller": true },
+    });
+    let limits = plan(json!({ "linux": { "resources": resources } })).unwrap().cgroup.unwrap().limits;
+    assert_eq!(
+        (limits.io.weight, limits.io.device_weights.len(), limits.io.throttles.len()),
+        (Some(500), 1, 1)
+    );
+    assert_eq!(limits.hugepages["2MB"], 4 << 20);
+    let files: Vec<(&str, &str)> =
+        limits.v1_only.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let wanted = [
+        ("memory.oom_control", "1"),
+        ("memory.swappiness", "10"),
+        ("net_cls.classid", "7"),
+        ("net_prio.ifpriomap", "eth0 2\n"),
+    ];
+    assert_eq!(files, wanted);
+}
+
+#[test]
 fn values_that_nobody_could_carry_out_are_named() {
     let table = [
+        ("linux.resources.blockIO", json!({ "linux": { "resources": { "blockIO": { "weight": 5 } } } })),
+        (
+            "linux.resources.hugepageLimits",
+            json!({ "linux": { "resources": { "hugepageLimits": [{ "pageSize": "../2MB", "limit": 1 }] } } }),
+        ),
         ("process.args", json!({ "process": { "args": [] } })),
         ("process.cwd", json!({ "process": { "cwd": "relative" } })),
         ("process.user.uid", json!({ "process": { "user": { "uid": 4_294_967_295_u32, "gid": 0 } } })),
