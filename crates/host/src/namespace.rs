@@ -25,6 +25,8 @@ pub enum Namespace {
     Mnt,
     /// Cgroup root.
     Cgroup,
+    /// User and group ids, and capabilities.
+    User,
 }
 
 impl Namespace {
@@ -37,6 +39,7 @@ impl Namespace {
             Self::Pid => libc::CLONE_NEWPID,
             Self::Mnt => libc::CLONE_NEWNS,
             Self::Cgroup => libc::CLONE_NEWCGROUP,
+            Self::User => libc::CLONE_NEWUSER,
         };
         u64::from(flag as u32)
     }
@@ -50,6 +53,7 @@ impl Namespace {
             Self::Pid => "pid",
             Self::Mnt => "mnt",
             Self::Cgroup => "cgroup",
+            Self::User => "user",
         }
     }
 }

@@ -10,14 +10,17 @@ use host::{path, sys};
 use rustix::fs::{Mode, OFlags};
 
 use super::report::{Failure, Reporter, Step};
+use super::user::Prepared;
 use super::{Gate, Joins, Stdio, credentials, hooks, program, rootfs};
 use crate::plan::{HookPoint, HooksPlan, LaunchPlan};
 
 /// What the starter has prepared.
 pub(super) struct Seed<'a> {
     pub(super) plan: &'a LaunchPlan,
-    /// Where the starter says that its hooks have run; with hooks only.
+    /// Where the starter says that it has done its part: mapped ids, run hooks. Only where there is such a part.
     pub(super) told: Option<&'a OwnedFd>,
+    /// With a user namespace only.
+    pub(super) prepared: Option<Prepared>,
     pub(super) stdio: &'a Stdio,
     pub(super) gate: Option<&'a Gate>,
     pub(super) cgroup: Option<&'a Cgroup>,
@@ -40,13 +43,18 @@ fn set_up(seed: &Seed<'_>, reporter: &mut Reporter) -> Result<Never, Failure> {
     let plan = seed.plan;
     let process = &plan.process;
     shield(process.preserve_fds)?;
+    if let (Some(_), Some(told)) = (&plan.user, seed.told) {
+        wait_for(told).step(|| "wait for the mapping of ids".to_owned())?;
+        become_root()?;
+    }
     if let Some(entry) = seed.entry {
         entry.join_tasks().step(|| "join the cgroup".to_owned())?;
     }
     join_namespaces(seed)?;
     name_host(plan)?;
-    let built = rootfs::build(plan, seed.cgroup, seed.stdio, &|procfs| {
-        if let Some(score) = process.oom_score_adj {
+    let built = rootfs::build(plan, seed.cgroup, seed.stdio, seed.prepared.as_ref(), &|procfs| {
+        // In a user namespace the starter has done it.
+        if let Some(score) = process.oom_score_adj.filter(|_| plan.user.is_none()) {
             set_oom_score(procfs, score)?;
         }
         plan.sysctls.iter().try_for_each(|(name, value)| write_sysctl(procfs, name, value))
@@ -99,6 +107,14 @@ pub(super) fn shield(preserve_fds: u32) -> Result<(), Failure> {
     sys::reset_signals();
     rustix::process::umask(Mode::empty());
     Ok(())
+}
+
+/// Takes the ids that are root in this user namespace; those from outside are nobody's here.
+pub(super) fn become_root() -> Result<(), Failure> {
+    use rustix::process::{Gid, Uid};
+    let step = || "become root of the user namespace".to_owned();
+    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).step(step)?;
+    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step(step)
 }
 
 fn join_namespaces(seed: &Seed<'_>) -> Result<(), Failure> {

@@ -5,14 +5,14 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use host::path::{self, Leaf};
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::report::{Failure, Step};
 use crate::plan::DeviceNode;
 
 /// Devices every container has (OCI runtime spec, default devices).
-const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
+pub(super) const DEFAULT_DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 const LINKS: [(&str, &str); 6] = [
@@ -25,8 +25,14 @@ const LINKS: [(&str, &str); 6] = [
 ];
 
 /// Fills a tmpfs that is not attached yet. Mount points for what usually lies below are made too, as the mount may be read-only later.
-pub(super) fn fill(dev: &OwnedFd) -> Result<(), Failure> {
+/// `Nodes::Bound` leaves empty files for [`bind`].
+pub(super) fn fill(dev: &OwnedFd, nodes: Nodes) -> Result<(), Failure> {
     for (name, major, minor) in DEFAULT_DEVICES {
+        if nodes == Nodes::Bound {
+            rustix::fs::mknodat(dev, name, FileType::RegularFile, Mode::from_raw_mode(0o666), 0)
+                .step(|| format!("make /dev/{name}"))?;
+            continue;
+        }
         let number = rustix::fs::makedev(major, minor);
         rustix::fs::mknodat(dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), number)
             .step(|| format!("make /dev/{name}"))?;
@@ -40,6 +46,26 @@ pub(super) fn fill(dev: &OwnedFd) -> Result<(), Failure> {
     }
     for name in ["pts", "shm", "mqueue"] {
         rustix::fs::mkdirat(dev, name, Mode::from_raw_mode(0o755)).step(|| format!("make /dev/{name}"))?;
+    }
+    Ok(())
+}
+
+/// What the devices are that every container has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nodes {
+    /// Nodes of its own.
+    Made,
+    /// The host's: in a user namespace nobody makes nodes.
+    Bound,
+}
+
+/// Attaches the host's devices to the files that [`fill`] has left, once /dev is where it belongs.
+pub(super) fn bind(dev: &OwnedFd, devices: &[(&'static str, OwnedFd)]) -> Result<(), Failure> {
+    for (name, device) in devices {
+        let step = || format!("bind /dev/{name}");
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let target = rustix::fs::openat(dev, *name, flags, Mode::empty()).step(step)?;
+        host::mount::attach(device, &target).step(step)?;
     }
     Ok(())
 }

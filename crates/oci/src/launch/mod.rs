@@ -12,6 +12,7 @@ mod report;
 mod rootfs;
 mod session;
 mod terminal;
+mod user;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -162,13 +163,16 @@ fn start_in(
         }
     }
     let pid_namespace = joins.iter().find(|(kind, _)| *kind == Namespace::Pid).map(|(_, fd)| fd.as_fd());
-    let sync = plan.hooks.as_ref().map(|_| Sync::new()).transpose()?;
+    let waits = plan.hooks.is_some() || plan.user.is_some();
+    let sync = waits.then(Sync::new).transpose()?;
+    let prepared = plan.user.as_ref().map(|_| user::prepare(plan)).transpose()?;
     let (word, told) = sync.map_or((None, None), |Sync { word, told }| (Some(word), Some(told)));
     // The child has but its own end: when the starter dies, it reads the end of the file.
     let word = std::cell::Cell::new(word);
     let seed = container::Seed {
         plan,
         told: told.as_ref(),
+        prepared,
         stdio: &stdio,
         gate: gate.as_ref(),
         cgroup,
@@ -180,19 +184,36 @@ fn start_in(
         drop(word.take());
         container::run(&seed, reporter)
     };
-    launch(flags, entry.as_ref(), pid_namespace, &plan.process, set_up, |pid| {
-        let (Some(hooks), Some(word)) = (&plan.hooks, word.take()) else { return Ok(()) };
-        hooks::run(hooks, HookPoint::Prestart, pid)?;
-        hooks::run(hooks, HookPoint::CreateRuntime, pid)?;
+    launch(flags, entry.as_ref(), pid_namespace, &plan.process, set_up, |moment, pid| {
+        match (moment, &plan.user, &plan.hooks) {
+            (Moment::Cloned, Some(user), _) => user::map_ids(pid, user, plan.process.oom_score_adj)?,
+            (Moment::AtHooks, _, Some(hooks)) => {
+                hooks::run(hooks, HookPoint::Prestart, pid)?;
+                hooks::run(hooks, HookPoint::CreateRuntime, pid)?;
+            }
+            (Moment::Cloned, None, _) | (Moment::AtHooks, _, None) => return Ok(()),
+        }
+        let Some(told) = word.take() else { return Ok(()) };
         let go_on = |source: rustix::io::Errno| LaunchError::Starter {
             step: "let the new process go on".to_owned(),
             source: source.into(),
         };
-        rustix::io::write(&word, b"g").map(drop).map_err(go_on)
+        rustix::io::write(&told, b"g").map_err(go_on)?;
+        word.set(Some(told));
+        Ok(())
     })
 }
 
-/// By which the starter lets a container's init go on when its hooks have run.
+/// When the starter has something to do for a container's init, which then waits for it.
+#[derive(Clone, Copy)]
+enum Moment {
+    /// It exists, and nothing more.
+    Cloned,
+    /// It has made the container, and its hooks are next.
+    AtHooks,
+}
+
+/// By which the starter lets a container's init go on when it has done its part.
 struct Sync {
     word: OwnedFd,
     told: OwnedFd,
@@ -232,17 +253,17 @@ pub fn exec(
     let seed =
         session::Seed { plan, target, stdio: &stdio, init: init.as_fd(), entry: entry.as_ref(), filter };
     let set_up = |reporter: &mut Reporter| session::run(&seed, reporter);
-    launch(0, entry.as_ref(), pid_namespace, &plan.process, set_up, |_| Ok(()))
+    launch(0, entry.as_ref(), pid_namespace, &plan.process, set_up, |_, _| Ok(()))
 }
 
-/// Clones, lets the child run `set_up`, and listens to what it says; when it waits for its hooks, runs `at_hooks` with its pid.
+/// Clones, lets the child run `set_up`, and listens to what it says. `help` does, with its pid, what the child waits for.
 fn launch(
     flags: u64,
     entry: Option<&Entry>,
     pid_namespace: Option<std::os::fd::BorrowedFd<'_>>,
     process: &ProcessPlan,
     set_up: impl FnOnce(&mut Reporter) -> report::Failure,
-    at_hooks: impl FnOnce(i32) -> Result<(), LaunchError>,
+    mut help: impl FnMut(Moment, i32) -> Result<(), LaunchError>,
 ) -> Result<Child, LaunchError> {
     let starter = |step: &str| {
         let step = step.to_owned();
@@ -267,10 +288,11 @@ fn launch(
         let _ = host::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         let _ = host::process::wait(pidfd.as_fd());
     };
+    help(Moment::Cloned, pid).inspect_err(|_| kill())?;
     let mut listener = report::Listener::new(reader);
     let mut message = listener.receive();
     if matches!(message, Ok(Message::AtHooks)) {
-        at_hooks(pid).inspect_err(|_| kill())?;
+        help(Moment::AtHooks, pid).inspect_err(|_| kill())?;
         message = listener.receive();
     }
     match message {

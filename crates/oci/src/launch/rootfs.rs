@@ -8,7 +8,9 @@ use host::mount::{self, Depth, MountAttributes, Parameter};
 use host::path::{self, Leaf};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
+use super::dev::Nodes;
 use super::report::{Failure, Step};
+use super::user::Prepared;
 use super::{Stdio, dev, terminal};
 use crate::plan::{LaunchPlan, MountKind, MountPlan, Rootfs};
 
@@ -21,12 +23,19 @@ pub(super) fn build(
     plan: &LaunchPlan,
     cgroup: Option<&Cgroup>,
     stdio: &Stdio,
+    prepared: Option<&Prepared>,
     tune: &Tune<'_>,
 ) -> Result<Built, Failure> {
     let host_root = open_host("/")?;
     let host_null = open_host_null()?;
-    let sources = clone_sources(&plan.mounts)?;
-    let root = root_tree(&plan.rootfs)?;
+    let copy = |fd: &OwnedFd| fd.try_clone().step(|| "copy a descriptor".to_owned());
+    let (sources, root) = match prepared {
+        Some(prepared) => {
+            let sources = prepared.sources.iter().map(|source| source.as_ref().map(copy).transpose());
+            (sources.collect::<Result<_, _>>()?, Tree::Detached(copy(&prepared.root)?))
+        }
+        None => (clone_sources(&plan.mounts)?, root_tree(&plan.rootfs)?),
+    };
     // Nothing that happens below may show on the host. Sources keep their peers: they were cloned before.
     let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
     mount::set_attributes(&host_root, Depth::Recursive, private).step(|| "make mounts private".to_owned())?;
@@ -40,7 +49,7 @@ pub(super) fn build(
         }
         Tree::Attached(root) => root,
     };
-    let mut work = Work { root: &root, tune: Some(tune), read_only_later: Vec::new(), cgroup };
+    let mut work = Work { root: &root, tune: Some(tune), read_only_later: Vec::new(), cgroup, prepared };
     if !plan.mounts.iter().any(|mount| mount.target == Path::new("/dev")) {
         work.default_dev()?;
     }
@@ -74,7 +83,10 @@ pub(super) fn build(
 
 /// With hooks the root is attached where its path says, so that they find it there; else anywhere will do.
 fn root_point(plan: &LaunchPlan) -> Result<Option<OwnedFd>, Failure> {
-    let (Rootfs::Directory(directory), Some(_)) = (&plan.rootfs, &plan.hooks) else { return Ok(None) };
+    let (Rootfs::Directory(directory), Some(_), None) = (&plan.rootfs, &plan.hooks, &plan.user) else {
+        // In a user namespace the way to the directory may be closed, and mounts there would not be the hook's to make.
+        return Ok(None);
+    };
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let point = rustix::fs::open(directory, flags, Mode::empty());
     point.step(|| format!("open the root {}", directory.display())).map(Some)
@@ -178,6 +190,7 @@ struct Work<'a> {
     /// File systems in which mount points may still have to be made.
     read_only_later: Vec<(PathBuf, OwnedFd)>,
     cgroup: Option<&'a Cgroup>,
+    prepared: Option<&'a Prepared>,
 }
 
 impl Work<'_> {
@@ -186,9 +199,18 @@ impl Work<'_> {
         let parameters = [Parameter::String("mode", "755"), Parameter::String("size", "65536k")];
         let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_STRICTATIME;
         let tmpfs = mount::new_filesystem("tmpfs", "tmpfs", &parameters, attributes).step(step)?;
-        dev::fill(&tmpfs)?;
+        dev::fill(&tmpfs, self.nodes())?;
         let target = path::make_in_root(self.root, Path::new("/dev"), Leaf::Directory).step(step)?;
-        mount::attach(&tmpfs, &target).step(step)
+        mount::attach(&tmpfs, &target).step(step)?;
+        self.bind_devices(&tmpfs)
+    }
+
+    fn nodes(&self) -> Nodes {
+        if self.prepared.is_some() { Nodes::Bound } else { Nodes::Made }
+    }
+
+    fn bind_devices(&self, dev: &OwnedFd) -> Result<(), Failure> {
+        self.prepared.map_or(Ok(()), |prepared| dev::bind(dev, &prepared.devices))
     }
 
     fn mount(&mut self, plan: &MountPlan, source: Option<OwnedFd>) -> Result<(), Failure> {
@@ -241,8 +263,9 @@ impl Work<'_> {
         let later = filesystem == "tmpfs" && plan.set & libc::MOUNT_ATTR_RDONLY != 0;
         let attributes = if later { plan.set & !libc::MOUNT_ATTR_RDONLY } else { plan.set };
         let new = mount::new_filesystem(filesystem, source, &parameters, attributes).step(step)?;
-        if plan.target == Path::new("/dev") && filesystem == "tmpfs" {
-            dev::fill(&new)?;
+        let is_dev = plan.target == Path::new("/dev") && filesystem == "tmpfs";
+        if is_dev {
+            dev::fill(&new, self.nodes())?;
         }
         if filesystem == "proc"
             && let Some(tune) = self.tune.take()
@@ -252,6 +275,9 @@ impl Work<'_> {
         let target = path::make_in_root(self.root, &plan.target, Leaf::Directory).step(step)?;
         self.propagate(plan, &new)?;
         mount::attach(&new, &target).step(step)?;
+        if is_dev {
+            self.bind_devices(&new)?;
+        }
         if later {
             self.read_only_later.push((plan.target.clone(), new));
         }

@@ -7,7 +7,7 @@ use host::namespace::{self, Namespace};
 use host::{mount, sys};
 use rustix::fs::{Mode, OFlags};
 
-use super::container::{own_stdio, set_oom_score, shield, take_stdio};
+use super::container::{become_root, own_stdio, set_oom_score, shield, take_stdio};
 use super::report::{Failure, Reporter, Step};
 use super::{Stdio, credentials, program, terminal};
 use crate::plan::{ExecPlan, ExecTarget};
@@ -42,6 +42,9 @@ fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), F
         seed.target.namespaces.iter().copied().filter(|kind| *kind != Namespace::Pid).collect();
     if !kinds.is_empty() {
         namespace::join_process(seed.init, &kinds).step(|| "join the container's namespaces".to_owned())?;
+    }
+    if kinds.contains(&Namespace::User) {
+        become_root()?;
     }
     if let Some(score) = process.oom_score_adj {
         let procfs = mount::new_filesystem("proc", "proc", &[], 0).step(|| "mount a procfs".to_owned())?;

@@ -8,6 +8,7 @@ mod process;
 mod refuse;
 mod resources;
 mod types;
+mod user;
 
 use std::path::{Path, PathBuf};
 
@@ -20,8 +21,8 @@ use oci_spec::runtime::{
 pub use capability::{CAPABILITY_NAMES, capability_mask};
 pub use hooks::{HookPlan, HookPoint, HooksPlan, plan_hooks};
 pub use types::{
-    Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountKind, MountPlan,
-    ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize,
+    Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, IdMap, LaunchPlan, MountKind, MountPlan,
+    ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize, UserPlan,
 };
 
 #[cfg(test)]
@@ -107,7 +108,9 @@ pub fn plan_launch(spec: &Spec, options: &LaunchOptions) -> Result<LaunchPlan, P
         uts: has(Namespace::Uts) || options.inherit.uts,
     };
     let filter = plan_filter(linux, options.seccomp.as_deref())?;
+    let own_user = new_namespaces.contains(&Namespace::User);
     Ok(LaunchPlan {
+        user: user::plan_user(linux, own_user, !join_namespaces.is_empty(), options)?,
         cgroup: plan_cgroup(linux, options.cgroup.as_deref())?,
         rootfs: options.rootfs.clone(),
         hooks: hooks::plan_hooks(spec, options.hooks_for.as_deref(), &options.bundle)?,
@@ -167,7 +170,7 @@ fn plan_namespaces(linux: &Linux, inherit: InheritedNamespaces) -> Result<Namesp
             LinuxNamespaceType::Ipc => (Namespace::Ipc, inherit.ipc),
             LinuxNamespaceType::Pid => (Namespace::Pid, inherit.pid),
             LinuxNamespaceType::Network => (Namespace::Net, inherit.net),
-            LinuxNamespaceType::User => return Err(PlanError::unsupported(FIELD, "user namespaces")),
+            LinuxNamespaceType::User => (Namespace::User, false),
             LinuxNamespaceType::Time => return Err(PlanError::unsupported(FIELD, "time namespaces")),
         };
         if new.contains(&kind) || join.iter().any(|(other, _)| *other == kind) {
@@ -176,6 +179,9 @@ fn plan_namespaces(linux: &Linux, inherit: InheritedNamespaces) -> Result<Namesp
         match entry.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
             None => new.push(kind),
             Some(_) if inherited => {}
+            Some(_) if kind == Namespace::User => {
+                return Err(PlanError::unsupported(FIELD, "joining a user namespace by path"));
+            }
             Some(_) if kind == Namespace::Mnt => {
                 return Err(PlanError::unsupported(FIELD, "joining a mount namespace by path"));
             }

@@ -17,13 +17,10 @@ pub(super) fn whole_spec(spec: &Spec) -> Result<(), PlanError> {
 }
 
 pub(super) fn linux(linux: &Linux) -> Result<(), PlanError> {
-    let mapped =
-        [linux.uid_mappings(), linux.gid_mappings()].into_iter().flatten().any(|maps| !maps.is_empty());
     let label = linux.mount_label().as_ref().is_some_and(|label| !label.is_empty());
     let offsets = linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty());
     let devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
     first([
-        (mapped, "linux.uidMappings", "user namespaces"),
         (label, "linux.mountLabel", "SELinux"),
         (linux.intel_rdt().is_some(), "linux.intelRdt", "resource director technology"),
         (linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies"),

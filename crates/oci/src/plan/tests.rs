@@ -43,7 +43,10 @@ fn what_is_not_done_is_refused_by_the_name_of_the_field() {
         ("process.selinuxLabel", json!({ "process": { "selinuxLabel": "l" } })),
         ("hooks", json!({ "hooks": { "poststart": [{ "path": "/bin/true" }] } })),
         ("linux.mountLabel", json!({ "linux": { "mountLabel": "l" } })),
-        ("linux.namespaces", json!({ "linux": { "namespaces": [{ "type": "mount" }, { "type": "user" }] } })),
+        (
+            "linux.namespaces",
+            json!({ "linux": { "namespaces": [{ "type": "mount" }, { "type": "user", "path": "/proc/1/ns/user" }] } }),
+        ),
         (
             "linux.resources.blockIO.leafWeight",
             json!({ "linux": { "resources": { "blockIO": { "leafWeight": 10 } } } }),
@@ -98,8 +101,30 @@ fn limits_of_both_versions_are_planned() {
 }
 
 #[test]
+fn ids_of_a_user_namespace_are_planned_and_needed() {
+    let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65_536 }]);
+    let own = json!([{ "type": "mount" }, { "type": "pid" }, { "type": "user" }]);
+    let planned =
+        plan(json!({ "linux": { "namespaces": own, "uidMappings": map, "gidMappings": map } })).unwrap();
+    let wanted = IdMap { container: 0, host: 100_000, size: 65_536 };
+    assert_eq!(planned.user, Some(UserPlan { uid: vec![wanted], gid: vec![wanted] }));
+    let joined =
+        json!([{ "type": "mount" }, { "type": "network", "path": "/proc/1/ns/net" }, { "type": "user" }]);
+    let error = plan(json!({ "linux": { "namespaces": joined, "uidMappings": map, "gidMappings": map } }));
+    assert!(matches!(error, Err(PlanError::Unsupported { .. })), "{error:?}");
+}
+
+#[test]
 fn values_that_nobody_could_carry_out_are_named() {
     let table = [
+        (
+            "linux.uidMappings",
+            json!({ "linux": { "namespaces": [{ "type": "mount" }, { "type": "user" }] } }),
+        ),
+        (
+            "linux.uidMappings",
+            json!({ "linux": { "uidMappings": [{ "containerID": 0, "hostID": 1, "size": 1 }] } }),
+        ),
         ("linux.resources.blockIO", json!({ "linux": { "resources": { "blockIO": { "weight": 5 } } } })),
         (
             "linux.resources.hugepageLimits",

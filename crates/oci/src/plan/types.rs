@@ -32,6 +32,9 @@ pub struct LaunchPlan {
     pub new_namespaces: Vec<Namespace>,
     /// Namespaces it joins by path. Kinds in neither list are inherited from the caller.
     pub join_namespaces: Vec<(Namespace, PathBuf)>,
+    /// Ids of its user namespace, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserPlan>,
     /// Its cgroup, made by `launch::start`; `None` = the caller's.
     pub cgroup: Option<CgroupPlan>,
     /// Its root.
@@ -59,6 +62,26 @@ pub struct LaunchPlan {
     /// What runs beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<HooksPlan>,
+}
+
+/// Ids of a user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserPlan {
+    /// Users.
+    pub uid: Vec<IdMap>,
+    /// Groups.
+    pub gid: Vec<IdMap>,
+}
+
+/// A range of ids, inside and outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMap {
+    /// First id in the container.
+    pub container: u32,
+    /// First id on the host.
+    pub host: u32,
+    /// How many.
+    pub size: u32,
 }
 
 /// A cgroup and its limits.

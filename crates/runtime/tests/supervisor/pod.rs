@@ -119,6 +119,7 @@ pub(crate) fn plan(pod: &Path, name: &str, args: &[&str]) -> LaunchPlan {
         domainname: None,
         process: process(args),
         hooks: None,
+        user: None,
     }
 }
 
