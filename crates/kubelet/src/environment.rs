@@ -5,15 +5,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1;
 use manifest::{ObjectKey, Objects};
 
+use crate::downward::{self, PodFacts};
 use crate::pod::model::Pod;
-
-/// What a reference can point at, beside objects.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct PodFacts {
-    pub(crate) node_name: String,
-    pub(crate) host_ip: String,
-    pub(crate) pod_ips: Vec<String>,
-}
 
 /// The variables in order. A reference to something that is missing is an error unless it is optional.
 ///
@@ -35,7 +28,7 @@ pub(crate) fn render(
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
             (Some(value), _) => Some(expand(value, &variables)),
-            (None, Some(from)) => referenced(pod, from, objects, facts)?,
+            (None, Some(from)) => referenced(pod, container, from, objects, facts)?,
             (None, None) => Some(String::new()),
         };
         if let Some(value) = value {
@@ -80,6 +73,7 @@ fn from_object(
 
 fn referenced(
     pod: &Pod,
+    container: &v1::Container,
     from: &v1::EnvVarSource,
     objects: &Objects,
     facts: &PodFacts,
@@ -110,7 +104,12 @@ fn referenced(
         );
     }
     if let Some(reference) = &from.field_ref {
-        return field(pod, &reference.field_path, facts).map(Some);
+        return downward::field(pod, &reference.field_path, facts).map(Some);
+    }
+    if let Some(reference) = &from.resource_field_ref {
+        let of = reference.container_name.as_deref().filter(|name| !name.is_empty());
+        let of = of.unwrap_or(&container.name);
+        return downward::resource(pod, of, reference, facts.capacity).map(Some);
     }
     Err("valueFrom names no source".into())
 }
@@ -128,27 +127,6 @@ fn or_missing(
         (None, Some(true)) => Ok(None),
         (None, _) if found => Err(format!("couldn't find key {key} in {kind} {name}")),
         (None, _) => Err(format!("{kind} {name:?} not found")),
-    }
-}
-
-fn field(pod: &Pod, path: &str, facts: &PodFacts) -> Result<String, String> {
-    let meta = &pod.source.metadata;
-    let keyed = |prefix: &str, map: &Option<BTreeMap<String, String>>| {
-        let key = path.strip_prefix(prefix)?.strip_suffix("']")?;
-        Some(map.as_ref().and_then(|map| map.get(key).cloned()).unwrap_or_default())
-    };
-    match path {
-        "metadata.name" => Ok(pod.name.clone()),
-        "metadata.namespace" => Ok(pod.namespace.clone()),
-        "metadata.uid" => Ok(pod.uid.clone()),
-        "spec.nodeName" => Ok(facts.node_name.clone()),
-        "spec.serviceAccountName" => Ok("default".into()),
-        "status.hostIP" => Ok(facts.host_ip.clone()),
-        "status.podIP" => Ok(facts.pod_ips.first().cloned().unwrap_or_default()),
-        "status.podIPs" => Ok(facts.pod_ips.join(",")),
-        _ => keyed("metadata.labels['", &meta.labels)
-            .or_else(|| keyed("metadata.annotations['", &meta.annotations))
-            .ok_or_else(|| format!("fieldRef {path:?} is not supported")),
     }
 }
 

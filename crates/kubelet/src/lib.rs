@@ -5,6 +5,7 @@
 
 mod cgroups;
 mod cri_requests;
+mod downward;
 mod environment;
 mod events;
 mod hosts;

@@ -14,6 +14,7 @@ use tonic::transport::Channel;
 
 use crate::cgroups::PodCgroups;
 use crate::cri_requests::{GRACE, POD_UID};
+use crate::downward::Capacity;
 use crate::image_gc::Collector;
 use crate::log_rotation::Rotator;
 use crate::pod::model::{Pod, admit};
@@ -52,6 +53,7 @@ pub async fn run(
     let node = Arc::new(Node {
         cgroups: PodCgroups::open(&config.cgroup_root)?,
         volumes: Volumes::new(&config.root_dir),
+        capacity: Capacity::of_node(&config.root_dir),
         reporter: Reporter::new(config.node_name.clone(), report),
         cri,
         desired,

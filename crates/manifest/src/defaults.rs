@@ -1,6 +1,8 @@
 //! What an API server fills in where a manifest is silent. Pure; applying it twice is applying it once.
 
-use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Lifecycle, Pod, Probe, Service, Volume};
+use k8s_openapi::api::core::v1::{
+    Container, DownwardAPIVolumeFile, EmptyDirVolumeSource, Lifecycle, Pod, Probe, Service, Volume,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -122,6 +124,7 @@ fn default_volume(volume: &mut Volume) {
     }
     if let Some(downward) = &mut volume.downward_api {
         downward.default_mode.get_or_insert(FILE_MODE);
+        default_downward_files(downward.items.as_mut());
     }
     if let Some(projected) = &mut volume.projected {
         projected.default_mode.get_or_insert(FILE_MODE);
@@ -129,7 +132,16 @@ fn default_volume(volume: &mut Volume) {
             if let Some(token) = &mut source.service_account_token {
                 token.expiration_seconds.get_or_insert(3600);
             }
+            if let Some(downward) = &mut source.downward_api {
+                default_downward_files(downward.items.as_mut());
+            }
         }
+    }
+}
+
+fn default_downward_files(items: Option<&mut Vec<DownwardAPIVolumeFile>>) {
+    for field in items.into_iter().flatten().filter_map(|item| item.field_ref.as_mut()) {
+        set(&mut field.api_version, "v1");
     }
 }
 

@@ -95,6 +95,7 @@ const SUPPORTED: &[&str] = &[
     "containers[].env[].valueFrom.configMapKeyRef.**",
     "containers[].env[].valueFrom.secretKeyRef.**",
     "containers[].env[].valueFrom.fieldRef.**",
+    "containers[].env[].valueFrom.resourceFieldRef.**",
     "containers[].envFrom[].configMapRef.**",
     "containers[].envFrom[].secretRef.**",
     "containers[].envFrom[].prefix",
@@ -355,6 +356,11 @@ pub(crate) mod tests {
         let containers: Vec<Value> =
             names.iter().map(|name| serde_json::json!({ "name": name, "image": "busybox" })).collect();
         pod_of(serde_json::json!({ "containers": containers }))
+    }
+
+    /// A pod with this spec.
+    pub(crate) fn pod_of(spec: Value) -> Pod {
+        admit(&source(spec)).expect("admitted")
     }
 
     /// A pod with this spec.

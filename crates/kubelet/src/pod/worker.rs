@@ -21,6 +21,7 @@ use tonic::transport::Channel;
 
 use crate::Config;
 use crate::cgroups::PodCgroups;
+use crate::downward::Capacity;
 use crate::events::Kind;
 use crate::pod::back_off::BackOff;
 use crate::pod::model::Pod;
@@ -39,6 +40,7 @@ pub(crate) use remember::remembered_pods;
 /// What all workers share.
 pub(crate) struct Node {
     pub(crate) config: Config,
+    pub(crate) capacity: Capacity,
     pub(crate) cri: Channel,
     pub(crate) cgroups: PodCgroups,
     pub(crate) volumes: Volumes,

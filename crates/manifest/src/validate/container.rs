@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::names::{self, Form};
-use super::{one_of, probe, tell, unique_name, volume};
+use super::{downward, one_of, probe, tell, unique_name, volume};
 use crate::decode::Fault;
 use crate::quantity::{self, Amount};
 
@@ -133,11 +133,16 @@ fn env(variables: &[EnvVar], at: &str, faults: &mut Vec<Fault>) {
         if let Some(reference) = &source.secret_key_ref {
             reference_key(faults, &format!("{at}.valueFrom.secretKeyRef"), &reference.name, &reference.key);
         }
-        if source.field_ref.as_ref().is_some_and(|field| field.field_path.is_empty()) {
-            tell(faults, format!("{at}.valueFrom.fieldRef.fieldPath"), "required");
+        if let Some(field) = &source.field_ref {
+            downward::field(field, downward::Place::Variable, &format!("{at}.valueFrom.fieldRef"), faults);
         }
-        if source.resource_field_ref.as_ref().is_some_and(|field| field.resource.is_empty()) {
-            tell(faults, format!("{at}.valueFrom.resourceFieldRef.resource"), "required");
+        if let Some(resource) = &source.resource_field_ref {
+            downward::resource(
+                resource,
+                downward::Place::Variable,
+                &format!("{at}.valueFrom.resourceFieldRef"),
+                faults,
+            );
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What an API server would refuse, field by field. Pure; it sees objects after their defaults were filled in.
 
 mod container;
+mod downward;
 mod metadata;
 mod names;
 mod pod;

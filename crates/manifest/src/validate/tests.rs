@@ -187,6 +187,58 @@ fn environment() {
 }
 
 #[test]
+fn what_a_pod_tells_its_containers() {
+    let variable = |from: Value| json!([{"name": "A", "valueFrom": from}]);
+    for path in [
+        "metadata.uid",
+        "metadata.labels['a/b']",
+        "metadata.annotations['X']",
+        "status.hostIPs",
+        "status.podIPs",
+    ] {
+        check(pod, &[("spec.containers.0.env", variable(json!({"fieldRef": {"fieldPath": path}})))], &[]);
+    }
+    for path in ["metadata.labels", "spec.host", "metadata.labels['']", "metadata.labels[a]"] {
+        let expect = "spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: ";
+        check(
+            pod,
+            &[("spec.containers.0.env", variable(json!({"fieldRef": {"fieldPath": path}})))],
+            &[expect],
+        );
+    }
+    for (resource, divisor, expect) in [
+        ("limits.cpu", "1m", None),
+        ("limits.memory", "1Mi", None),
+        ("requests.ephemeral-storage", "0", None),
+        ("limits.hugepages-2Mi", "1Ki", None),
+        ("limits.cpu", "2", Some("divisor: \"2\" is not a unit of cpu: 1m, 1")),
+        ("limits.memory", "1m", Some("divisor: \"1m\" is not a unit of memory")),
+        ("limits.gpu", "1", Some("resource: \"limits.gpu\" is not supported")),
+        ("cpu", "1", Some("resource: \"cpu\" is not supported")),
+    ] {
+        let from = json!({"resourceFieldRef": {"resource": resource, "divisor": divisor}});
+        let expect =
+            expect.map(|expect| format!("spec.containers[0].env[0].valueFrom.resourceFieldRef.{expect}"));
+        let expect: Vec<&str> = expect.iter().map(String::as_str).collect();
+        check(pod, &[("spec.containers.0.env", variable(from))], &expect);
+    }
+    let files = json!([{"name": "d", "downwardAPI": {"items": [
+        {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+        {"path": "ip", "fieldRef": {"fieldPath": "status.podIP"}},
+        {"path": "cpu", "mode": 4096, "resourceFieldRef": {"resource": "limits.cpu"}},
+    ]}}]);
+    check(
+        pod,
+        &[("spec.volumes", files)],
+        &[
+            "spec.volumes[0].downwardAPI.items[1].fieldRef.fieldPath: \"status.podIP\" is not supported",
+            "spec.volumes[0].downwardAPI.items[2].mode: 4096 is not a file mode",
+            "spec.volumes[0].downwardAPI.items[2].resourceFieldRef.containerName: required",
+        ],
+    );
+}
+
+#[test]
 fn resources() {
     check(
         pod,

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Container, KeyToPath, ProjectedVolumeSource, Volume};
+use k8s_openapi::api::core::v1::{
+    Container, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, Volume,
+};
 
 use super::container::exactly_one;
 use super::names::{self, Form};
-use super::{one_of, tell, unique_name};
+use super::{downward, one_of, tell, unique_name};
 use crate::decode::Fault;
 use crate::quantity;
 
@@ -77,11 +79,7 @@ fn source(volume: &Volume, at: &str, faults: &mut Vec<Fault>) {
     }
     if let Some(downward) = &volume.downward_api {
         mode(faults, &format!("{at}.downwardAPI.defaultMode"), downward.default_mode);
-        for (index, item) in downward.items.iter().flatten().enumerate() {
-            let at = format!("{at}.downwardAPI.items[{index}]");
-            descending(faults, &format!("{at}.path"), &item.path);
-            exactly_one(faults, &at, &[item.field_ref.is_some(), item.resource_field_ref.is_some()]);
-        }
+        downward_files(downward.items.as_deref().unwrap_or_default(), &format!("{at}.downwardAPI"), faults);
     }
     if let Some(projected) = &volume.projected {
         projection(projected, &format!("{at}.projected"), faults);
@@ -108,6 +106,28 @@ fn projection(projected: &ProjectedVolumeSource, at: &str, faults: &mut Vec<Faul
         if let Some(secret) = &source.secret {
             names::check(faults, &format!("{at}.secret.name"), &secret.name, Form::Subdomain);
             items(secret.items.as_deref().unwrap_or_default(), &format!("{at}.secret"), faults);
+        }
+        if let Some(downward) = &source.downward_api {
+            downward_files(
+                downward.items.as_deref().unwrap_or_default(),
+                &format!("{at}.downwardAPI"),
+                faults,
+            );
+        }
+    }
+}
+
+fn downward_files(items: &[DownwardAPIVolumeFile], at: &str, faults: &mut Vec<Fault>) {
+    for (index, item) in items.iter().enumerate() {
+        let at = format!("{at}.items[{index}]");
+        descending(faults, &format!("{at}.path"), &item.path);
+        mode(faults, &format!("{at}.mode"), item.mode);
+        exactly_one(faults, &at, &[item.field_ref.is_some(), item.resource_field_ref.is_some()]);
+        if let Some(field) = &item.field_ref {
+            downward::field(field, downward::Place::File, &format!("{at}.fieldRef"), faults);
+        }
+        if let Some(resource) = &item.resource_field_ref {
+            downward::resource(resource, downward::Place::File, &format!("{at}.resourceFieldRef"), faults);
         }
     }
 }

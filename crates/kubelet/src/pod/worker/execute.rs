@@ -7,7 +7,8 @@ use k8s_openapi::api::core::v1 as api;
 
 use super::{Wish, Worker};
 use crate::cri_requests;
-use crate::environment::{self, PodFacts};
+use crate::downward::PodFacts;
+use crate::environment;
 use crate::events::Kind;
 use crate::hosts;
 use crate::pod::model::Container;
@@ -192,11 +193,7 @@ impl Worker {
         let refused = |message: String| Obstacle::new("CreateContainerConfigError", message);
         cri_requests::check_non_root(&self.pod, &container.spec, &image).map_err(refused)?;
         let desired = self.node.desired.borrow().clone();
-        let facts = PodFacts {
-            node_name: self.node.config.node_name.clone(),
-            host_ip: self.node.config.node_ip.map(|ip| ip.to_string()).unwrap_or_default(),
-            pod_ips: sandbox.ips.clone(),
-        };
+        let facts = self.facts(&sandbox.ips);
         let env =
             environment::render(&self.pod, &container.spec, &desired.objects, &facts).map_err(refused)?;
         let mut mounts = self.node.volumes.mounts(&self.pod, &container.spec).map_err(refused)?;
@@ -293,6 +290,16 @@ impl Worker {
         answer
             .map(|answer| answer.into_inner().image)
             .map_err(|status| Obstacle::new("ImageInspectError", status.message()))
+    }
+
+    /// What the pod may tell its containers of itself and the node.
+    fn facts(&self, pod_ips: &[String]) -> PodFacts {
+        PodFacts {
+            node_name: self.node.config.node_name.clone(),
+            host_ip: self.node.config.node_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            pod_ips: pod_ips.to_vec(),
+            capacity: self.node.capacity,
+        }
     }
 
     fn write_hosts(&self, ips: &[String]) -> std::io::Result<()> {
