@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::sys;
@@ -91,12 +91,22 @@ fn finish(context: BorrowedFd<'_>, attributes: u64) -> io::Result<OwnedFd> {
     Ok(rustix::mount::fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
 
-/// A detached overlay mount. `lower` has the topmost layer first.
+/// What an overlay writes to.
+#[derive(Debug, Clone, Copy)]
+pub struct Upper<'a> {
+    /// The layer.
+    pub directory: &'a Path,
+    /// The kernel's own directory beside it.
+    pub work: &'a Path,
+}
+
+/// A detached overlay mount. `lower` has the topmost layer first; without an upper layer nothing can be written, and there are
+/// at least two.
 ///
 /// Kernels before 6.8 have no `lowerdir+`, and take only 256 bytes in one fsconfig string: `None` says that the caller must use
 /// [`overlay_at`], which then also tells what else may be wrong.
-pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<Option<OwnedFd>> {
-    match overlay_by_layer(lower, upper, work) {
+pub fn overlay(lower: &[PathBuf], upper: Option<Upper<'_>>) -> io::Result<Option<OwnedFd>> {
+    match overlay_by_layer(lower, upper) {
         Ok(mount) => Ok(Some(mount)),
         // Depending on its age a kernel refuses the unknown name at once or when the file system is made.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
@@ -104,20 +114,22 @@ pub fn overlay(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<Optio
     }
 }
 
-fn overlay_by_layer(lower: &[PathBuf], upper: &Path, work: &Path) -> io::Result<OwnedFd> {
+fn overlay_by_layer(lower: &[PathBuf], upper: Option<Upper<'_>>) -> io::Result<OwnedFd> {
     let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let context = context.as_fd();
     rustix::mount::fsconfig_set_string(context, "source", "overlay")?;
     for layer in lower {
         rustix::mount::fsconfig_set_string(context, "lowerdir+", layer)?;
     }
-    rustix::mount::fsconfig_set_string(context, "upperdir", upper)?;
-    rustix::mount::fsconfig_set_string(context, "workdir", work)?;
+    if let Some(upper) = upper {
+        rustix::mount::fsconfig_set_string(context, "upperdir", upper.directory)?;
+        rustix::mount::fsconfig_set_string(context, "workdir", upper.work)?;
+    }
     finish(context, 0)
 }
 
 /// Mounts an overlay on a directory by mount(2), for kernels without `lowerdir+`.
-pub fn overlay_at(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
+pub fn overlay_at(lower: &[PathBuf], upper: Option<Upper<'_>>, target: &Path) -> io::Result<()> {
     use std::os::unix::ffi::OsStrExt;
     let mut options = b"lowerdir=".to_vec();
     for (index, layer) in lower.iter().enumerate() {
@@ -126,7 +138,9 @@ pub fn overlay_at(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -
         }
         escape(layer.as_os_str().as_bytes(), &mut options);
     }
-    for (name, path) in [(&b",upperdir="[..], upper), (&b",workdir="[..], work)] {
+    let writable =
+        upper.map(|upper| [(&b",upperdir="[..], upper.directory), (&b",workdir="[..], upper.work)]);
+    for (name, path) in writable.into_iter().flatten() {
         options.extend_from_slice(name);
         escape(path.as_os_str().as_bytes(), &mut options);
     }
@@ -162,6 +176,61 @@ pub fn detach(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Says whether something is mounted on `path` itself.
+pub fn is_mount_point(path: &Path) -> io::Result<bool> {
+    let stat = rustix::fs::statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Unmounts everything below `directory`, innermost first; on an error something still is mounted there, and the directory
+/// must not be removed with what is in it.
+pub fn detach_below(directory: &Path) -> io::Result<()> {
+    let directory = match directory.canonicalize() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for point in mounts_below(&std::fs::read_to_string("/proc/self/mountinfo")?, &directory) {
+        detach(&point)?;
+    }
+    match mounts_below(&std::fs::read_to_string("/proc/self/mountinfo")?, &directory).first() {
+        Some(point) => {
+            Err(io::Error::new(io::ErrorKind::ResourceBusy, format!("{} is still mounted", point.display())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The mount points below `directory`, innermost first, from the text of `/proc/self/mountinfo`.
+#[must_use]
+pub fn mounts_below(mountinfo: &str, directory: &Path) -> Vec<PathBuf> {
+    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
+    let mut below: Vec<PathBuf> =
+        points.filter(|point| point.starts_with(directory) && point != directory).collect();
+    below.reverse();
+    below
+}
+
+/// mountinfo writes space, tab, newline and backslash as three octal digits.
+fn unescape(text: &str) -> PathBuf {
+    use std::os::unix::ffi::OsStringExt;
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *first == b'\\') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
 /// Makes the directory the caller stands in its root and drops the old root with everything on it.
 pub fn pivot_to_working_directory() -> io::Result<()> {
     // The old root lands on top of the new one, at the same place, and goes by the same name.
@@ -169,4 +238,24 @@ pub fn pivot_to_working_directory() -> io::Result<()> {
     rustix::mount::unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_innermost_first_and_names_with_spaces_too() {
+        let text = "\
+22 1 8:1 / / rw - ext4 /dev/sda1 rw
+30 22 0:5 / /s rw - tmpfs x rw
+31 30 0:6 / /s/a rw - tmpfs x rw
+32 31 0:7 / /s/a/with\\040space rw - tmpfs x rw
+33 22 0:8 / /sother rw - tmpfs x rw
+";
+        let expect: Vec<PathBuf> = vec!["/s/a/with space".into(), "/s/a".into()];
+        assert_eq!(mounts_below(text, Path::new("/s")), expect);
+        assert_eq!(mounts_below(text, Path::new("/x")), Vec::<PathBuf>::new());
+        assert!(is_mount_point(Path::new("/proc")).unwrap() && !is_mount_point(Path::new("/etc")).unwrap());
+    }
 }

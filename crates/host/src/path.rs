@@ -56,6 +56,41 @@ pub fn make_in_root(root: impl AsFd, path: &Path, leaf: Leaf) -> io::Result<Owne
     make_one(root, &reached, leaf)
 }
 
+/// Opens `path` below `root` as an O_PATH descriptor, making missing directories with that mode. A symlink or `..` that would
+/// leave `root` is an error at every step, whatever others change there meanwhile.
+pub fn make_beneath(root: impl AsFd, path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    let root = root.as_fd();
+    let missing = |error: &io::Error| error.raw_os_error() == Some(libc::ENOENT);
+    match open_beneath(root, path, OFlags::PATH) {
+        Err(error) if missing(&error) => {}
+        other => return other,
+    }
+    let mut reached = std::path::PathBuf::new();
+    let mut parent = open_beneath(root, Path::new("."), OFlags::PATH | OFlags::DIRECTORY)?;
+    for name in normal_names(path)? {
+        reached.push(name);
+        parent = match open_beneath(root, &reached, OFlags::PATH) {
+            Err(error) if missing(&error) => {
+                match rustix::fs::mkdirat(&parent, name, Mode::empty()) {
+                    // Its mode whatever the umask, and the group's bit that it inherits.
+                    Ok(()) => give_mode(&parent, name, mode)?,
+                    Err(Errno::EXIST) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                open_beneath(root, &reached, OFlags::PATH)?
+            }
+            other => other?,
+        };
+    }
+    Ok(parent)
+}
+
+fn give_mode(parent: &OwnedFd, name: &OsStr, mode: u32) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let made = resolve(parent.as_fd(), name, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS)?;
+    Ok(rustix::fs::fchmod(&made, Mode::from_raw_mode(mode))?)
+}
+
 /// Makes the last component of `path`; everything above exists. A dangling symlink there is an error: nothing is made through it.
 fn make_one(root: BorrowedFd<'_>, path: &Path, leaf: Leaf) -> io::Result<OwnedFd> {
     match open_in_root(root, path, OFlags::PATH) {
@@ -175,5 +210,22 @@ mod tests {
         make_in_root(&fd, Path::new("/a/b/file"), Leaf::File).unwrap();
         assert!(dir.path().join("a/b/file").is_file());
         assert!(make_in_root(&fd, Path::new("/x/../y"), Leaf::Directory).is_err());
+    }
+
+    #[test]
+    fn directories_are_made_beneath_and_never_through_a_link_that_leaves() {
+        use std::os::unix::fs::PermissionsExt;
+        let (dir, fd) = root();
+        let outside = tempfile::tempdir().unwrap();
+        symlink(outside.path(), dir.path().join("out")).unwrap();
+        symlink("inside", dir.path().join("in")).unwrap();
+        std::fs::create_dir(dir.path().join("inside")).unwrap();
+        make_beneath(&fd, Path::new("in/a/b"), 0o777).unwrap();
+        let mode = dir.path().join("inside/a/b").metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o777);
+        for path in ["out", "out/x", "../x", "in/../../x", "/etc", "in/a/../../../x"] {
+            assert!(make_beneath(&fd, Path::new(path), 0o777).is_err(), "{path}");
+        }
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
     }
 }

@@ -1,5 +1,6 @@
 //! CreateContainer, StartContainer, StopContainer, RemoveContainer, ExecSync.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +22,15 @@ use crate::supervisor::{RequestError, Supervisor};
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
+
+/// What a container takes from images.
+struct Images<'a> {
+    own: &'a Image,
+    /// Looked up in its own.
+    user: &'a ResolvedUser,
+    /// The layers of those mounted as volumes, by name.
+    volumes: &'a BTreeMap<String, Vec<PathBuf>>,
+}
 
 impl Runtime {
     /// Writes the container down and prepares its directories; no process is started.
@@ -69,7 +79,9 @@ impl Runtime {
     ) -> Result<Arc<Container>, Error> {
         let supervisor = running_supervisor(sandbox)?;
         let lower = self.images.snapshot(image).await?;
-        let hold = self.images.hold(&lower);
+        let image_volumes = self.image_volumes(&config).await?;
+        let volume_layers: Vec<PathBuf> = image_volumes.values().flatten().cloned().collect();
+        let hold = self.images.hold(&[lower.as_slice(), &volume_layers].concat());
         let security = security_of(&config);
         let user = user_of(&security, image, &lower)?;
         let parent = sandbox.record().cgroup_parent;
@@ -80,6 +92,7 @@ impl Runtime {
             created_at: now_ns(),
             image_id: image.id.clone(),
             lower,
+            volume_layers,
             log_path,
             stop_signal: stop_signal(&config, image)?,
             cgroup: format!("{parent}/{id}"),
@@ -91,7 +104,8 @@ impl Runtime {
             phase: ContainerPhase::Created,
             config,
         };
-        let spec = self.spec_of(sandbox, sandbox_config, &record, image, &user, &supervisor)?;
+        let images = Images { own: image, user: &user, volumes: &image_volumes };
+        let spec = self.spec_of(sandbox, sandbox_config, &record, images, &supervisor)?;
         let plan = self.plan(&record, &spec)?;
         let directory = sandbox.container_directory(id);
         make_directories(&[&directory])?;
@@ -106,13 +120,26 @@ impl Runtime {
         Ok(Arc::new(Container::new(sandbox.clone(), record, Some(plan), hold)))
     }
 
+    /// The layers of every image that is mounted as a volume.
+    async fn image_volumes(
+        &self,
+        config: &v1::ContainerConfig,
+    ) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
+        let mut layers = BTreeMap::new();
+        let named = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+        for name in named.map(|image| &image.image).filter(|name| !name.is_empty()) {
+            let image = self.images.get(name).ok_or(Error::NotFound { kind: "image", id: name.clone() })?;
+            layers.insert(name.clone(), self.images.snapshot(&image).await?);
+        }
+        Ok(layers)
+    }
+
     fn spec_of(
         &self,
         sandbox: &Sandbox,
         sandbox_config: &v1::PodSandboxConfig,
         record: &ContainerRecord,
-        image: &Image,
-        user: &ResolvedUser,
+        images: Images<'_>,
         supervisor: &Supervisor,
     ) -> Result<Spec, Error> {
         let directory = sandbox.container_directory(&record.id);
@@ -121,13 +148,14 @@ impl Runtime {
             sandbox_id: &sandbox.id,
             config: &record.config,
             sandbox: sandbox_config,
-            image: &image.config,
-            user,
+            image: &images.own.config,
+            user: images.user,
             supervisor_pid: supervisor.process().pid,
             cgroup: &record.cgroup,
             sandbox_directory: sandbox.directory.clone(),
             directory,
             host_devices: &self.host_devices,
+            image_volumes: images.volumes,
             localhost_profile: localhost_profile(&security_of(&record.config))?,
         };
         Ok(render_spec(&request)?)

@@ -71,6 +71,9 @@ pub struct ContainerRecord {
     pub image_id: String,
     /// Directories of the image's layers, the top one first.
     pub lower: Vec<PathBuf>,
+    /// Layers of the images that it mounts as volumes: they stay as long as it does.
+    #[serde(default)]
+    pub volume_layers: Vec<PathBuf>,
     /// The log file; empty without one.
     pub log_path: String,
     /// What StopContainer sends first.
@@ -127,6 +130,11 @@ impl SandboxRecord {
 }
 
 impl ContainerRecord {
+    /// Every layer that must not go while the container exists.
+    pub(crate) fn layers(&self) -> Vec<PathBuf> {
+        self.lower.iter().chain(&self.volume_layers).cloned().collect()
+    }
+
     /// Replaces the record on disk.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), RecordError> {
         write(&directory.join("record.json"), self)

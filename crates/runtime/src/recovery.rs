@@ -88,7 +88,7 @@ impl Runtime {
             let metadata = record.config.metadata.clone().unwrap_or_default();
             let name = format!("{}_{}_{}", metadata.name, sandbox.id, metadata.attempt);
             self.index().reserve("container", &name, &record.id)?;
-            let hold = self.images.hold(&record.lower);
+            let hold = self.images.hold(&record.layers());
             self.index().add_container(Arc::new(Container::new(sandbox.clone(), record, None, hold)));
         }
         Ok(())

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use host::cgroup::{Cgroup, Version};
-use host::mount::{self, Depth, MountAttributes, Parameter};
+use host::mount::{self, Depth, MountAttributes, Parameter, Upper};
 use host::path::{self, Leaf};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 
@@ -49,7 +49,12 @@ pub(super) fn build(
         }
         Tree::Attached(root) => root,
     };
-    let mut work = Work { root: &root, tune: Some(tune), read_only_later: Vec::new(), cgroup, prepared };
+    let scratch = match &plan.rootfs {
+        Rootfs::Directory(directory) => directory,
+        Rootfs::Overlay { work, .. } => work,
+    };
+    let mut work =
+        Work { root: &root, tune: Some(tune), read_only_later: Vec::new(), cgroup, prepared, scratch };
     if !plan.mounts.iter().any(|mount| mount.target == Path::new("/dev")) {
         work.default_dev()?;
     }
@@ -152,7 +157,7 @@ fn clone_sources(mounts: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>, Failure> 
             let depth = if *recursive { Depth::Recursive } else { Depth::One };
             mount::clone_path(source, depth).step(|| format!("bind {}", source.display())).map(Some)
         }
-        MountKind::New { .. } | MountKind::Cgroup => Ok(None),
+        MountKind::New { .. } | MountKind::Layers { .. } | MountKind::Cgroup => Ok(None),
     };
     mounts.iter().map(clone).collect()
 }
@@ -169,13 +174,13 @@ fn root_tree(rootfs: &Rootfs) -> Result<Tree, Failure> {
             .map(Tree::Detached),
         Rootfs::Overlay { lower, upper, work } => {
             let step = || format!("mount an overlay on {}", upper.display());
-            if let Some(overlay) = mount::overlay(lower, upper, work).step(step)? {
+            if let Some(overlay) = mount::overlay(lower, Some(Upper { directory: upper, work })).step(step)? {
                 return Ok(Tree::Detached(overlay));
             }
             // An older kernel mounts only on a path. Any directory will do, as nobody else sees this namespace; but it must be private first.
             let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
             mount::set_attributes(open_host("/")?, Depth::Recursive, private).step(step)?;
-            mount::overlay_at(lower, upper, work, upper).step(step)?;
+            mount::overlay_at(lower, Some(Upper { directory: upper, work }), upper).step(step)?;
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
             rustix::fs::openat(CWD, upper, flags, Mode::empty()).step(step).map(Tree::Attached)
         }
@@ -191,6 +196,8 @@ struct Work<'a> {
     read_only_later: Vec<(PathBuf, OwnedFd)>,
     cgroup: Option<&'a Cgroup>,
     prepared: Option<&'a Prepared>,
+    /// A directory of the host that nothing here needs any more.
+    scratch: &'a Path,
 }
 
 impl Work<'_> {
@@ -222,6 +229,7 @@ impl Work<'_> {
             MountKind::New { filesystem, source, options } => {
                 self.new_filesystem(plan, filesystem, source, options)
             }
+            MountKind::Layers { lower, sub_path } => self.layers(plan, lower, sub_path.as_deref()),
             MountKind::Cgroup => self.cgroup(plan),
         }
     }
@@ -236,6 +244,33 @@ impl Work<'_> {
         let target = path::make_in_root(self.root, &plan.target, leaf).step(step)?;
         self.apply(plan, source)?;
         mount::attach(source, &target).step(step)
+    }
+
+    /// An image: assembled where only this mount namespace sees it, then the whole or a part of it is bound. The image's links
+    /// are resolved inside the image.
+    fn layers(&self, plan: &MountPlan, lower: &[PathBuf], sub_path: Option<&Path>) -> Result<(), Failure> {
+        let step = || format!("mount an image on {}", plan.target.display());
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).step(step);
+        let whole = match lower {
+            [only] => open(only)?,
+            _ => match mount::overlay(lower, None).step(step)? {
+                Some(overlay) => {
+                    mount::attach(&overlay, open(self.scratch)?).step(step)?;
+                    overlay
+                }
+                None => {
+                    mount::overlay_at(lower, None, self.scratch).step(step)?;
+                    open(self.scratch)?
+                }
+            },
+        };
+        let shown = match sub_path {
+            Some(part) => path::open_in_root(&whole, part, OFlags::PATH)
+                .step(|| format!("find {} in the image for {}", part.display(), plan.target.display()))?,
+            None => whole,
+        };
+        self.bind(plan, &mount::clone_fd(&shown, Depth::One).step(step)?)
     }
 
     fn new_filesystem(

@@ -38,7 +38,7 @@ pub(super) fn prepare(plan: &LaunchPlan) -> Result<Prepared, LaunchError> {
     let source = |kind: &MountKind| match kind {
         MountKind::Bind { source, recursive: true } => clone(source, Depth::Recursive).map(Some),
         MountKind::Bind { source, recursive: false } => clone(source, Depth::One).map(Some),
-        MountKind::New { .. } | MountKind::Cgroup => Ok(None),
+        MountKind::New { .. } | MountKind::Layers { .. } | MountKind::Cgroup => Ok(None),
     };
     let sources = plan.mounts.iter().map(|mount| source(&mount.kind)).collect::<Result<_, _>>()?;
     let device = |name: &'static str| {

@@ -20,6 +20,7 @@ use oci_spec::runtime::{
 
 pub use capability::{CAPABILITY_NAMES, capability_mask};
 pub use hooks::{HookPlan, HookPoint, HooksPlan, plan_hooks};
+pub use mounts::SUB_PATH_OPTION;
 pub use types::{
     Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, IdMap, LaunchPlan, MountKind, MountPlan,
     ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize, UserPlan,

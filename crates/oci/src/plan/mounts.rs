@@ -1,6 +1,6 @@
 //! Mounts and their options.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
@@ -63,8 +63,12 @@ fn plan_mount(index: usize, mount: &Mount, bundle: &Path) -> Result<MountPlan, P
     Ok(plan)
 }
 
+/// The option with which podwright's runtime says that only a part of an image is wanted.
+pub const SUB_PATH_OPTION: &str = "x-podwright-sub-path";
+
 fn new_filesystem(kind: &str, source: &Path, rest: Rest, field: &str) -> Result<MountKind, PlanError> {
     match kind {
+        "overlay" if is_image(&rest) => Ok(layers(rest)),
         "cgroup" | "cgroup2" => Ok(MountKind::Cgroup),
         "" => Err(PlanError::invalid(&format!("{field}.type"), "it is missing")),
         _ => Ok(MountKind::New {
@@ -77,6 +81,25 @@ fn new_filesystem(kind: &str, source: &Path, rest: Rest, field: &str) -> Result<
             options: rest.data,
         }),
     }
+}
+
+fn is_image(rest: &Rest) -> bool {
+    let known = |name: &str| matches!(name, "lowerdir+" | SUB_PATH_OPTION);
+    rest.data.iter().any(|(name, _)| name == "lowerdir+") && rest.data.iter().all(|(name, _)| known(name))
+}
+
+fn layers(rest: Rest) -> MountKind {
+    let mut lower = Vec::new();
+    let mut sub_path = None;
+    for (name, value) in rest.data {
+        let path = PathBuf::from(value.unwrap_or_default());
+        if name == SUB_PATH_OPTION {
+            sub_path = Some(path);
+        } else {
+            lower.push(path);
+        }
+    }
+    MountKind::Layers { lower, sub_path }
 }
 
 /// What options say beside attributes.

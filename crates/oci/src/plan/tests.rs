@@ -201,6 +201,25 @@ fn mount_options_become_attributes() {
 }
 
 #[test]
+fn an_overlay_of_lower_layers_alone_is_an_image() {
+    let kind = |options: Value| {
+        plan(json!({ "mounts": [{ "destination": "/x", "type": "overlay", "options": options }] }))
+            .unwrap()
+            .mounts[0]
+            .kind
+            .clone()
+    };
+    let image = kind(json!(["ro", "lowerdir+=/2", "lowerdir+=/1", "x-podwright-sub-path=a"]));
+    assert_eq!(
+        image,
+        MountKind::Layers { lower: vec!["/2".into(), "/1".into()], sub_path: Some("a".into()) }
+    );
+    for written in [json!(["lowerdir+=/1", "upperdir=/u", "workdir=/w"]), json!(["lowerdir=/2:/1"])] {
+        assert!(matches!(kind(written), MountKind::New { .. }));
+    }
+}
+
+#[test]
 fn the_default_devices_are_allowed_behind_the_rules_of_the_spec() {
     let plan =
         plan(json!({ "linux": { "resources": { "devices": [{ "allow": false, "access": "rwm" }] } } }))

@@ -134,6 +134,13 @@ pub enum MountKind {
         /// Options of the file system: name, and value if it has one.
         options: Vec<(String, Option<String>)>,
     },
+    /// An image's layers, only to read: config.json has it as an overlay of nothing but `lowerdir+` options.
+    Layers {
+        /// Absolute host paths, the topmost layer first.
+        lower: Vec<PathBuf>,
+        /// The part of the image that is shown, resolved inside the image.
+        sub_path: Option<PathBuf>,
+    },
     /// The container's own cgroups.
     Cgroup,
 }

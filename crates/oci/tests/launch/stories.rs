@@ -62,7 +62,8 @@ fn overlay_by_path() {
         std::fs::create_dir(directory).unwrap();
     }
     std::fs::write(layer.join("found"), "").unwrap();
-    host::mount::overlay_at(&[layer, bundle.root()], &upper, &work, &target).unwrap();
+    let writable = host::mount::Upper { directory: &upper, work: &work };
+    host::mount::overlay_at(&[layer, bundle.root()], Some(writable), &target).unwrap();
     assert!(target.join("found").exists() && target.join("etc/plain").exists());
     host::mount::detach(&target).unwrap();
     host::mount::detach(&target).expect("gone already is fine");

@@ -1,11 +1,9 @@
 //! Which files and mounts a node leaves, and taking them away. What to remove is decided by pure functions.
 
 use std::io::ErrorKind;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::mount::UnmountFlags;
 
 use crate::node::Node;
 
@@ -59,41 +57,11 @@ pub(crate) fn of_pod(node: &Node, uid: &str, log_directory: &str) -> Vec<PathBuf
     paths
 }
 
-/// The mount points below any of `dirs`, innermost first, from the text of `/proc/self/mountinfo`.
-pub(crate) fn mounts_below(mountinfo: &str, dirs: &[&Path]) -> Vec<PathBuf> {
-    let points = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape);
-    let mut below: Vec<PathBuf> =
-        points.filter(|point| dirs.iter().any(|dir| point.starts_with(dir) && point != dir)).collect();
-    below.reverse();
-    below
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *first == b'\\') {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
-}
-
 /// Unmounts what lies below `dirs` in this mount namespace.
 pub(crate) fn unmount_below(dirs: &[&Path]) -> anyhow::Result<()> {
-    let text = std::fs::read_to_string("/proc/self/mountinfo").context("read the table of mounts")?;
-    for point in mounts_below(&text, dirs) {
-        rustix::mount::unmount(&point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
-            .with_context(|| format!("unmount {}", point.display()))?;
+    for dir in dirs {
+        host::mount::detach_below(dir)
+            .with_context(|| format!("unmount what lies below {}", dir.display()))?;
     }
     Ok(())
 }
@@ -155,19 +123,6 @@ mod tests {
         for (uid, logs) in [("", ""), ("..", "/etc"), ("a/b", "/r/logs/pods"), (".", "/r/logs/pods/..")] {
             assert_eq!(found(uid, logs), Vec::<PathBuf>::new(), "{uid} {logs}");
         }
-    }
-
-    #[test]
-    fn mounts_are_found_innermost_first_and_names_with_spaces_too() {
-        let text = "\
-22 1 8:1 / / rw - ext4 /dev/sda1 rw
-30 22 0:5 / /s rw - tmpfs x rw
-31 30 0:6 / /s/a rw - tmpfs x rw
-32 31 0:7 / /s/a/with\\040space rw - tmpfs x rw
-33 22 0:8 / /sother rw - tmpfs x rw
-";
-        let expect: Vec<PathBuf> = vec!["/s/a/with space".into(), "/s/a".into()];
-        assert_eq!(mounts_below(text, &[Path::new("/s")]), expect);
     }
 
     #[test]

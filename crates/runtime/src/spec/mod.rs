@@ -7,7 +7,7 @@ mod process;
 mod resources;
 mod user;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use cri::v1;
@@ -55,6 +55,8 @@ pub struct Request<'a> {
     pub directory: PathBuf,
     /// What the node has in /dev, for privileged containers.
     pub host_devices: &'a [oci_spec::runtime::LinuxDevice],
+    /// The layers of the images that are mounted as volumes, by the name that the mount has.
+    pub image_volumes: &'a BTreeMap<String, Vec<PathBuf>>,
     /// A `Localhost` profile, read and parsed.
     pub localhost_profile: Option<LinuxSeccomp>,
 }

@@ -1,6 +1,7 @@
 //! What is mounted in a container: the kernel's file systems, the sandbox's files, the client's volumes.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 
 use cri::v1;
 use cri::v1::{MountPropagation, NamespaceMode};
@@ -17,7 +18,7 @@ pub(super) fn render(
     mounts.extend(sandbox_files(request, security));
     let mut asked = Vec::new();
     for mount in &request.config.mounts {
-        asked.push(client_mount(mount)?);
+        asked.push(client_mount(mount, request)?);
     }
     // A volume at a default's place replaces it.
     mounts.retain(|default| {
@@ -64,13 +65,16 @@ fn sandbox_files(request: &Request<'_>, security: &v1::LinuxContainerSecurityCon
     mounts
 }
 
-fn client_mount(asked: &v1::Mount) -> Result<Mount, SpecError> {
+fn client_mount(asked: &v1::Mount, request: &Request<'_>) -> Result<Mount, SpecError> {
     let target = &asked.container_path;
     if !target.starts_with('/') {
         return Err(SpecError::Invalid(format!("mount target {target:?} is not an absolute path")));
     }
-    if asked.image.as_ref().is_some_and(|image| !image.image.is_empty()) {
-        return Err(SpecError::Unsupported(format!("an image volume (at {target})")));
+    if let Some(image) = asked.image.as_ref().filter(|image| !image.image.is_empty()) {
+        return image_mount(asked, &image.image, request.image_volumes);
+    }
+    if !asked.image_sub_path.is_empty() {
+        return Err(SpecError::Invalid(format!("mount at {target} has an image_sub_path and no image")));
     }
     if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
         return Err(SpecError::Unsupported(format!("an id-mapped mount (at {target})")));
@@ -95,6 +99,33 @@ fn client_mount(asked: &v1::Mount) -> Result<Mount, SpecError> {
         options.push(if asked.readonly { "ro" } else { "rw" });
     }
     Ok(bind(target, Path::new(&asked.host_path), &options))
+}
+
+/// An image as a volume: only to read, and nothing in it can be run or is a device.
+fn image_mount(
+    asked: &v1::Mount,
+    image: &str,
+    layers: &BTreeMap<String, Vec<PathBuf>>,
+) -> Result<Mount, SpecError> {
+    let target = &asked.container_path;
+    let invalid = |problem: String| Err(SpecError::Invalid(format!("mount at {target}: {problem}")));
+    if !asked.host_path.is_empty() {
+        return invalid("an image and a host path exclude each other".into());
+    }
+    let part = Path::new(&asked.image_sub_path);
+    if part.is_absolute() || part.components().any(|component| component == Component::ParentDir) {
+        return invalid(format!("image_sub_path {:?} leaves the image", asked.image_sub_path));
+    }
+    let Some(layers) = layers.get(image).filter(|layers| !layers.is_empty()) else {
+        return invalid(format!("image {image:?} is empty or not there"));
+    };
+    let mut options: Vec<String> = ["ro", "nosuid", "nodev", "noexec", "rprivate"].map(str::to_owned).into();
+    options.extend(layers.iter().map(|layer| format!("lowerdir+={}", layer.display())));
+    if !asked.image_sub_path.is_empty() {
+        options.push(format!("{}={}", oci::plan::SUB_PATH_OPTION, asked.image_sub_path));
+    }
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    Ok(mount(target, "overlay", "overlay", &options))
 }
 
 /// A volume that passes mounts on needs a root that does.
@@ -127,4 +158,41 @@ fn mount(target: &str, kind: &str, source: &str, options: &[&str]) -> Mount {
         .set_source(Some(source.into()))
         .set_options(Some(options.iter().map(|&option| option.to_owned()).collect()));
     mount
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_an_overlay_of_its_layers_that_nothing_writes_to() {
+        let layers = BTreeMap::from([("i".to_owned(), vec!["/l/2".into(), "/l/1".into()])]);
+        let asked = |part: &str| v1::Mount {
+            container_path: "/v".into(),
+            image: Some(v1::ImageSpec { image: "i".into(), ..Default::default() }),
+            image_sub_path: part.into(),
+            ..Default::default()
+        };
+        let made = image_mount(&asked("a/b"), "i", &layers).expect("made");
+        let options = made.options().clone().unwrap_or_default();
+        let expect = [
+            "ro",
+            "nosuid",
+            "nodev",
+            "noexec",
+            "rprivate",
+            "lowerdir+=/l/2",
+            "lowerdir+=/l/1",
+            "x-podwright-sub-path=a/b",
+        ];
+        assert_eq!((made.typ().as_deref(), options), (Some("overlay"), expect.map(str::to_owned).to_vec()));
+        for (part, image, expect) in [
+            ("../x", "i", "leaves the image"),
+            ("/x", "i", "leaves the image"),
+            ("", "none", "is empty or not there"),
+        ] {
+            let error = image_mount(&asked(part), image, &layers).expect_err(expect);
+            assert!(error.to_string().contains(expect), "{error}");
+        }
+    }
 }
