@@ -1,17 +1,20 @@
 //! From the admitted pod to CRI requests, with the labels, annotations and paths that kubelets use: pure.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use cri::v1::security_profile::ProfileType;
 use cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, DnsConfig, ImageSpec, Int64Value, KeyValue,
     LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, SecurityProfile,
+    Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
+    SecurityProfile, SupplementalGroupsPolicy,
 };
 use k8s_openapi::api::core::v1;
 
 use crate::cgroups::container_resources;
 use crate::environment::expand;
+use crate::names::kernel_name;
 use crate::pod::model::{Container, Pod};
 
 /// Label keys of kubelets.
@@ -39,27 +42,22 @@ const MASKED: [&str; 11] = [
 ];
 const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// The host name inside: `spec.hostname`, else the pod's name, 63 characters at most.
-pub(crate) fn hostname(pod: &Pod) -> String {
-    let asked =
-        pod.source.spec.as_ref().and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
-    let name = asked.unwrap_or_else(|| pod.name.clone());
-    name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
-}
-
 /// Whether the pod is on the node's network.
 pub(crate) fn on_host_network(pod: &Pod) -> bool {
     pod.source.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false)
 }
 
 /// The sandbox.
+///
+/// # Errors
+/// When the pod's host name is too long.
 pub(crate) fn sandbox(
     pod: &Pod,
     attempt: u32,
     log_directory: &str,
     cgroup_parent: &str,
     dns: DnsConfig,
-) -> PodSandboxConfig {
+) -> Result<PodSandboxConfig, String> {
     let meta = &pod.source.metadata;
     let mut labels: HashMap<String, String> = meta.labels.clone().unwrap_or_default().into_iter().collect();
     for (key, value) in [(POD_NAME, &pod.name), (POD_NAMESPACE, &pod.namespace), (POD_UID, &pod.uid)] {
@@ -68,17 +66,17 @@ pub(crate) fn sandbox(
     let mut annotations: HashMap<String, String> =
         meta.annotations.clone().unwrap_or_default().into_iter().collect();
     annotations.insert(GRACE.to_owned(), pod.grace.as_secs().to_string());
-    PodSandboxConfig {
+    Ok(PodSandboxConfig {
         metadata: Some(PodSandboxMetadata {
             name: pod.name.clone(),
             uid: pod.uid.clone(),
             namespace: pod.namespace.clone(),
             attempt,
         }),
-        hostname: if on_host_network(pod) { String::new() } else { hostname(pod) },
+        hostname: if on_host_network(pod) { String::new() } else { kernel_name(pod)? },
         log_directory: log_directory.to_owned(),
         dns_config: Some(dns),
-        port_mappings: Vec::new(),
+        port_mappings: port_mappings(pod),
         labels,
         annotations,
         linux: Some(LinuxPodSandboxConfig {
@@ -86,15 +84,73 @@ pub(crate) fn sandbox(
             security_context: Some(LinuxSandboxSecurityContext {
                 namespace_options: Some(namespaces(pod)),
                 seccomp: Some(profile(ProfileType::RuntimeDefault)),
+                privileged: has_privileged(pod),
+                supplemental_groups: supplemental_groups(pod),
+                supplemental_groups_policy: groups_policy(pod).into(),
                 ..Default::default()
             }),
+            sysctls: sysctls(pod),
             ..Default::default()
         }),
         windows: None,
+    })
+}
+
+fn pod_security(pod: &Pod) -> v1::PodSecurityContext {
+    pod.source.spec.as_ref().and_then(|spec| spec.security_context.clone()).unwrap_or_default()
+}
+
+fn has_privileged(pod: &Pod) -> bool {
+    let mut all = pod.init_containers.iter().chain(&pod.containers);
+    all.any(|one| one.spec.security_context.as_ref().and_then(|own| own.privileged) == Some(true))
+}
+
+fn sysctls(pod: &Pod) -> HashMap<String, String> {
+    let given = pod_security(pod).sysctls.unwrap_or_default();
+    given.into_iter().map(|sysctl| (sysctl.name, sysctl.value)).collect()
+}
+
+/// Ports of the node that lead to the pod; on the node's own network there are none to lead anywhere.
+fn port_mappings(pod: &Pod) -> Vec<PortMapping> {
+    if on_host_network(pod) {
+        return Vec::new();
+    }
+    let all = pod.init_containers.iter().chain(&pod.containers);
+    let ports = all.flat_map(|container| container.spec.ports.iter().flatten());
+    let published = ports.filter_map(|port| {
+        let host_port = port.host_port.filter(|port| *port > 0)?;
+        Some(PortMapping {
+            protocol: match port.protocol.as_deref() {
+                Some("UDP") => Protocol::Udp,
+                Some("SCTP") => Protocol::Sctp,
+                _ => Protocol::Tcp,
+            }
+            .into(),
+            container_port: port.container_port,
+            host_port,
+            host_ip: port.host_ip.clone().unwrap_or_default(),
+        })
+    });
+    published.collect()
+}
+
+/// The fsGroup owns the pod's volumes: its processes are in it.
+fn supplemental_groups(pod: &Pod) -> Vec<i64> {
+    let security = pod_security(pod);
+    security.fs_group.into_iter().chain(security.supplemental_groups.into_iter().flatten()).collect()
+}
+
+fn groups_policy(pod: &Pod) -> SupplementalGroupsPolicy {
+    match pod_security(pod).supplemental_groups_policy.as_deref() {
+        Some("Strict") => SupplementalGroupsPolicy::Strict,
+        _ => SupplementalGroupsPolicy::Merge,
     }
 }
 
-/// A container. `image` is the id that the pull gave.
+/// A container. `image` is the id that the pull gave; seccomp profiles of the node lie in `profiles`.
+///
+/// # Errors
+/// When its seccomp profile has no name.
 pub(crate) fn container(
     pod: &Pod,
     container: &Container,
@@ -102,7 +158,8 @@ pub(crate) fn container(
     image: &str,
     env: &[(String, String)],
     mounts: Vec<Mount>,
-) -> ContainerConfig {
+    profiles: &Path,
+) -> Result<ContainerConfig, String> {
     let spec = &container.spec;
     let expanded =
         |words: &Option<Vec<String>>| words.iter().flatten().map(|word| expand(word, env)).collect();
@@ -112,7 +169,7 @@ pub(crate) fn container(
         (POD_NAMESPACE, &pod.namespace),
         (POD_UID, &pod.uid),
     ];
-    ContainerConfig {
+    Ok(ContainerConfig {
         metadata: Some(ContainerMetadata { name: container.name.clone(), attempt }),
         image: Some(ImageSpec {
             image: image.to_owned(),
@@ -131,27 +188,28 @@ pub(crate) fn container(
         log_path: format!("{}/{attempt}.log", container.name),
         linux: Some(LinuxContainerConfig {
             resources: Some(container_resources(pod, spec)),
-            security_context: Some(security_context(pod, spec)),
+            security_context: Some(security_context(pod, spec, profiles)?),
         }),
         ..Default::default()
-    }
+    })
 }
 
 /// The container's own settings win over the pod's.
-fn security_context(pod: &Pod, spec: &v1::Container) -> LinuxContainerSecurityContext {
-    let of_pod = pod.source.spec.as_ref().and_then(|spec| spec.security_context.clone()).unwrap_or_default();
+fn security_context(
+    pod: &Pod,
+    spec: &v1::Container,
+    profiles: &Path,
+) -> Result<LinuxContainerSecurityContext, String> {
+    let of_pod = pod_security(pod);
     let own = spec.security_context.clone().unwrap_or_default();
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.unwrap_or_default();
-    let seccomp = own.seccomp_profile.or(of_pod.seccomp_profile).map(|profile| profile.type_);
-    let seccomp = match seccomp.as_deref() {
-        Some("RuntimeDefault") => ProfileType::RuntimeDefault,
-        _ => ProfileType::Unconfined,
-    };
+    let seccomp = seccomp(own.seccomp_profile.or(of_pod.seccomp_profile), profiles)?;
+    let unmasked = privileged || own.proc_mount.as_deref() == Some("Unmasked");
     let paths = |paths: &[&str]| {
-        if privileged { Vec::new() } else { paths.iter().map(|&path| path.to_owned()).collect() }
+        if unmasked { Vec::new() } else { paths.iter().map(|&path| path.to_owned()).collect() }
     };
-    LinuxContainerSecurityContext {
+    Ok(LinuxContainerSecurityContext {
         capabilities: Some(Capability {
             add_capabilities: capabilities.add.unwrap_or_default(),
             drop_capabilities: capabilities.drop.unwrap_or_default(),
@@ -162,12 +220,30 @@ fn security_context(pod: &Pod, spec: &v1::Container) -> LinuxContainerSecurityCo
         run_as_user: own.run_as_user.or(of_pod.run_as_user).map(|value| Int64Value { value }),
         run_as_group: own.run_as_group.or(of_pod.run_as_group).map(|value| Int64Value { value }),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
-        supplemental_groups: of_pod.supplemental_groups.unwrap_or_default(),
+        supplemental_groups: supplemental_groups(pod),
+        supplemental_groups_policy: groups_policy(pod).into(),
         no_new_privs: own.allow_privilege_escalation == Some(false),
         masked_paths: paths(&MASKED),
         readonly_paths: paths(&READONLY),
-        seccomp: Some(profile(seccomp)),
+        seccomp: Some(seccomp),
         ..Default::default()
+    })
+}
+
+/// A profile of the node is a file below `profiles`. One without a name is an error, never "unconfined" (CVE-2023-2431).
+fn seccomp(asked: Option<v1::SeccompProfile>, profiles: &Path) -> Result<SecurityProfile, String> {
+    let Some(asked) = asked else { return Ok(profile(ProfileType::Unconfined)) };
+    match asked.type_.as_str() {
+        "Unconfined" => Ok(profile(ProfileType::Unconfined)),
+        "RuntimeDefault" => Ok(profile(ProfileType::RuntimeDefault)),
+        "Localhost" => match asked.localhost_profile.filter(|name| !name.is_empty()) {
+            Some(name) => Ok(SecurityProfile {
+                profile_type: ProfileType::Localhost.into(),
+                localhost_ref: profiles.join(name).display().to_string(),
+            }),
+            None => Err("localhostProfile must be set if seccompProfile type is Localhost.".into()),
+        },
+        other => Err(format!("seccompProfile type {other:?} is not known")),
     }
 }
 
@@ -177,7 +253,7 @@ fn security_context(pod: &Pod, spec: &v1::Container) -> LinuxContainerSecurityCo
 /// # Errors
 /// Upstream's sentence: the container waits with CreateContainerConfigError.
 pub(crate) fn check_non_root(pod: &Pod, spec: &v1::Container, image: &cri::v1::Image) -> Result<(), String> {
-    let of_pod = pod.source.spec.as_ref().and_then(|spec| spec.security_context.clone()).unwrap_or_default();
+    let of_pod = pod_security(pod);
     let own = spec.security_context.clone().unwrap_or_default();
     if own.run_as_non_root.or(of_pod.run_as_non_root) != Some(true) {
         return Ok(());
@@ -200,12 +276,13 @@ pub(crate) fn check_non_root(pod: &Pod, spec: &v1::Container, image: &cri::v1::I
 
 fn namespaces(pod: &Pod) -> NamespaceOption {
     let spec = pod.source.spec.clone().unwrap_or_default();
+    let shared = spec.share_process_namespace.unwrap_or(false);
     let node_or = |on_node: Option<bool>, other: NamespaceMode| {
         if on_node.unwrap_or(false) { NamespaceMode::Node } else { other }.into()
     };
     NamespaceOption {
         network: node_or(spec.host_network, NamespaceMode::Pod),
-        pid: node_or(spec.host_pid, NamespaceMode::Container),
+        pid: node_or(spec.host_pid, if shared { NamespaceMode::Pod } else { NamespaceMode::Container }),
         ipc: node_or(spec.host_ipc, NamespaceMode::Pod),
         ..Default::default()
     }
@@ -213,4 +290,97 @@ fn namespaces(pod: &Pod) -> NamespaceOption {
 
 fn profile(kind: ProfileType) -> SecurityProfile {
     SecurityProfile { profile_type: kind.into(), ..Default::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::pod::model::tests::pod_of;
+
+    fn pod(mut spec: Value, container: Value) -> Pod {
+        let mut own = json!({ "name": "a", "image": "i" });
+        own.as_object_mut().expect("an object").extend(container.as_object().cloned().unwrap_or_default());
+        spec["containers"] = json!([own]);
+        pod_of(spec)
+    }
+
+    fn security(spec: Value, own: Value) -> Result<LinuxContainerSecurityContext, String> {
+        let pod = pod(spec, json!({ "securityContext": own }));
+        security_context(&pod, &pod.containers[0].spec, Path::new("/k/seccomp"))
+    }
+
+    #[test]
+    fn cve_2023_2431_a_localhost_profile_without_a_name_is_an_error() {
+        let profile =
+            |name: Value| json!({ "seccompProfile": { "type": "Localhost", "localhostProfile": name } });
+        for name in [json!(""), Value::Null] {
+            let error = security(json!({}), profile(name)).expect_err("no name");
+            assert!(error.contains("localhostProfile must be set"), "{error}");
+        }
+        let named =
+            security(json!({}), profile(json!("d/p.json"))).expect("named").seccomp.expect("a profile");
+        assert_eq!(named.localhost_ref, "/k/seccomp/d/p.json");
+        assert_eq!(named.profile_type(), ProfileType::Localhost);
+    }
+
+    #[test]
+    fn a_container_has_the_pod_s_groups_and_its_own_rights() {
+        let of_pod = json!({ "fsGroup": 7, "supplementalGroups": [8, 9], "supplementalGroupsPolicy": "Strict", "runAsUser": 5 });
+        let made = security(
+            json!({ "securityContext": of_pod, "shareProcessNamespace": true }),
+            json!({ "runAsUser": 6, "allowPrivilegeEscalation": false, "procMount": "Default" }),
+        )
+        .expect("made");
+        assert_eq!(made.supplemental_groups, [7, 8, 9]);
+        assert_eq!(made.supplemental_groups_policy(), SupplementalGroupsPolicy::Strict);
+        assert_eq!(made.run_as_user.as_ref().map(|id| id.value), Some(6));
+        assert!(made.no_new_privs && !made.masked_paths.is_empty());
+        assert_eq!(made.namespace_options.as_ref().map(NamespaceOption::pid), Some(NamespaceMode::Pod));
+        let unmasked = security(json!({}), json!({ "procMount": "Unmasked" })).expect("made");
+        assert!(unmasked.masked_paths.is_empty() && unmasked.readonly_paths.is_empty());
+    }
+
+    #[test]
+    fn a_sandbox_publishes_ports_only_of_a_network_of_its_own() {
+        let ports = json!({ "ports": [{ "containerPort": 80, "hostPort": 8080, "protocol": "UDP", "hostIP": "127.0.0.1" }, { "containerPort": 81 }] });
+        let made = |spec: Value| {
+            sandbox(&pod(spec, ports.clone()), 0, "", "", DnsConfig::default()).expect("made").port_mappings
+        };
+        let mappings = made(json!({}));
+        assert_eq!((mappings.len(), mappings[0].host_port, mappings[0].protocol()), (1, 8080, Protocol::Udp));
+        assert_eq!(made(json!({ "hostNetwork": true })), []);
+    }
+
+    #[test]
+    fn cve_2019_11245_run_as_non_root_is_judged_by_who_the_process_would_be() {
+        let check = |own: Value, uid: Option<i64>, name: &str| {
+            let pod = pod(
+                json!({ "securityContext": { "runAsNonRoot": true } }),
+                json!({ "securityContext": own }),
+            );
+            let image = cri::v1::Image {
+                uid: uid.map(|value| Int64Value { value }),
+                username: name.to_owned(),
+                ..Default::default()
+            };
+            check_non_root(&pod, &pod.containers[0].spec, &image)
+        };
+        for (own, uid, name, expect) in [
+            (json!({ "runAsUser": 5 }), Some(0), "", None),
+            (json!({}), Some(5), "", None),
+            (json!({ "runAsNonRoot": false }), Some(0), "", None),
+            (json!({ "runAsUser": 0 }), Some(5), "", Some("breaks non-root policy")),
+            (json!({}), Some(0), "", Some("image will run as root")),
+            (json!({}), None, "", Some("image will run as root")),
+            (json!({}), None, "web", Some("non-numeric user (web)")),
+        ] {
+            match (check(own.clone(), uid, name), expect) {
+                (Ok(()), None) => {}
+                (Err(error), Some(expect)) => assert!(error.contains(expect), "{error}"),
+                (other, _) => panic!("{own} {uid:?} {name}: {other:?}"),
+            }
+        }
+    }
 }

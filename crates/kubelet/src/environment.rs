@@ -137,6 +137,29 @@ fn text(bytes: &[u8]) -> String {
 /// Replaces `$(NAME)` by the variable's value; `$$` is one `$`, and an unknown name stays as it is.
 /// Upstream: third_party/forked/golang/expansion.
 pub(crate) fn expand(text: &str, variables: &[(String, String)]) -> String {
+    expand_by(text, |name| value_of(name, variables).unwrap_or_else(|| format!("$({name})")))
+}
+
+/// The same, but a name that is unknown is an error.
+///
+/// # Errors
+/// With the name, as upstream tells it.
+pub(crate) fn expand_strictly(text: &str, variables: &[(String, String)]) -> Result<String, String> {
+    let mut missing = Vec::new();
+    let expanded = expand_by(text, |name| {
+        value_of(name, variables).unwrap_or_else(|| {
+            missing.push(format!("missing value for {name:?}"));
+            String::new()
+        })
+    });
+    if missing.is_empty() { Ok(expanded) } else { Err(missing.join(", ")) }
+}
+
+fn value_of(name: &str, variables: &[(String, String)]) -> Option<String> {
+    variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+}
+
+fn expand_by(text: &str, mut value: impl FnMut(&str) -> String) -> String {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -146,10 +169,7 @@ pub(crate) fn expand(text: &str, variables: &[(String, String)]) -> String {
             expanded.push('$');
             rest = after;
         } else if let Some((name, after)) = rest.strip_prefix('(').and_then(|inside| inside.split_once(')')) {
-            match variables.iter().find(|(known, _)| known == name) {
-                Some((_, value)) => expanded.push_str(value),
-                None => expanded.push_str(&format!("$({name})")),
-            }
+            expanded.push_str(&value(name));
             rest = after;
         } else {
             expanded.push('$');

@@ -4,7 +4,13 @@ use std::path::Path;
 
 use cri::v1::DnsConfig;
 
+use crate::names;
 use crate::pod::model::Pod;
+
+/// What resolvers take. Upstream: pkg/apis/core/validation.
+const MAX_SERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+const MAX_SEARCH_LINE: usize = 2048;
 
 /// The managed /etc/hosts of a pod with a network of its own; one on the host's network has the host's, with its aliases.
 pub(crate) fn render_hosts(pod: &Pod, hostname: &str, ips: &[String], of_node: Option<&str>) -> String {
@@ -15,7 +21,8 @@ pub(crate) fn render_hosts(pod: &Pod, hostname: &str, ips: &[String], of_node: O
             .to_owned(),
     };
     if of_node.is_none() {
-        ips.iter().for_each(|ip| text += &format!("{ip}\t{hostname}\n"));
+        let domain = names::domain(pod).map_or_else(String::new, |domain| format!("{hostname}.{domain}\t"));
+        ips.iter().for_each(|ip| text += &format!("{ip}\t{domain}{hostname}\n"));
     }
     let aliases = pod.source.spec.as_ref().and_then(|spec| spec.host_aliases.as_ref());
     if let Some(aliases) = aliases.filter(|aliases| !aliases.is_empty()) {
@@ -27,12 +34,24 @@ pub(crate) fn render_hosts(pod: &Pod, hostname: &str, ips: &[String], of_node: O
     text
 }
 
-/// What CRI gets. Without a cluster DNS, ClusterFirst is Default; the caller tells so by an event.
-pub(crate) fn dns_of(pod: &Pod, node_resolv_conf: &Path) -> DnsConfig {
+/// A pod's resolv.conf, and what had to be left out of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Dns {
+    pub(crate) config: DnsConfig,
+    /// Sentences of upstream's DNSConfigForming events.
+    pub(crate) omitted: Vec<String>,
+}
+
+/// What CRI gets. Without a cluster DNS, ClusterFirst is Default.
+pub(crate) fn dns_of(pod: &Pod, node_resolv_conf: &Path) -> Dns {
+    render_dns(pod, &std::fs::read_to_string(node_resolv_conf).unwrap_or_default())
+}
+
+fn render_dns(pod: &Pod, of_node: &str) -> Dns {
     let spec = pod.source.spec.clone().unwrap_or_default();
     let mut dns = match spec.dns_policy.as_deref() {
         Some("None") => DnsConfig::default(),
-        _ => parse_resolv_conf(&std::fs::read_to_string(node_resolv_conf).unwrap_or_default()),
+        _ => parse_resolv_conf(of_node),
     };
     if let Some(extra) = spec.dns_config {
         dns.servers.extend(extra.nameservers.unwrap_or_default());
@@ -46,7 +65,30 @@ pub(crate) fn dns_of(pod: &Pod, node_resolv_conf: &Path) -> DnsConfig {
     }
     unique(&mut dns.servers);
     unique(&mut dns.searches);
-    dns
+    limit(dns)
+}
+
+fn limit(mut dns: DnsConfig) -> Dns {
+    let mut omitted = Vec::new();
+    if dns.servers.len() > MAX_SERVERS {
+        dns.servers.truncate(MAX_SERVERS);
+        omitted.push(format!(
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: {}",
+            dns.servers.join(" ")
+        ));
+    }
+    let asked = dns.searches.len();
+    dns.searches.truncate(MAX_SEARCHES);
+    while dns.searches.join(" ").len() > MAX_SEARCH_LINE {
+        dns.searches.pop();
+    }
+    if dns.searches.len() < asked {
+        omitted.push(format!(
+            "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {}",
+            dns.searches.join(" ")
+        ));
+    }
+    Dns { config: dns, omitted }
 }
 
 /// Whether a pod asks for a cluster DNS that a standalone node does not have.
@@ -92,10 +134,46 @@ mod tests {
     }
 
     #[test]
+    fn policies_and_limits_decide_what_the_resolver_gets() {
+        use crate::pod::model::tests::pod_of;
+        let of_node = "search node\nnameserver 192.0.2.1\noptions ndots:2\n";
+        let dns = |mut spec: serde_json::Value| {
+            spec["containers"] = serde_json::json!([{ "name": "a", "image": "i" }]);
+            render_dns(&pod_of(spec), of_node)
+        };
+        let extra = serde_json::json!({
+            "nameservers": ["192.0.2.9"], "searches": ["own", "node"], "options": [{ "name": "ndots", "value": "5" }, { "name": "edns0" }],
+        });
+        for policy in ["Default", "ClusterFirst", "ClusterFirstWithHostNet"] {
+            let made = dns(serde_json::json!({ "dnsPolicy": policy, "dnsConfig": extra }));
+            assert_eq!(made.config.servers, ["192.0.2.1", "192.0.2.9"], "{policy}");
+            assert_eq!(made.config.searches, ["node", "own"], "{policy}");
+            assert_eq!(made.config.options, ["ndots:5", "edns0"], "{policy}");
+        }
+        let none = dns(serde_json::json!({ "dnsPolicy": "None", "dnsConfig": extra }));
+        assert_eq!((none.config.servers.len(), none.config.searches.len(), none.omitted.len()), (1, 2, 0));
+        let many: Vec<String> = (0..40).map(|number| format!("{number:02}")).collect();
+        let servers = ["192.0.2.2", "192.0.2.3", "192.0.2.4"];
+        let cut = dns(serde_json::json!({ "dnsConfig": { "nameservers": servers, "searches": many } }));
+        assert_eq!((cut.config.servers.len(), cut.config.searches.len(), cut.omitted.len()), (3, 32, 2));
+        let long: Vec<String> = (0..20).map(|number| format!("{number:0200}")).collect();
+        let cut = dns(serde_json::json!({ "dnsPolicy": "None", "dnsConfig": { "searches": long } }));
+        assert_eq!(cut.config.searches.len(), 10);
+        assert!(cut.omitted[0].starts_with("Search Line limits were exceeded"), "{:?}", cut.omitted);
+    }
+
+    #[test]
     fn hosts_names_the_pod() {
         let pod = crate::pod::model::tests::pod(&["a"]);
         let text = render_hosts(&pod, "web", &["10.85.0.2".into()], None);
         assert!(text.ends_with("10.85.0.2\tweb\n"), "{text}");
         assert!(render_hosts(&pod, "web", &[], Some("192.0.2.1 node\n")).ends_with("192.0.2.1 node\n"));
+        let spec = serde_json::json!({
+            "subdomain": "s", "hostAliases": [{ "ip": "192.0.2.7", "hostnames": ["x", "y"] }],
+            "containers": [{ "name": "a", "image": "i" }],
+        });
+        let text = render_hosts(&crate::pod::model::tests::pod_of(spec), "web", &["10.85.0.2".into()], None);
+        let expect = "10.85.0.2\tweb.s.default.svc.cluster.local\tweb\n\n# Entries added by HostAliases.\n192.0.2.7\tx\ty\n";
+        assert!(text.ends_with(expect), "{text}");
     }
 }

@@ -12,6 +12,7 @@ mod hosts;
 mod image_gc;
 mod log_rotation;
 mod manager;
+mod names;
 pub mod pod;
 mod probe;
 mod report;

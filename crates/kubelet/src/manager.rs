@@ -203,7 +203,9 @@ impl Manager {
         let desired = self.node.desired.borrow().clone();
         let pods = desired.objects.pods.values();
         let wanted: BTreeSet<String> = pods.filter_map(|pod| pod.metadata.uid.clone()).collect();
-        let mut orphans = BTreeSet::new();
+        // A pod may have volumes and no sandbox yet.
+        let mut orphans: BTreeSet<String> =
+            self.node.volumes.uids().into_iter().filter(|uid| !wanted.contains(uid)).collect();
         for sandbox in sandboxes(&self.node.cri).await? {
             match sandbox.labels.get(POD_UID) {
                 Some(uid) if !wanted.contains(uid) && !self.workers.contains_key(uid) => {

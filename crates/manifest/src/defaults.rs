@@ -116,6 +116,11 @@ fn default_volume(volume: &mut Volume) {
     if let Some(host_path) = &mut volume.host_path {
         host_path.type_.get_or_insert_default();
     }
+    if let Some(image) = &mut volume.image
+        && image.pull_policy.as_ref().is_none_or(String::is_empty)
+    {
+        image.pull_policy = Some(pull_policy(image.reference.as_deref().unwrap_or_default()).to_owned());
+    }
     if let Some(secret) = &mut volume.secret {
         secret.default_mode.get_or_insert(FILE_MODE);
     }

@@ -3,6 +3,7 @@
 pub mod back_off;
 pub mod model;
 pub mod plan;
+mod refuse;
 pub mod status;
 pub(crate) mod termination;
 pub(crate) mod worker;

@@ -106,6 +106,8 @@ const SUPPORTED: &[&str] = &[
     "containers[].livenessProbe.PROBE",
     "containers[].name",
     "containers[].ports[].containerPort",
+    "containers[].ports[].hostIP",
+    "containers[].ports[].hostPort",
     "containers[].ports[].name",
     "containers[].ports[].protocol",
     "containers[].readinessProbe.PROBE",
@@ -113,8 +115,11 @@ const SUPPORTED: &[&str] = &[
     "containers[].resources.requests.*",
     "containers[].restartPolicy",
     "containers[].securityContext.allowPrivilegeEscalation",
+    "containers[].securityContext.appArmorProfile.type",
+    "containers[].securityContext.appArmorProfile.localhostProfile",
     "containers[].securityContext.capabilities.**",
     "containers[].securityContext.privileged",
+    "containers[].securityContext.procMount",
     "containers[].securityContext.readOnlyRootFilesystem",
     "containers[].securityContext.runAsGroup",
     "containers[].securityContext.runAsNonRoot",
@@ -123,9 +128,14 @@ const SUPPORTED: &[&str] = &[
     "containers[].startupProbe.PROBE",
     "containers[].terminationMessagePath",
     "containers[].terminationMessagePolicy",
+    "containers[].securityContext.seccompProfile.localhostProfile",
     "containers[].volumeMounts[].mountPath",
+    "containers[].volumeMounts[].mountPropagation",
     "containers[].volumeMounts[].name",
     "containers[].volumeMounts[].readOnly",
+    "containers[].volumeMounts[].recursiveReadOnly",
+    "containers[].volumeMounts[].subPath",
+    "containers[].volumeMounts[].subPathExpr",
     "containers[].workingDir",
     "dnsConfig.**",
     "dnsPolicy",
@@ -133,16 +143,35 @@ const SUPPORTED: &[&str] = &[
     "hostIPC",
     "hostNetwork",
     "hostPID",
+    "hostUsers",
     "hostname",
+    "os.name",
     "restartPolicy",
+    "securityContext.appArmorProfile.type",
+    "securityContext.appArmorProfile.localhostProfile",
+    "securityContext.fsGroup",
+    "securityContext.fsGroupChangePolicy",
     "securityContext.runAsGroup",
     "securityContext.runAsNonRoot",
     "securityContext.runAsUser",
     "securityContext.seccompProfile.type",
+    "securityContext.seccompProfile.localhostProfile",
     "securityContext.supplementalGroups",
+    "securityContext.supplementalGroupsPolicy",
+    "securityContext.sysctls.**",
+    "setHostnameAsFQDN",
+    "shareProcessNamespace",
+    "subdomain",
     "terminationGracePeriodSeconds",
     "volumes[].name",
+    "volumes[].downwardAPI.**",
+    "volumes[].emptyDir.**",
     "volumes[].hostPath.**",
+    "volumes[].image.**",
+    "volumes[].projected.defaultMode",
+    "volumes[].projected.sources[].configMap.**",
+    "volumes[].projected.sources[].downwardAPI.**",
+    "volumes[].projected.sources[].secret.**",
     "volumes[].configMap.**",
     "volumes[].secret.**",
 ];
@@ -184,11 +213,8 @@ const IGNORED: &[&str] = &[
 ];
 
 /// Values that ask for nothing.
-fn is_idle(path: &str, value: &Value) -> bool {
-    match path {
-        "volumes[].emptyDir.medium" => value == "",
-        _ => matches!(value, Value::Null | Value::Bool(false)),
-    }
+fn is_idle(value: &Value) -> bool {
+    matches!(value, Value::Null | Value::Bool(false))
 }
 
 /// Parses a pod.
@@ -201,6 +227,7 @@ pub fn admit(source: &Arc<v1::Pod>) -> Result<Pod, Vec<String>> {
     let value = serde_json::to_value(&spec).unwrap_or_default();
     unsupported(&value, "", &mut problems);
     named_hosts(&spec, &mut problems);
+    problems.extend(super::refuse::problems(source));
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -274,7 +301,7 @@ fn unsupported(value: &Value, path: &str, problems: &mut Vec<String>) {
     let path = path
         .strip_prefix("initContainers")
         .map_or_else(|| path.to_owned(), |rest| format!("containers{rest}"));
-    if !path.is_empty() && (allows(&path) || is_idle(&path, value)) {
+    if !path.is_empty() && (allows(&path) || is_idle(value)) {
         return;
     }
     match value {
@@ -363,11 +390,6 @@ pub(crate) mod tests {
         admit(&source(spec)).expect("admitted")
     }
 
-    /// A pod with this spec.
-    pub(crate) fn pod_of(spec: Value) -> Pod {
-        admit(&source(spec)).expect("admitted")
-    }
-
     fn source(spec: Value) -> Arc<v1::Pod> {
         let metadata = serde_json::json!({ "name": "p", "namespace": "default", "uid": "u" });
         Arc::new(
@@ -383,6 +405,8 @@ pub(crate) mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
+        let mut token = container(serde_json::json!({}));
+        token["volumes"] = serde_json::json!([{ "name": "t", "projected": { "sources": [{ "serviceAccountToken": { "path": "t" } }] } }]);
         for (spec, field) in [
             (
                 container(serde_json::json!({ "lifecycle": { "preStop": { "tcpSocket": { "port": 1 } } } })),
@@ -403,6 +427,7 @@ pub(crate) mod tests {
                 "container a: the host \"db\"",
             ),
             (container(serde_json::json!({ "tty": true })), "spec.containers[].tty"),
+            (token, "spec.volumes[].projected.sources[].serviceAccountToken.path"),
         ] {
             let problems = admit(&source(spec)).expect_err(field);
             assert!(problems.iter().any(|problem| problem.contains(field)), "{problems:?}");

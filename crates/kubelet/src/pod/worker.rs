@@ -232,7 +232,7 @@ impl Worker {
         });
         if self.state == WorkerState::Syncing {
             let objects = self.node.desired.borrow().clone();
-            if let Err(message) = self.node.volumes.set_up(&self.pod, &objects.objects) {
+            if let Err(message) = self.node.volumes.set_up(&self.pod, &objects.objects, &self.facts(&[])) {
                 tracing::warn!(pod = self.pod.name, message, "volumes could not be updated");
             }
         }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvFromSource, EnvVar, ResourceRequirements, SeccompProfile, SecurityContext,
+    AppArmorProfile, Container, ContainerPort, EnvFromSource, EnvVar, ResourceRequirements, SeccompProfile,
+    SecurityContext,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -25,6 +26,8 @@ pub(super) struct Place<'a> {
     pub(super) at: &'a str,
     pub(super) role: Role,
     pub(super) host_network: bool,
+    /// Root of the pod is root of the node.
+    pub(super) host_users: bool,
     /// The names of the pod's volumes.
     pub(super) volumes: &'a BTreeSet<String>,
 }
@@ -51,7 +54,7 @@ pub(super) fn check(container: &Container, place: &Place<'_>, faults: &mut Vec<F
         resources(found, &format!("{at}.resources"), faults);
     }
     if let Some(found) = &container.security_context {
-        security(found, &format!("{at}.securityContext"), faults);
+        security(found, place, faults);
     }
     restart_policy(container, place, faults);
     probe::all(container, place, faults);
@@ -240,10 +243,17 @@ fn amounts<'a>(
     amounts
 }
 
-fn security(security: &SecurityContext, at: &str, faults: &mut Vec<Fault>) {
+fn security(security: &SecurityContext, place: &Place<'_>, faults: &mut Vec<Fault>) {
+    let at = &format!("{}.securityContext", place.at);
     id(faults, &format!("{at}.runAsUser"), security.run_as_user);
     id(faults, &format!("{at}.runAsGroup"), security.run_as_group);
     one_of(faults, &format!("{at}.procMount"), security.proc_mount.as_deref(), &["Default", "Unmasked"]);
+    if security.proc_mount.as_deref() == Some("Unmasked") && place.host_users {
+        tell(faults, format!("{at}.procMount"), "Unmasked is for pods with hostUsers: false");
+    }
+    if let Some(profile) = &security.app_armor_profile {
+        apparmor(profile, &format!("{at}.appArmorProfile"), faults);
+    }
     if let Some(profile) = &security.seccomp_profile {
         seccomp(profile, &format!("{at}.seccompProfile"), faults);
     }
@@ -267,6 +277,21 @@ fn security(security: &SecurityContext, at: &str, faults: &mut Vec<Fault>) {
 pub(super) fn id(faults: &mut Vec<Fault>, path: &str, id: Option<i64>) {
     if let Some(id) = id.filter(|id| !(0..=i64::from(i32::MAX)).contains(id)) {
         tell(faults, path, format!("{id} is not an id: 0 to {}", i32::MAX));
+    }
+}
+
+pub(super) fn apparmor(profile: &AppArmorProfile, at: &str, faults: &mut Vec<Fault>) {
+    one_of(
+        faults,
+        &format!("{at}.type"),
+        Some(&profile.type_),
+        &["RuntimeDefault", "Unconfined", "Localhost"],
+    );
+    let path = format!("{at}.localhostProfile");
+    match (profile.type_ == "Localhost", profile.localhost_profile.as_deref().unwrap_or_default()) {
+        (true, "") => tell(faults, path, "required with type Localhost"),
+        (true, _) | (false, "") => {}
+        (false, _) => tell(faults, path, "only with type Localhost"),
     }
 }
 

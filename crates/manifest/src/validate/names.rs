@@ -8,6 +8,8 @@ use crate::decode::Fault;
 pub(super) enum Form {
     /// RFC 1123: labels joined by dots.
     Subdomain,
+    /// The same with underscores: what a resolver appends.
+    Search,
     /// RFC 1123.
     Label,
     /// RFC 1035: does not begin with a digit.
@@ -39,6 +41,7 @@ fn broken_rule(name: &str, form: Form) -> Option<&'static str> {
         Form::Subdomain => (name.len() > 253 || !name.split('.').all(|part| is_label(part, usize::MAX))).then_some(
             "is not a DNS subdomain: at most 253 lower case letters, digits, '-' or '.', a letter or digit at both ends",
         ),
+        Form::Search => broken_rule(&name.replace('_', "a"), Form::Subdomain),
         Form::Label => (!is_label(name, 63)).then_some(
             "is not a DNS label: at most 63 lower case letters, digits or '-', a letter or digit at both ends",
         ),
@@ -103,6 +106,7 @@ mod tests {
         let long = "a".repeat(64);
         for (form, good, bad) in [
             (Form::Subdomain, vec!["a", "a.b-c.1"], vec!["A", "a_b", "-a", "a-", "a..b", ".a", "ä"]),
+            (Form::Search, vec!["a.b", "_sip._tcp"], vec!["A", "a..b"]),
             (Form::Label, vec!["a", "1", "a-b"], vec!["a.b", "a-", long.as_str()]),
             (Form::Label1035, vec!["a", "a1"], vec!["1a", "a."]),
             (Form::PortName, vec!["http", "a1", "1a"], vec!["80", "a--b", "Http", "much-too-long-a-name"]),

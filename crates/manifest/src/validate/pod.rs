@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Sysctl};
 
 use super::container::{self, Place, Role};
 use super::names::{self, Form};
@@ -29,7 +29,8 @@ pub(crate) fn pod(pod: &Pod, faults: &mut Vec<Fault>) {
         for (index, one) in containers.iter().enumerate() {
             let at = format!("spec.{list}[{index}]");
             unique_name(faults, &format!("{at}.name"), &one.name, Form::Label, &mut seen);
-            let place = Place { at: &at, role, host_network, volumes: &volumes };
+            let host_users = spec.host_users != Some(false);
+            let place = Place { at: &at, role, host_network, host_users, volumes: &volumes };
             container::check(one, &place, faults);
         }
     }
@@ -80,8 +81,60 @@ fn spec_values(spec: &PodSpec, faults: &mut Vec<Fault>) {
     for (field, id) in ids {
         container::id(faults, &format!("spec.securityContext.{field}"), id);
     }
+    for (index, group) in
+        security.into_iter().flat_map(|security| security.supplemental_groups.iter().flatten()).enumerate()
+    {
+        container::id(faults, &format!("spec.securityContext.supplementalGroups[{index}]"), Some(*group));
+    }
+    let words = |field: &'static str, value: Option<&String>, words: [&str; 2], faults: &mut Vec<Fault>| {
+        one_of(faults, &format!("spec.securityContext.{field}"), value.map(String::as_str), &words);
+    };
+    let policy = security.and_then(|security| security.supplemental_groups_policy.as_ref());
+    words("supplementalGroupsPolicy", policy, ["Merge", "Strict"], faults);
+    let policy = security.and_then(|security| security.fs_group_change_policy.as_ref());
+    words("fsGroupChangePolicy", policy, ["OnRootMismatch", "Always"], faults);
+    sysctls(security.and_then(|security| security.sysctls.as_deref()).unwrap_or_default(), faults);
+    if let Some(profile) = security.and_then(|security| security.app_armor_profile.as_ref()) {
+        container::apparmor(profile, "spec.securityContext.appArmorProfile", faults);
+    }
+    host_users(spec, faults);
     if let Some(profile) = security.and_then(|security| security.seccomp_profile.as_ref()) {
         container::seccomp(profile, "spec.securityContext.seccompProfile", faults);
+    }
+}
+
+fn sysctls(sysctls: &[Sysctl], faults: &mut Vec<Fault>) {
+    let mut seen = BTreeSet::new();
+    for (index, sysctl) in sysctls.iter().enumerate() {
+        let path = format!("spec.securityContext.sysctls[{index}].name");
+        let part = |part: &str| {
+            let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            let inner = |byte: u8| plain(byte) || matches!(byte, b'-' | b'_');
+            part.bytes().all(inner)
+                && part.bytes().next().is_some_and(plain)
+                && part.bytes().last().is_some_and(plain)
+        };
+        if sysctl.name.is_empty() {
+            tell(faults, path, "required");
+        } else if sysctl.name.len() > 253 || !sysctl.name.split(['.', '/']).all(part) {
+            tell(faults, path, format!("{:?} is not the name of a sysctl", sysctl.name));
+        } else if !seen.insert(sysctl.name.replace('/', ".")) {
+            tell(faults, path, format!("{:?} is there twice", sysctl.name));
+        }
+    }
+}
+
+/// A pod with users of its own has none of the node's namespaces.
+fn host_users(spec: &PodSpec, faults: &mut Vec<Fault>) {
+    if spec.host_users != Some(false) {
+        return;
+    }
+    for (field, given) in
+        [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)]
+    {
+        if given == Some(true) {
+            tell(faults, format!("spec.{field}"), "and hostUsers: false exclude each other");
+        }
     }
 }
 
@@ -98,6 +151,19 @@ fn dns(spec: &PodSpec, faults: &mut Vec<Fault>) {
     }
     for (index, server) in servers.iter().enumerate() {
         address(faults, &format!("spec.dnsConfig.nameservers[{index}]"), server);
+    }
+    let searches = config.searches.unwrap_or_default();
+    if searches.len() > 32 {
+        tell(faults, "spec.dnsConfig.searches", "has more than 32");
+    }
+    if searches.join(" ").len() > 2048 {
+        tell(faults, "spec.dnsConfig.searches", "has more than 2048 characters");
+    }
+    for (index, search) in searches.iter().enumerate() {
+        let name = search.strip_suffix('.').unwrap_or(search);
+        if search != "." {
+            names::check(faults, &format!("spec.dnsConfig.searches[{index}]"), name, Form::Search);
+        }
     }
     for (index, option) in config.options.iter().flatten().enumerate() {
         if option.name.as_ref().is_none_or(String::is_empty) {

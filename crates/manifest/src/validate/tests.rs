@@ -306,6 +306,78 @@ fn volumes_and_mounts() {
 }
 
 #[test]
+fn mounts_that_are_read_only_with_all_below_and_images() {
+    check(
+        pod,
+        &[
+            (
+                "spec.volumes",
+                json!([{"name": "v", "emptyDir": {}}, {"name": "i", "image": {"pullPolicy": "Once"}}]),
+            ),
+            (
+                "spec.containers.0.volumeMounts",
+                json!([
+                    {"name": "v", "mountPath": "/a", "recursiveReadOnly": "Enabled"},
+                    {"name": "v", "mountPath": "/b", "readOnly": true, "recursiveReadOnly": "IfPossible", "mountPropagation": "HostToContainer"},
+                    {"name": "v", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "Enabled"},
+                    {"name": "v", "mountPath": "/d", "recursiveReadOnly": "Disabled"},
+                ]),
+            ),
+        ],
+        &[
+            "spec.volumes[1].image.reference: required",
+            "spec.volumes[1].image.pullPolicy: \"Once\" is not supported",
+            "spec.containers[0].volumeMounts[0].recursiveReadOnly: only with readOnly",
+            "spec.containers[0].volumeMounts[1].recursiveReadOnly: only with mountPropagation None",
+        ],
+    );
+}
+
+#[test]
+fn names_and_rights_of_a_pod() {
+    let long: Vec<String> = (0..33).map(|number| format!("a{number:0100}")).collect();
+    check(
+        pod,
+        &[("spec.dnsConfig", json!({"searches": long}))],
+        &["spec.dnsConfig.searches: has more than 32", "spec.dnsConfig.searches: has more than 2048"],
+    );
+    check(
+        pod,
+        &[("spec.dnsConfig", json!({"searches": ["a.b.", "_x.y", ".", "A"]}))],
+        &["spec.dnsConfig.searches[3]: \"A\" is not"],
+    );
+    check(
+        pod,
+        &[
+            ("spec.hostUsers", json!(false)),
+            ("spec.hostPID", json!(true)),
+            (
+                "spec.securityContext",
+                json!({
+                    "supplementalGroups": [1, -1], "supplementalGroupsPolicy": "Some", "fsGroupChangePolicy": "Never",
+                    "sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}, {"name": "kernel/shm_rmid_forced", "value": "0"}, {"name": "a..b", "value": "1"}],
+                    "appArmorProfile": {"type": "Localhost"},
+                }),
+            ),
+        ],
+        &[
+            "spec.hostPID: and hostUsers: false exclude each other",
+            "spec.securityContext.supplementalGroups[1]: -1 is not an id",
+            "spec.securityContext.supplementalGroupsPolicy: \"Some\" is not supported",
+            "spec.securityContext.fsGroupChangePolicy: \"Never\" is not supported",
+            "spec.securityContext.sysctls[1].name: \"kernel/shm_rmid_forced\" is there twice",
+            "spec.securityContext.sysctls[2].name: \"a..b\" is not the name of a sysctl",
+            "spec.securityContext.appArmorProfile.localhostProfile: required with type Localhost",
+        ],
+    );
+    check(
+        pod,
+        &[("spec.containers.0.securityContext", json!({"procMount": "Unmasked"}))],
+        &["spec.containers[0].securityContext.procMount: Unmasked is for pods with hostUsers: false"],
+    );
+}
+
+#[test]
 fn probes_and_hooks() {
     check(
         pod,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{
-    Container, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, Volume,
+    Container, DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, Volume, VolumeMount,
 };
 
 use super::container::exactly_one;
@@ -81,6 +81,13 @@ fn source(volume: &Volume, at: &str, faults: &mut Vec<Fault>) {
         mode(faults, &format!("{at}.downwardAPI.defaultMode"), downward.default_mode);
         downward_files(downward.items.as_deref().unwrap_or_default(), &format!("{at}.downwardAPI"), faults);
     }
+    if let Some(image) = &volume.image {
+        if image.reference.as_ref().is_none_or(String::is_empty) {
+            tell(faults, format!("{at}.image.reference"), "required");
+        }
+        let policies = ["Always", "IfNotPresent", "Never"];
+        one_of(faults, &format!("{at}.image.pullPolicy"), image.pull_policy.as_deref(), &policies);
+    }
     if let Some(projected) = &volume.projected {
         projection(projected, &format!("{at}.projected"), faults);
     }
@@ -156,6 +163,22 @@ pub(super) fn descending(faults: &mut Vec<Fault>, path: &str, given: &str) {
     }
 }
 
+/// Only what is read-only, and stays as it was mounted, can be so with all below it.
+fn recursive_read_only(mount: &VolumeMount, at: &str, faults: &mut Vec<Fault>) {
+    let path = format!("{at}.recursiveReadOnly");
+    let asked = mount.recursive_read_only.as_deref();
+    one_of(faults, &path, asked, &["Disabled", "IfPossible", "Enabled"]);
+    if matches!(asked, None | Some("Disabled")) {
+        return;
+    }
+    if mount.read_only != Some(true) {
+        tell(faults, &path, "only with readOnly: true");
+    }
+    if !matches!(mount.mount_propagation.as_deref(), None | Some("None")) {
+        tell(faults, path, "only with mountPropagation None");
+    }
+}
+
 /// Checks a container's mounts against the volumes there are.
 pub(super) fn mounts(container: &Container, at: &str, volumes: &BTreeSet<String>, faults: &mut Vec<Fault>) {
     let mut seen = BTreeSet::new();
@@ -192,6 +215,7 @@ pub(super) fn mounts(container: &Container, at: &str, volumes: &BTreeSet<String>
         let propagation = mount.mount_propagation.as_deref();
         let modes = ["None", "HostToContainer", "Bidirectional"];
         one_of(faults, &format!("{at}.mountPropagation"), propagation, &modes);
+        recursive_read_only(mount, &at, faults);
         let privileged = container.security_context.as_ref().and_then(|security| security.privileged);
         if propagation == Some("Bidirectional") && privileged != Some(true) {
             tell(faults, format!("{at}.mountPropagation"), "Bidirectional is for privileged containers");

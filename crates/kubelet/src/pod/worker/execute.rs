@@ -1,5 +1,6 @@
 //! From actions to CRI calls.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cri::v1;
@@ -11,9 +12,11 @@ use crate::downward::PodFacts;
 use crate::environment;
 use crate::events::Kind;
 use crate::hosts;
+use crate::names;
 use crate::pod::model::Container;
 use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan};
 use crate::time::BootTime;
+use crate::volumes::{MountContext, wants_recursive_read_only};
 
 /// How long what cannot be made now is not tried again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -109,9 +112,17 @@ impl Worker {
             self.node.reporter.event(&self.pod, Kind::Normal, "SandboxChanged", message);
         }
         let dns = hosts::dns_of(&self.pod, &self.node.config.resolv_conf);
-        let parent = self.node.cgroups.path(&self.pod);
-        let logs = self.log_directory().display().to_string();
-        let config = cri_requests::sandbox(&self.pod, attempt, &logs, &parent, dns);
+        for message in &dns.omitted {
+            self.node.reporter.event(&self.pod, Kind::Warning, "DNSConfigForming", message);
+        }
+        let config = match self.sandbox_config(attempt, dns.config) {
+            Ok(config) => config,
+            Err(message) => {
+                self.node.reporter.event(&self.pod, Kind::Warning, "FailedCreatePodSandBox", &message);
+                self.memory.sandbox_held = Some(BootTime::now().after(RETRY));
+                return;
+            }
+        };
         let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
         match self.runtime().run_pod_sandbox(request).await {
             Ok(_) => {
@@ -139,7 +150,9 @@ impl Worker {
             ("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}"))
         })?;
         let desired = self.node.desired.borrow().clone();
-        self.node.volumes.set_up(&self.pod, &desired.objects).map_err(|message| ("FailedMount", message))?;
+        let facts = self.facts(&[]);
+        let volumes = self.node.volumes.set_up(&self.pod, &desired.objects, &facts);
+        volumes.map_err(|message| ("FailedMount", message))?;
         let logs = self.log_directory();
         std::fs::create_dir_all(&logs)
             .map_err(|error| ("Failed", format!("create {}: {error}", logs.display())))
@@ -196,20 +209,25 @@ impl Worker {
         let facts = self.facts(&sandbox.ips);
         let env =
             environment::render(&self.pod, &container.spec, &desired.objects, &facts).map_err(refused)?;
-        let mut mounts = self.node.volumes.mounts(&self.pod, &container.spec).map_err(refused)?;
+        let images = self.volume_images(&container.spec).await?;
+        let recursive_read_only =
+            wants_recursive_read_only(&container.spec) && self.runtime_has_recursive_read_only().await;
+        let context = MountContext { env: &env, images: &images, recursive_read_only };
+        let mut mounts = self.node.volumes.mounts(&self.pod, &container.spec, context).map_err(refused)?;
         let places = self.places(&container.name, attempt);
         let message = places.make_message(&container.spec);
         mounts.extend(message.map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?);
         self.write_hosts(&sandbox.ips)
             .map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?;
-        let config = cri_requests::container(&self.pod, container, attempt, &image.id, &env, mounts);
-        let dns = hosts::dns_of(&self.pod, &self.node.config.resolv_conf);
-        let parent = self.node.cgroups.path(&self.pod);
-        let logs = self.log_directory().display().to_string();
+        let profiles = self.node.config.root_dir.join("seccomp");
+        let config =
+            cri_requests::container(&self.pod, container, attempt, &image.id, &env, mounts, &profiles)
+                .map_err(refused)?;
+        let dns = hosts::dns_of(&self.pod, &self.node.config.resolv_conf).config;
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.id.clone(),
             config: Some(config),
-            sandbox_config: Some(cri_requests::sandbox(&self.pod, sandbox.attempt, &logs, &parent, dns)),
+            sandbox_config: Some(self.sandbox_config(sandbox.attempt, dns).map_err(refused)?),
         };
         let created = self.runtime().create_container(request).await;
         let id = created
@@ -241,6 +259,41 @@ impl Worker {
             &format!("Container started: {}", container.name),
         );
         Ok(Some(id))
+    }
+
+    fn sandbox_config(&self, attempt: u32, dns: v1::DnsConfig) -> Result<v1::PodSandboxConfig, String> {
+        let parent = self.node.cgroups.path(&self.pod);
+        let logs = self.log_directory().display().to_string();
+        cri_requests::sandbox(&self.pod, attempt, &logs, &parent, dns)
+    }
+
+    /// The images of the image volumes that the container mounts, pulled like its own.
+    async fn volume_images(&self, spec: &api::Container) -> Result<BTreeMap<String, String>, Obstacle> {
+        let mut images = BTreeMap::new();
+        let volumes = self.pod.source.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        for volume in volumes {
+            let Some(source) = &volume.image else { continue };
+            if !spec.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name) {
+                continue;
+            }
+            let wanted = api::Container {
+                image: source.reference.clone(),
+                image_pull_policy: source.pull_policy.clone(),
+                ..Default::default()
+            };
+            images.insert(volume.name.clone(), self.image(&wanted).await?.id);
+        }
+        Ok(images)
+    }
+
+    /// Whether the runtime's default handler says that it can.
+    async fn runtime_has_recursive_read_only(&self) -> bool {
+        let Ok(status) = self.runtime().status(v1::StatusRequest::default()).await else { return false };
+        let mut handlers = status.into_inner().runtime_handlers.into_iter();
+        let default = handlers.find(|handler| handler.name.is_empty());
+        default
+            .and_then(|handler| handler.features)
+            .is_some_and(|features| features.recursive_read_only_mounts)
     }
 
     /// The image by the pull policy.
@@ -293,7 +346,7 @@ impl Worker {
     }
 
     /// What the pod may tell its containers of itself and the node.
-    fn facts(&self, pod_ips: &[String]) -> PodFacts {
+    pub(super) fn facts(&self, pod_ips: &[String]) -> PodFacts {
         PodFacts {
             node_name: self.node.config.node_name.clone(),
             host_ip: self.node.config.node_ip.map(|ip| ip.to_string()).unwrap_or_default(),
@@ -305,8 +358,7 @@ impl Worker {
     fn write_hosts(&self, ips: &[String]) -> std::io::Result<()> {
         let of_node = cri_requests::on_host_network(&self.pod)
             .then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
-        let text =
-            hosts::render_hosts(&self.pod, &cri_requests::hostname(&self.pod), ips, of_node.as_deref());
+        let text = hosts::render_hosts(&self.pod, &names::hostname(&self.pod), ips, of_node.as_deref());
         self.node.volumes.write_hosts(&self.pod.uid, &text)
     }
 

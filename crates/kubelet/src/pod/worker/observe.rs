@@ -7,7 +7,7 @@ use cri::v1::{ContainerState, PodSandboxState};
 use tonic::Status;
 
 use super::Worker;
-use crate::cri_requests::{CONTAINER_NAME, POD_UID};
+use crate::cri_requests::{CONTAINER_NAME, POD_UID, on_host_network};
 use crate::pod::plan::{ObservedContainer, ObservedPod, ObservedSandbox, ObservedState};
 use crate::time::boot_of_wall;
 
@@ -22,7 +22,11 @@ impl Worker {
         let mut seen = ObservedPod::default();
         for sandbox in listed.items {
             let ready = sandbox.state() == PodSandboxState::SandboxReady;
-            let ips = if ready { self.ips(&sandbox.id).await? } else { Vec::new() };
+            let ips = match ready {
+                true if on_host_network(&self.pod) => self.node_ips(),
+                true => self.ips(&sandbox.id).await?,
+                false => Vec::new(),
+            };
             seen.sandboxes.push(ObservedSandbox {
                 attempt: sandbox.metadata.as_ref().map_or(0, |metadata| metadata.attempt),
                 ready,
@@ -57,6 +61,11 @@ impl Worker {
         let network = status.network.unwrap_or_default();
         let all = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|ip| ip.ip));
         Ok(all.filter(|ip| !ip.is_empty()).collect())
+    }
+
+    /// A pod on the node's network has the node's address.
+    fn node_ips(&self) -> Vec<String> {
+        self.node.config.node_ip.iter().map(ToString::to_string).collect()
     }
 
     /// One that was removed since the list is nothing.

@@ -1,0 +1,71 @@
+//! What a pod is called: its host name and its domain. Pure.
+
+use crate::pod::model::Pod;
+
+/// The cluster's domain where nobody says otherwise.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+/// The kernel's limit for a host name.
+const KERNEL_NAME: usize = 64;
+
+/// `spec.hostname`, else the pod's name, 63 characters at most.
+pub(crate) fn hostname(pod: &Pod) -> String {
+    let spec = pod.source.spec.as_ref();
+    let asked = spec.and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
+    let name = asked.unwrap_or_else(|| pod.name.clone());
+    name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+}
+
+/// `SUBDOMAIN.NAMESPACE.svc.cluster.local` where the pod has a subdomain.
+pub(crate) fn domain(pod: &Pod) -> Option<String> {
+    let subdomain = pod.source.spec.as_ref().and_then(|spec| spec.subdomain.clone());
+    let subdomain = subdomain.filter(|name| !name.is_empty())?;
+    Some(format!("{subdomain}.{}.svc.{CLUSTER_DOMAIN}", pod.namespace))
+}
+
+/// What the kernel says inside: with setHostnameAsFQDN the name with its domain.
+///
+/// # Errors
+/// When that is longer than a host name can be.
+pub(crate) fn kernel_name(pod: &Pod) -> Result<String, String> {
+    let name = hostname(pod);
+    let as_fqdn = pod.source.spec.as_ref().and_then(|spec| spec.set_hostname_as_fqdn) == Some(true);
+    let Some(domain) = domain(pod).filter(|_| as_fqdn) else { return Ok(name) };
+    let full = format!("{name}.{domain}");
+    if full.len() > KERNEL_NAME {
+        return Err(format!(
+            "failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long ({KERNEL_NAME} characters is the max, {} characters requested)",
+            full.len()
+        ));
+    }
+    Ok(full)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::pod::model::tests::pod_of;
+
+    #[test]
+    fn names_follow_hostname_subdomain_and_fqdn() {
+        let name = |mut spec: Value| {
+            spec["containers"] = json!([{ "name": "a", "image": "i" }]);
+            kernel_name(&pod_of(spec))
+        };
+        for (spec, expect) in [
+            (json!({}), "p"),
+            (json!({ "hostname": "web" }), "web"),
+            (json!({ "hostname": "web", "subdomain": "s" }), "web"),
+            (
+                json!({ "hostname": "web", "subdomain": "s", "setHostnameAsFQDN": true }),
+                "web.s.default.svc.cluster.local",
+            ),
+            (json!({ "setHostnameAsFQDN": true }), "p"),
+        ] {
+            assert_eq!(name(spec.clone()).as_deref(), Ok(expect), "{spec}");
+        }
+        let long = json!({ "hostname": "a".repeat(40), "subdomain": "s", "setHostnameAsFQDN": true });
+        assert!(name(long).expect_err("too long").contains("68 characters requested"));
+    }
+}

@@ -1,0 +1,167 @@
+//! What is refused although each of its fields is known: pure, but for asking whether the kernel has AppArmor.
+
+use std::path::Path;
+
+use k8s_openapi::api::core::v1;
+
+/// Sysctls that a pod may set: they are counted or limited per namespace. Upstream: pkg/kubelet/sysctl/safe_sysctls.go.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+/// AppArmor before it was a field.
+const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
+
+/// Every problem, as upstream words it where upstream has one.
+pub(super) fn problems(pod: &v1::Pod) -> Vec<String> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let mut problems = Vec::new();
+    if spec.host_users == Some(false) {
+        problems.push("spec.hostUsers: false is not supported yet".into());
+    }
+    for volume in spec.volumes.iter().flatten() {
+        problems.extend(empty_dir(volume));
+    }
+    problems.extend(sysctls(&spec));
+    if wants_apparmor(pod, &spec) {
+        problems.push(apparmor(Path::new("/sys/module/apparmor/parameters/enabled")));
+    }
+    problems
+}
+
+fn empty_dir(volume: &v1::Volume) -> Option<String> {
+    let source = volume.empty_dir.as_ref()?;
+    match source.medium.as_deref().unwrap_or_default() {
+        "Memory" => None,
+        "" => source.size_limit.as_ref().map(|_| {
+            format!(
+                "spec.volumes[].emptyDir.sizeLimit of volume {:?} is not supported yet without medium: Memory",
+                volume.name
+            )
+        }),
+        medium => Some(format!(
+            "spec.volumes[].emptyDir.medium {medium:?} of volume {:?} is not supported yet",
+            volume.name
+        )),
+    }
+}
+
+/// Names may be written with dots or slashes. Values are the runtime's to check (CVE-2022-0811).
+fn sysctls(spec: &v1::PodSpec) -> Vec<String> {
+    let security = spec.security_context.clone().unwrap_or_default();
+    let mut problems = Vec::new();
+    for sysctl in security.sysctls.iter().flatten() {
+        let name = sysctl.name.replace('/', ".");
+        if !SAFE_SYSCTLS.contains(&name.as_str()) {
+            problems.push(format!("forbidden sysctl: {:?} not allowlisted", sysctl.name));
+        } else if spec.host_network == Some(true) && name.starts_with("net.") {
+            problems.push(format!("forbidden sysctl: {:?} not allowed with host net enabled", sysctl.name));
+        } else if spec.host_ipc == Some(true) && name.starts_with("kernel.") {
+            problems.push(format!("forbidden sysctl: {:?} not allowed with host ipc enabled", sysctl.name));
+        }
+    }
+    problems
+}
+
+fn wants_apparmor(pod: &v1::Pod, spec: &v1::PodSpec) -> bool {
+    let asked = |profile: Option<&v1::AppArmorProfile>| profile.is_some_and(|one| one.type_ != "Unconfined");
+    let of_pod = spec.security_context.as_ref().and_then(|security| security.app_armor_profile.as_ref());
+    let of_containers =
+        spec.containers.iter().chain(spec.init_containers.iter().flatten()).any(|container| {
+            asked(
+                container.security_context.as_ref().and_then(|security| security.app_armor_profile.as_ref()),
+            )
+        });
+    let annotated = pod.metadata.annotations.iter().flatten();
+    let by_annotation = annotated
+        .filter(|(key, _)| key.starts_with(APPARMOR_ANNOTATION))
+        .any(|(_, value)| value != "unconfined");
+    asked(of_pod) || of_containers || by_annotation
+}
+
+fn apparmor(enabled: &Path) -> String {
+    match std::fs::read_to_string(enabled) {
+        Ok(text) if text.starts_with('Y') => {
+            "an AppArmor profile (appArmorProfile) is not supported yet".into()
+        }
+        _ => "Cannot enforce AppArmor: AppArmor is not enabled on the host".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn told(spec: Value, annotations: Value) -> Vec<String> {
+        let pod = json!({ "metadata": { "name": "p", "annotations": annotations }, "spec": spec });
+        problems(&serde_json::from_value(pod).expect("a pod"))
+    }
+
+    fn check(mut spec: Value, expect: Option<&str>) {
+        spec["containers"] = json!([{ "name": "a" }]);
+        let told = told(spec.clone(), json!({}));
+        match expect {
+            None => assert!(told.is_empty(), "{spec}: {told:?}"),
+            Some(expect) => {
+                assert!(told.len() == 1 && told[0].contains(expect), "{spec}: {told:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_safe_sysctls_of_the_pod_s_own_namespaces_are_admitted() {
+        let sysctl = |name: &str| json!({ "sysctls": [{ "name": name, "value": "1" }] });
+        check(json!({ "securityContext": sysctl("net.ipv4.tcp_syncookies") }), None);
+        check(json!({ "securityContext": sysctl("kernel/shm_rmid_forced") }), None);
+        for name in ["kernel.core_pattern", "net.core.somaxconn", "vm.swappiness"] {
+            let expect = format!("forbidden sysctl: {name:?} not allowlisted");
+            check(json!({ "securityContext": sysctl(name) }), Some(&expect));
+        }
+        check(
+            json!({ "hostNetwork": true, "securityContext": sysctl("net.ipv4.tcp_syncookies") }),
+            Some("not allowed with host net enabled"),
+        );
+        check(
+            json!({ "hostIPC": true, "securityContext": sysctl("kernel.shm_rmid_forced") }),
+            Some("not allowed with host ipc enabled"),
+        );
+    }
+
+    #[test]
+    fn volumes_that_nothing_here_would_limit_are_refused() {
+        let empty_dir = |source: Value| json!({ "volumes": [{ "name": "v", "emptyDir": source }] });
+        check(empty_dir(json!({})), None);
+        check(empty_dir(json!({ "medium": "Memory", "sizeLimit": "1Mi" })), None);
+        check(empty_dir(json!({ "sizeLimit": "1Mi" })), Some("emptyDir.sizeLimit of volume \"v\""));
+        check(empty_dir(json!({ "medium": "HugePages" })), Some("emptyDir.medium \"HugePages\""));
+    }
+
+    #[test]
+    fn user_namespaces_and_apparmor_are_never_silently_dropped() {
+        check(json!({ "hostUsers": true }), None);
+        check(json!({ "hostUsers": false }), Some("spec.hostUsers"));
+        let profile = |kind: &str| json!({ "securityContext": { "appArmorProfile": { "type": kind } } });
+        check(profile("Unconfined"), None);
+        check(profile("RuntimeDefault"), Some("AppArmor"));
+        let key = format!("{APPARMOR_ANNOTATION}a");
+        let annotated =
+            |value: &str| told(json!({ "containers": [{ "name": "a" }] }), json!({ &key: value })).len();
+        assert_eq!((annotated("unconfined"), annotated("runtime/default")), (0, 1));
+        assert_eq!(
+            apparmor(Path::new("/nonexistent")),
+            "Cannot enforce AppArmor: AppArmor is not enabled on the host"
+        );
+    }
+}
