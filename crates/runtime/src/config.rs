@@ -1,5 +1,6 @@
 //! What a runtime is told at its start.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Where everything of a runtime lies, and how its pods are connected.
@@ -13,6 +14,8 @@ pub struct Config {
     pub cgroup_root: String,
     /// A containerd `certs.d` tree of `hosts.toml`; need not exist.
     pub registry_config_dir: PathBuf,
+    /// Where exec, attach and port-forward sessions are served: a loopback address; port 0 takes a free one.
+    pub streaming_address: SocketAddr,
     /// The pods' network.
     pub cni: cni::ClientConfig,
 }

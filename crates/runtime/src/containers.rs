@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cri::v1;
 use cri::v1::{ContainerEventType, NamespaceMode};
-use oci::plan::{InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, plan_exec, plan_launch};
+use oci::plan::{ExecPlan, InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, plan_exec, plan_launch};
 use oci::supervisor::protocol::{ExitRecord, LogFile, SignalScope, StartContainer};
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
@@ -18,10 +18,13 @@ use crate::record::{ContainerPhase, ContainerRecord, Exit, SandboxPhase};
 use crate::runtime::{Runtime, now_ns};
 use crate::spec::{self, Accounts, ResolvedUser, render_spec, resolve_user};
 use crate::state::{Container, Sandbox, new_id};
+use crate::status;
 use crate::supervisor::{RequestError, Supervisor};
 
 const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
+/// Output of both streams that fits into the 16 MiB of a message, which no client of CRI takes more of (CVE-2022-1708).
+const MAX_RESPONSE: usize = (16 << 20) - (4 << 10);
 
 /// What a container takes from images.
 struct Images<'a> {
@@ -369,21 +372,12 @@ impl Runtime {
         command: Vec<String>,
         timeout: i64,
     ) -> Result<v1::ExecSyncResponse, Error> {
-        let container = self.index().container(id)?;
+        let container = self.running_container(id)?;
         if command.is_empty() {
             return Err(Error::Invalid("no command to execute".into()));
         }
-        if !matches!(container.phase(), ContainerPhase::Running { .. }) {
-            return Err(Error::WrongState(format!("container {id} is not in running state")));
-        }
         let supervisor = running_supervisor(&container.sandbox)?;
-        let record = container.record();
-        let spec = read_spec(&container.directory)?;
-        let mut process =
-            spec.process().clone().ok_or_else(|| Error::Invalid("config.json has no process".into()))?;
-        process.set_args(Some(command.clone()));
-        let filter = self.filter(&spec)?.map(|path| oci::plan::SeccompPlan::File { path, flags: 0 });
-        let plan = plan_exec(&process, Some(record.cgroup), filter)?;
+        let plan = self.exec_plan(&container, &command, Tty::No)?;
         let limit = u64::try_from(timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
         let output = supervisor.exec_sync(&container.id, plan, limit).await;
         let output = output.map_err(|source| Error::Supervisor {
@@ -393,11 +387,42 @@ impl Runtime {
         if output.result.timed_out {
             return Err(Error::Timeout { command, seconds: timeout });
         }
-        Ok(v1::ExecSyncResponse {
-            stdout: output.stdout,
-            stderr: output.stderr,
-            exit_code: output.result.code,
-        })
+        let (mut stdout, mut stderr) = (output.stdout, output.stderr);
+        stdout.truncate(MAX_RESPONSE);
+        stderr.truncate(MAX_RESPONSE - stdout.len());
+        Ok(v1::ExecSyncResponse { stdout, stderr, exit_code: output.result.code })
+    }
+
+    /// The container, if a command can be executed in it.
+    pub(crate) fn running_container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        let container = self.index().container(id)?;
+        match container.phase() {
+            ContainerPhase::Running { .. } => Ok(container),
+            phase => {
+                let state = status::container_state(&phase).as_str_name();
+                Err(Error::NotRunning(format!("container is in {state} state")))
+            }
+        }
+    }
+
+    /// The container's own process with another command.
+    pub(crate) fn exec_plan(
+        &self,
+        container: &Container,
+        command: &[String],
+        tty: Tty,
+    ) -> Result<ExecPlan, Error> {
+        let spec = read_spec(&container.directory)?;
+        let mut process =
+            spec.process().clone().ok_or_else(|| Error::Invalid("config.json has no process".into()))?;
+        process.set_args(Some(command.to_vec())).set_terminal(Some(tty == Tty::Yes)).set_console_size(None);
+        if tty == Tty::Yes {
+            let mut env = process.env().clone().unwrap_or_default();
+            spec::add_term(&mut env);
+            process.set_env(Some(env));
+        }
+        let filter = self.filter(&spec)?.map(|path| oci::plan::SeccompPlan::File { path, flags: 0 });
+        Ok(plan_exec(&process, Some(container.record().cgroup), filter)?)
     }
 
     /// Opens the log by its name again, after the kubelet has moved it away.
@@ -410,7 +435,16 @@ impl Runtime {
     }
 }
 
-fn running_supervisor(sandbox: &Sandbox) -> Result<Supervisor, Error> {
+/// Whether a command gets a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tty {
+    /// A new one.
+    Yes,
+    /// Three streams.
+    No,
+}
+
+pub(crate) fn running_supervisor(sandbox: &Sandbox) -> Result<Supervisor, Error> {
     let ready = sandbox.record().phase == SandboxPhase::Ready;
     let supervisor = sandbox.supervisor().filter(|supervisor| ready && !supervisor.is_dead());
     supervisor.ok_or_else(|| Error::WrongState(format!("sandbox {} is not running", sandbox.id)))
@@ -425,8 +459,9 @@ fn start_request(container: &Container, record: &ContainerRecord, plan: LaunchPl
         plan,
         log,
         exit_file: container.directory.join("exit"),
-        stdin: false,
-        tty: false,
+        stdin: record.config.stdin,
+        tty: record.config.tty,
+        stdin_once: record.config.stdin_once,
     }
 }
 

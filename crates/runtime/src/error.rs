@@ -70,6 +70,12 @@ pub enum Error {
     /// The object is in the wrong state.
     #[error("{0}")]
     WrongState(String),
+    /// Only what runs can do this. In the words and with the code of containerd.
+    #[error("{0}")]
+    NotRunning(String),
+    /// No more of these now.
+    #[error("{0}")]
+    Exhausted(String),
     /// A spec cannot be rendered.
     #[error("container spec")]
     Spec(#[from] SpecError),
@@ -155,9 +161,11 @@ impl Error {
             Self::Spec(SpecError::Unsupported(_)) | Self::Plan(_) => Code::Unimplemented,
             Self::WrongState(_) => Code::FailedPrecondition,
             Self::Timeout { .. } => Code::DeadlineExceeded,
+            Self::Exhausted(_) => Code::ResourceExhausted,
             Self::Image(error) => image_code(error),
             // What containerd answers with too; crictl and the kubelet show the message.
             Self::Reserved { .. }
+            | Self::NotRunning(_)
             | Self::Seccomp(_)
             | Self::Spawn(_)
             | Self::Supervisor { .. }

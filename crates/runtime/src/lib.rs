@@ -20,6 +20,7 @@ pub mod spec;
 mod state;
 mod stats;
 mod status;
+mod streaming;
 pub mod supervisor;
 mod update;
 

@@ -16,6 +16,7 @@ use crate::service::{Images, Pods};
 use crate::spec;
 use crate::state::{Index, lock};
 use crate::stats::Stats;
+use crate::streaming::Streaming;
 
 /// A container runtime; one per state directory and process.
 pub struct Runtime {
@@ -29,6 +30,7 @@ pub struct Runtime {
     pub(crate) boot_id: String,
     pub(crate) host_devices: Vec<LinuxDevice>,
     pub(crate) stats: Stats,
+    pub(crate) streaming: Streaming,
     index: Mutex<Index>,
 }
 
@@ -66,6 +68,7 @@ impl Runtime {
             boot_id: host::process::boot_id().map_err(OpenError::Seal)?,
             host_devices: spec::host_devices(),
             stats: Stats::default(),
+            streaming: Streaming::default(),
             index: Mutex::default(),
             config,
         });

@@ -225,6 +225,23 @@ impl RuntimeService for Pods {
         Ok(Response::new(self.0.exec_sync(&request.container_id, request.cmd, request.timeout).await?))
     }
 
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Answer<v1::ExecResponse> {
+        Ok(Response::new(v1::ExecResponse { url: self.0.exec_url(request.into_inner()).await? }))
+    }
+
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Answer<v1::AttachResponse> {
+        Ok(Response::new(v1::AttachResponse { url: self.0.attach_url(request.into_inner()).await? }))
+    }
+
+    async fn port_forward(
+        &self,
+        request: Request<v1::PortForwardRequest>,
+    ) -> Answer<v1::PortForwardResponse> {
+        Ok(Response::new(v1::PortForwardResponse {
+            url: self.0.port_forward_url(request.into_inner()).await?,
+        }))
+    }
+
     async fn update_runtime_config(
         &self,
         _request: Request<v1::UpdateRuntimeConfigRequest>,
@@ -369,9 +386,6 @@ impl RuntimeService for Pods {
     }
 
     unimplemented! {
-        exec(v1::ExecRequest) -> v1::ExecResponse: "interactive exec (exec --sync works)";
-        attach(v1::AttachRequest) -> v1::AttachResponse: "attach";
-        port_forward(v1::PortForwardRequest) -> v1::PortForwardResponse: "port forwarding";
         checkpoint_container(v1::CheckpointContainerRequest) -> v1::CheckpointContainerResponse: "checkpoints: it has no way to dump the memory of processes";
     }
 }

@@ -54,7 +54,7 @@ pub(crate) fn container(record: &ContainerRecord) -> v1::ContainerStatus {
     let mut status = v1::ContainerStatus {
         id: record.id.clone(),
         metadata: record.config.metadata.clone(),
-        state: container_state(record).into(),
+        state: container_state(&record.phase).into(),
         created_at: record.created_at,
         image: record.config.image.clone(),
         image_ref: record.image_id.clone(),
@@ -91,15 +91,15 @@ pub(crate) fn container_summary(record: &ContainerRecord) -> v1::Container {
         image: record.config.image.clone(),
         image_ref: record.image_id.clone(),
         image_id: record.image_id.clone(),
-        state: container_state(record).into(),
+        state: container_state(&record.phase).into(),
         created_at: record.created_at,
         labels: record.config.labels.clone(),
         annotations: record.config.annotations.clone(),
     }
 }
 
-fn container_state(record: &ContainerRecord) -> ContainerState {
-    match record.phase {
+pub(crate) fn container_state(phase: &ContainerPhase) -> ContainerState {
+    match phase {
         ContainerPhase::Created | ContainerPhase::Starting => ContainerState::ContainerCreated,
         ContainerPhase::Running { .. } => ContainerState::ContainerRunning,
         ContainerPhase::Exited(_) => ContainerState::ContainerExited,

@@ -3,6 +3,7 @@
 
 mod connection;
 mod kill;
+mod session;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,6 +23,7 @@ use oci::supervisor::protocol::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use self::kill::kill_pod;
+pub use self::session::{Attached, RunningExec, Shown, Streams};
 
 use self::connection::{Command, Connection, Exits};
 
@@ -29,6 +31,7 @@ use self::connection::{Command, Connection, Exits};
 #[derive(Debug, Clone)]
 pub struct Supervisor {
     ready: Ready,
+    directory: Arc<Path>,
     commands: mpsc::Sender<Command>,
     next_id: Arc<AtomicU64>,
     exits: Arc<Exits>,
@@ -248,9 +251,9 @@ impl Supervisor {
         let (commands, receiver) = mpsc::channel(64);
         let (dead_sender, dead) = watch::channel(false);
         let exits = Arc::new(Exits::default());
-        connection::spawn(connection, directory, pidfd, receiver, exits.clone(), dead_sender)?;
+        connection::spawn(connection, directory.clone(), pidfd, receiver, exits.clone(), dead_sender)?;
         let next_id = Arc::new(AtomicU64::new(connection::FIRST_FREE_ID));
-        Ok(Self { ready, commands, next_id, exits, dead })
+        Ok(Self { ready, directory: directory.into(), commands, next_id, exits, dead })
     }
 
     async fn done(&self, request: Request) -> Result<(), RequestError> {

@@ -4,12 +4,14 @@
 //! Running ──init collected──► Draining ──output at its end, or deadline──► Exited (record written, then told)
 //! ```
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
 use host::process::pidfd_send_signal;
 use host::state_file::write_atomic;
 
+use super::attach::{self, Attachment};
 use super::child;
 use super::clock::{Millis, wall_nanos};
 use super::frame::OutputStream;
@@ -17,7 +19,8 @@ use super::launcher::{Cgroup, Launched};
 use super::lines::LineSplitter;
 use super::log::LogWriter;
 use super::output::{self, Read};
-use super::protocol::{ContainerStatus, ExitRecord, Started};
+use super::peer::Peer;
+use super::protocol::{ContainerStatus, Descriptor, ExitRecord, StartContainer, Started};
 use crate::plan::ExecTarget;
 
 /// How long an exit waits for output that a process outside the container keeps open.
@@ -36,9 +39,22 @@ pub(super) struct Container {
     pub(super) stderr: Stream,
     pub(super) log: Option<LogWriter>,
     pub(super) state: State,
+    pub(super) attachments: Vec<Attachment>,
+    input: Input,
     exit_file: PathBuf,
     /// True if processes of the container may outlive its first one, because they do not share a PID namespace with it alone.
     outlives_init: bool,
+}
+
+/// What the container reads.
+#[derive(Debug)]
+enum Input {
+    /// Nothing, or nothing any more.
+    Closed,
+    /// What attachments write.
+    Pipe { stdin: OwnedFd, once: bool },
+    /// A terminal, of which `stdout` is the controlling side; whether attachments may write to it.
+    Terminal { open: bool },
 }
 
 /// Where a container is in its life.
@@ -58,10 +74,9 @@ pub(super) struct Stream {
 
 impl Container {
     pub(super) fn new(
-        id: String,
+        request: StartContainer,
         launched: Launched,
         log: Option<LogWriter>,
-        exit_file: PathBuf,
         cgroup: Cgroup,
         exec_target: ExecTarget,
         outlives_init: bool,
@@ -71,17 +86,24 @@ impl Container {
             start_time: launched.child.start_time,
             started_at: wall_nanos(),
         };
-        let stream = |pipe| Stream { pipe: Some(pipe), splitter: LineSplitter::default() };
+        let stream = |pipe| Stream { pipe, splitter: LineSplitter::default() };
+        let input = match (request.tty, launched.stdin) {
+            (true, _) => Input::Terminal { open: request.stdin },
+            (false, Some(stdin)) => Input::Pipe { stdin, once: request.stdin_once },
+            (false, None) => Input::Closed,
+        };
         Self {
-            id,
+            id: request.container,
             started,
             cgroup,
             exec_target,
-            stdout: stream(launched.stdout),
+            stdout: stream(Some(launched.stdout)),
             stderr: stream(launched.stderr),
             log,
             state: State::Running { pidfd: launched.child.pidfd, kill_at: None },
-            exit_file,
+            attachments: Vec::new(),
+            input,
+            exit_file: request.exit_file,
             outlives_init,
         }
     }
@@ -110,9 +132,49 @@ impl Container {
         }
     }
 
-    /// Reads one piece of output into the log.
-    pub(super) fn read(&mut self, which: OutputStream, scratch: &mut [u8]) -> Read {
-        let Self { stdout, stderr, log, .. } = self;
+    /// What an attachment is given to write to, and to set the size of.
+    pub(super) fn input(&self, stdin: bool) -> Vec<(Descriptor, &OwnedFd)> {
+        match &self.input {
+            Input::Pipe { stdin: pipe, .. } if stdin => vec![(Descriptor::Stdin, pipe)],
+            Input::Terminal { open } => {
+                let names = [Some(Descriptor::Terminal), (stdin && *open).then_some(Descriptor::Stdin)];
+                let terminal = self.stdout.pipe.as_ref();
+                names.into_iter().flatten().filter_map(|name| terminal.map(|fd| (name, fd))).collect()
+            }
+            Input::Pipe { .. } | Input::Closed => Vec::new(),
+        }
+    }
+
+    /// Ends a standard input that is for one attachment.
+    pub(super) fn close_stdin(&mut self) {
+        if let Input::Pipe { once: true, .. } = &self.input {
+            self.input = Input::Closed;
+        }
+    }
+
+    /// Forgets attachments whose connection is gone, and ends an input that was theirs. True if there were any.
+    pub(super) fn forget_attachments(&mut self, is_connected: impl Fn(u64) -> bool) -> bool {
+        let mut had_stdin = false;
+        let before = self.attachments.len();
+        self.attachments.retain(|attachment| {
+            let stays = is_connected(attachment.peer);
+            had_stdin |= !stays && attachment.has_stdin();
+            stays
+        });
+        if had_stdin {
+            self.close_stdin();
+        }
+        self.attachments.len() < before
+    }
+
+    /// Reads one piece of output into the log, and shows it to everyone attached.
+    pub(super) fn read(
+        &mut self,
+        which: OutputStream,
+        peers: &mut BTreeMap<u64, Peer>,
+        scratch: &mut [u8],
+    ) -> Read {
+        let Self { stdout, stderr, log, attachments, .. } = self;
         let stream = match which {
             OutputStream::Stdout => stdout,
             OutputStream::Stderr => stderr,
@@ -124,6 +186,7 @@ impl Container {
                 if let Some(log) = log {
                     log.append(which, &mut stream.splitter, &scratch[..length]);
                 }
+                attach::pass_on(attachments, peers, which, &scratch[..length]);
             }
             Read::Empty => {}
             Read::End => {
@@ -137,7 +200,7 @@ impl Container {
     }
 
     /// Sees whether the first process has ended; if so what it wrote is read and the record made.
-    pub(super) fn observe_exit(&mut self, now: Millis, scratch: &mut [u8]) {
+    pub(super) fn observe_exit(&mut self, now: Millis, peers: &mut BTreeMap<u64, Peer>, scratch: &mut [u8]) {
         let Some(exit) = self.pidfd().and_then(child::collect) else { return };
         let finished_at = wall_nanos();
         if self.outlives_init {
@@ -151,13 +214,14 @@ impl Container {
             finished_at,
         };
         self.state = State::Draining { record, until: now.after(DRAIN_MS) };
-        self.drain(scratch);
+        self.input = Input::Closed;
+        self.drain(peers, scratch);
     }
 
-    fn drain(&mut self, scratch: &mut [u8]) {
+    fn drain(&mut self, peers: &mut BTreeMap<u64, Peer>, scratch: &mut [u8]) {
         for which in [OutputStream::Stdout, OutputStream::Stderr] {
             for _ in 0..DRAIN_READS {
-                if !matches!(self.read(which, scratch), Read::Data(_)) {
+                if !matches!(self.read(which, peers, scratch), Read::Data(_)) {
                     break;
                 }
             }
@@ -165,7 +229,12 @@ impl Container {
     }
 
     /// Does what time has made due, and says how the container ended if that is complete now.
-    pub(super) fn advance(&mut self, now: Millis, scratch: &mut [u8]) -> Option<ExitRecord> {
+    pub(super) fn advance(
+        &mut self,
+        now: Millis,
+        peers: &mut BTreeMap<u64, Peer>,
+        scratch: &mut [u8],
+    ) -> Option<ExitRecord> {
         match &mut self.state {
             State::Running { pidfd, kill_at } => {
                 if kill_at.is_some_and(|at| at <= now) {
@@ -182,7 +251,7 @@ impl Container {
             }
             State::Draining { record, .. } => {
                 let record = record.clone();
-                self.drain(scratch);
+                self.drain(peers, scratch);
                 self.state = State::Exited(record.clone());
                 // If the file cannot be written the record is still here, for List, until the container is removed.
                 if let Ok(json) = serde_json::to_vec(&record) {

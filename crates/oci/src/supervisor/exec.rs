@@ -11,6 +11,7 @@ use super::launcher::Launched;
 use super::output::{self, Read};
 use super::peer::Peer;
 use super::protocol::{EXEC_OUTPUT_LIMIT, ExecResult};
+use crate::launch::Child;
 
 /// How long an ended command's output is waited for if a background process keeps it open.
 const DRAIN_MS: u64 = 200;
@@ -56,18 +57,32 @@ impl Allowance {
 
 impl Exec {
     pub(super) fn new(peer: u64, request: u64, launched: Launched, time_limit: Option<Millis>) -> Self {
-        let stream = |pipe| Stream {
-            pipe: Some(pipe),
-            allowance: Allowance { left: EXEC_OUTPUT_LIMIT, exceeded: false },
-        };
+        let stream =
+            |pipe| Stream { pipe, allowance: Allowance { left: EXEC_OUTPUT_LIMIT, exceeded: false } };
         Self {
             peer,
             request,
             pid: launched.child.pid,
             pidfd: launched.child.pidfd,
-            stdout: stream(launched.stdout),
+            stdout: stream(Some(launched.stdout)),
             stderr: stream(launched.stderr),
             time_limit,
+            timed_out: false,
+            ended: None,
+        }
+    }
+
+    /// A command whose streams are the agent's: only its end is seen to here.
+    pub(super) fn session(peer: u64, request: u64, child: Child) -> Self {
+        let stream = || Stream { pipe: None, allowance: Allowance { left: 0, exceeded: false } };
+        Self {
+            peer,
+            request,
+            pid: child.pid,
+            pidfd: child.pidfd,
+            stdout: stream(),
+            stderr: stream(),
+            time_limit: None,
             timed_out: false,
             ended: None,
         }

@@ -9,8 +9,9 @@ use rustix::fs::{Mode, OFlags};
 
 use super::output;
 use super::protocol::{ErrorCode, ErrorReply};
+use crate::console;
 use crate::launch::{self, Child, LaunchError, Stdio};
-use crate::plan::{ExecPlan, ExecTarget, LaunchPlan};
+use crate::plan::{ExecPlan, ExecTarget, LaunchPlan, ProcessPlan};
 
 /// Starts what the supervisor is asked to start.
 #[derive(Debug)]
@@ -18,12 +19,25 @@ pub(super) struct Launcher {
     cgroups: CgroupManager,
 }
 
-/// A started process with the reading ends of its output.
+/// A started process with the supervisor's ends of its streams, none of which waits.
 #[derive(Debug)]
 pub(super) struct Launched {
     pub(super) child: Child,
+    /// Its standard input, if it has one that is not a terminal.
+    pub(super) stdin: Option<OwnedFd>,
+    /// Its standard output, or the controlling side of its terminal.
     pub(super) stdout: OwnedFd,
-    pub(super) stderr: OwnedFd,
+    /// Its standard error; a terminal has none.
+    pub(super) stderr: Option<OwnedFd>,
+}
+
+/// What a process without a terminal reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stdin {
+    /// Nothing.
+    Null,
+    /// What somebody writes.
+    Pipe,
 }
 
 impl Launcher {
@@ -31,12 +45,17 @@ impl Launcher {
         Self { cgroups }
     }
 
-    pub(super) fn start(&self, plan: &LaunchPlan) -> Result<Launched, ErrorReply> {
-        with_pipes(plan.process.uid, |stdio| launch::start(&self.cgroups, plan, stdio, None))
+    pub(super) fn start(&self, plan: &LaunchPlan, stdin: Stdin) -> Result<Launched, ErrorReply> {
+        connected(&plan.process, stdin, |stdio| launch::start(&self.cgroups, plan, stdio, None))
     }
 
-    pub(super) fn exec(&self, target: &ExecTarget, plan: &ExecPlan) -> Result<Launched, ErrorReply> {
-        with_pipes(plan.process.uid, |stdio| launch::exec(&self.cgroups, target, plan, stdio))
+    pub(super) fn exec(
+        &self,
+        target: &ExecTarget,
+        plan: &ExecPlan,
+        stdin: Stdin,
+    ) -> Result<Launched, ErrorReply> {
+        connected(&plan.process, stdin, |stdio| launch::exec(&self.cgroups, target, plan, stdio))
     }
 
     /// The cgroup of a container that was started from this plan.
@@ -53,18 +72,54 @@ pub(super) fn exec_target(launched: &Launched, plan: &LaunchPlan) -> Result<Exec
     Ok(ExecTarget { init, namespaces: plan.own_namespaces() })
 }
 
-fn with_pipes(
-    user: u32,
+fn connected(
+    process: &ProcessPlan,
+    stdin: Stdin,
     start: impl FnOnce(Stdio) -> Result<Child, LaunchError>,
 ) -> Result<Launched, ErrorReply> {
-    let make_stdio = || -> io::Result<_> {
-        let stdin = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok((stdin, output::pipe_of(user)?, output::pipe_of(user)?))
+    if process.terminal.is_some() { with_terminal(start) } else { with_pipes(process.uid, stdin, start) }
+}
+
+fn with_terminal(start: impl FnOnce(Stdio) -> Result<Child, LaunchError>) -> Result<Launched, ErrorReply> {
+    let (console, ours) = console::pair().map_err(|error| failed("make a console socket", &error))?;
+    let child = start(Stdio::Terminal { console }).map_err(|error| launch_error(&error))?;
+    let received = console::receive(&ours).and_then(|terminal| {
+        rustix::io::ioctl_fionbio(&terminal, true)?;
+        Ok(terminal)
+    });
+    match received {
+        Ok(stdout) => Ok(Launched { child, stdin: None, stdout, stderr: None }),
+        Err(error) => {
+            // Collected as an orphan.
+            let _ = process::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+            Err(failed("take the terminal", &error))
+        }
+    }
+}
+
+fn with_pipes(
+    user: u32,
+    stdin: Stdin,
+    start: impl FnOnce(Stdio) -> Result<Child, LaunchError>,
+) -> Result<Launched, ErrorReply> {
+    let make_input = || match stdin {
+        Stdin::Null => {
+            let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+            Ok((null, None))
+        }
+        Stdin::Pipe => output::pipe_to(user).map(|(reader, writer)| (reader, Some(writer))),
     };
-    let (stdin, (stdout, out), (stderr, err)) = make_stdio().map_err(|error| failed("make pipes", &error))?;
-    let child = start(Stdio::Streams { stdin, stdout: out, stderr: err })
-        .map_err(|error| ErrorReply { code: ErrorCode::Launch, message: chain(&error) })?;
-    Ok(Launched { child, stdout, stderr })
+    let make_stdio =
+        || -> io::Result<_> { Ok((make_input()?, output::pipe_of(user)?, output::pipe_of(user)?)) };
+    let ((input, stdin), (stdout, out), (stderr, err)) =
+        make_stdio().map_err(|error| failed("make pipes", &error))?;
+    let child = start(Stdio::Streams { stdin: input, stdout: out, stderr: err })
+        .map_err(|error| launch_error(&error))?;
+    Ok(Launched { child, stdin, stdout, stderr: Some(stderr) })
+}
+
+fn launch_error(error: &LaunchError) -> ErrorReply {
+    ErrorReply { code: ErrorCode::Launch, message: chain(error) }
 }
 
 /// The whole chain in one line: causes do not travel otherwise.

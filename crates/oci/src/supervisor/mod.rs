@@ -3,6 +3,7 @@
 //!
 //! `setup` turns a fresh process into a supervisor, `server` is its event loop, `requests` what an agent can ask of it.
 
+mod attach;
 mod child;
 mod clock;
 mod container;

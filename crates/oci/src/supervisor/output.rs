@@ -28,6 +28,16 @@ pub(super) fn pipe_of(user: u32) -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((reader, writer))
 }
 
+/// The same for input: the writing end, which is ours, does not wait.
+pub(super) fn pipe_to(user: u32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&writer, true)?;
+    if user != 0 {
+        rustix::fs::fchown(&reader, Some(rustix::fs::Uid::from_raw(user)), None)?;
+    }
+    Ok((reader, writer))
+}
+
 pub(super) fn read(pipe: &OwnedFd, buffer: &mut [u8]) -> Read {
     loop {
         match rustix::io::read(pipe, &mut *buffer) {

@@ -1,9 +1,11 @@
 //! One connection to the supervisor: bytes in, bytes out, neither ever waited for.
 
-use std::os::fd::OwnedFd;
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde::Serialize;
 
 use super::frame::{FrameReader, OutputStream, encode_json, encode_output};
@@ -14,6 +16,9 @@ const HIGH_WATER: usize = 256 << 10;
 const UNSENT_LIMIT: usize = 8 << 20;
 /// Bytes read from one connection before others get their turn.
 const READ_AT_ONCE: usize = 16 << 10;
+
+/// Descriptors with one message at most.
+const MAX_DESCRIPTORS: usize = 3;
 
 /// A connected agent.
 #[derive(Debug)]
@@ -47,8 +52,13 @@ impl Peer {
         self.sent < self.unsent.len()
     }
 
+    /// Bytes that wait to be sent.
+    pub(super) fn unsent(&self) -> usize {
+        self.unsent.len() - self.sent
+    }
+
     pub(super) fn takes_output(&self) -> bool {
-        self.unsent.len() - self.sent < HIGH_WATER
+        self.unsent() < HIGH_WATER
     }
 
     /// Queues a message and sends what goes without waiting.
@@ -57,6 +67,25 @@ impl Peer {
             self.broken = true;
         }
         self.flush();
+    }
+
+    /// Sends a message with descriptors, at once or never: on a connection that is behind they would come with the wrong message.
+    pub(super) fn send_with(&mut self, message: &impl Serialize, descriptors: &[BorrowedFd<'_>]) {
+        if descriptors.is_empty() {
+            return self.send(message);
+        }
+        let mut bytes = Vec::new();
+        if self.has_unsent() || encode_json(&mut bytes, message).is_err() {
+            return self.give_up();
+        }
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(descriptors));
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match rustix::net::sendmsg(&self.stream, &[IoSlice::new(&bytes)], &mut control, flags) {
+            Ok(length) => self.unsent.extend_from_slice(&bytes[length..]),
+            Err(_) => self.give_up(),
+        }
     }
 
     pub(super) fn send_output(&mut self, id: u64, stream: OutputStream, data: &[u8]) {
@@ -85,7 +114,7 @@ impl Peer {
             self.unsent.drain(..self.sent);
             self.sent = 0;
         }
-        if self.unsent.len() - self.sent > UNSENT_LIMIT {
+        if self.unsent() > UNSENT_LIMIT {
             self.broken = true;
         }
     }

@@ -2,7 +2,9 @@
 //!
 //! A connection is a byte stream of frames: a `u32` little-endian payload length, then the payload. A payload that
 //! begins with `{` is JSON ([`ClientMessage`] one way, [`ServerMessage`] the other); one that begins with byte 1 or 2
-//! is raw output (stdout, stderr) of the exec whose request id follows as a `u64` little-endian, then the bytes.
+//! is raw output (stdout, stderr) of the exec or attachment whose request id follows as a `u64` little-endian, then the bytes.
+//! Two replies bring descriptors (SCM_RIGHTS with the first byte of their frame): sessions have a connection of their own, so that
+//! this is the only frame under way, and so that what belongs to a session ends with it.
 //!
 //! Compatibility: an agent speaks to every older supervisor, because supervisors outlive the agent that started them.
 //! - Every connection begins with [`Request::Hello`]; the reply names the version both sides use from then on,
@@ -23,7 +25,9 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{ExecPlan, LaunchPlan};
 
 /// Newest version of this protocol that the code in this tree speaks.
-pub const VERSION: u32 = 1;
+///
+/// Version 2 added terminals and standard input of containers, [`Request::ExecSession`], [`Request::Attach`] and [`Request::CloseStdin`].
+pub const VERSION: u32 = 2;
 /// Largest payload either side accepts; a peer that announces more loses its connection.
 pub const MAX_FRAME: usize = 4 << 20;
 /// Name of the supervisor's socket inside the sandbox directory.
@@ -121,6 +125,18 @@ pub enum Request {
         /// Request id of the exec.
         request: u64,
     },
+    /// Runs a command in a container with its streams in the agent's hands: [`Reply::Session`] brings their descriptors, [`Reply::Exec`]
+    /// follows at its end. The command is killed when the connection ends. Since version 2.
+    ExecSession(Box<ExecSession>),
+    /// Sends the container's output from now on as raw frames, and lets the agent write its input: [`Reply::Attached`] brings the
+    /// descriptor, [`Reply::Detached`] follows when the container has ended. Since version 2.
+    Attach(Attach),
+    /// Closes the standard input of a container that was started with `stdin_once`; the agent's own descriptor is for the agent to close.
+    /// Of a terminal nothing can be closed. Answered by [`Reply::Done`]. Since version 2.
+    CloseStdin {
+        /// Container id.
+        container: String,
+    },
     /// Sends a signal. Answered by [`Reply::Done`], also when the process is gone already.
     Signal {
         /// Container id.
@@ -179,12 +195,15 @@ pub struct StartContainer {
     pub log: Option<LogFile>,
     /// Receives an [`ExitRecord`] as JSON, by rename, before anyone is told of the exit.
     pub exit_file: PathBuf,
-    /// Asks for an interactive stdin; refused as unsupported in version 1.
+    /// Keeps a standard input open for attachments; refused as unsupported in version 1.
     #[serde(default)]
     pub stdin: bool,
-    /// Asks for a terminal; refused as unsupported in version 1.
+    /// The plan's process has a terminal; refused as unsupported in version 1.
     #[serde(default)]
     pub tty: bool,
+    /// The standard input ends with the first attachment that has it.
+    #[serde(default)]
+    pub stdin_once: bool,
 }
 
 /// A CRI log file. The directory is trusted as given; below it no symbolic link is followed.
@@ -206,6 +225,48 @@ pub struct ExecContainer {
     /// Milliseconds until the command is killed; `None` waits for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+}
+
+/// A command whose streams the agent serves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecSession {
+    /// Container id.
+    pub container: String,
+    /// What to run; with a terminal if its process has one.
+    pub plan: ExecPlan,
+    /// Whether it reads the agent's input, without a terminal; else it reads nothing.
+    #[serde(default)]
+    pub stdin: bool,
+}
+
+/// Which streams of a container are attached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Container id.
+    pub container: String,
+    /// Its input, if it has one.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Its standard output, or its terminal's.
+    #[serde(default)]
+    pub stdout: bool,
+    /// Its standard error.
+    #[serde(default)]
+    pub stderr: bool,
+}
+
+/// A descriptor that comes with a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Descriptor {
+    /// To write standard input to.
+    Stdin,
+    /// To read standard output from.
+    Stdout,
+    /// To read standard error from.
+    Stderr,
+    /// The controlling side of the terminal: of a session for everything, of an attachment for input and size.
+    Terminal,
 }
 
 /// Which processes a signal reaches.
@@ -276,6 +337,12 @@ pub enum Reply {
     Started(Started),
     /// To [`Request::Exec`], after its output.
     Exec(ExecResult),
+    /// To [`Request::ExecSession`], with the descriptors in this order.
+    Session(Vec<Descriptor>),
+    /// To [`Request::Attach`], with the descriptors in this order.
+    Attached(Vec<Descriptor>),
+    /// To [`Request::Attach`], at the container's end.
+    Detached,
     /// To [`Request::List`], ordered by container id.
     List(Vec<ContainerStatus>),
 }

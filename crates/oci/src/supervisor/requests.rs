@@ -5,19 +5,21 @@ use std::os::fd::AsFd;
 use host::process::pidfd_send_signal;
 use serde::Deserialize;
 
+use super::attach::Attachment;
 use super::clock::Millis;
 use super::container::{Container, State};
 use super::exec::Exec;
-use super::launcher;
+use super::launcher::{self, Launched, Stdin};
 use super::log::LogWriter;
 use super::protocol::{
-    ClientMessage, ErrorCode, ErrorReply, ExecContainer, Hello, HelloReply, PidMode, Reply, Request,
-    ServerMessage, SignalScope, StartContainer, VERSION,
+    Attach, ClientMessage, Descriptor, ErrorCode, ErrorReply, ExecContainer, ExecSession, Hello, HelloReply,
+    PidMode, Reply, Request, ServerMessage, SignalScope, StartContainer, VERSION,
 };
 use super::server::Server;
+use crate::plan::ExecPlan;
 
 /// Execs at once in one pod; more are refused.
-const MAX_EXECS: usize = 128;
+const MAX_EXECS: usize = 512;
 /// Containers not yet removed in one pod; more are refused.
 const MAX_CONTAINERS: usize = 4096;
 
@@ -105,6 +107,9 @@ impl Server {
             }
             Request::Start(start) => return self.start(*start).map(Some),
             Request::Exec(exec) => return self.exec(key, id, *exec, now).map(|()| None),
+            Request::ExecSession(session) => return self.exec_session(key, id, *session).map(|()| None),
+            Request::Attach(attach) => return self.attach(key, id, attach).map(|()| None),
+            Request::CloseStdin { container } => self.container(&container)?.close_stdin(),
             Request::CancelExec { request } => {
                 if let Some(exec) =
                     self.execs.values().find(|exec| (exec.peer, exec.request) == (key, request))
@@ -147,13 +152,9 @@ impl Server {
     }
 
     fn start(&mut self, start: StartContainer) -> Result<Reply, ErrorReply> {
-        let StartContainer { container: id, plan, log, exit_file, stdin, tty } = start;
-        if stdin || tty {
-            let what = if tty { "a terminal" } else { "standard input" };
-            return Err(refuse(
-                ErrorCode::Unsupported,
-                format!("container {id} asks for {what}, which is not supported yet"),
-            ));
+        let id = start.container.clone();
+        if start.tty != start.plan.process.terminal.is_some() {
+            return Err(refuse(ErrorCode::BadRequest, "tty and the plan's terminal contradict each other"));
         }
         if self.shutdown.is_some() {
             return Err(refuse(ErrorCode::WrongState, "the pod is being shut down"));
@@ -164,16 +165,17 @@ impl Server {
         if self.containers.len() >= MAX_CONTAINERS {
             return Err(refuse(ErrorCode::Failed, format!("the pod has {MAX_CONTAINERS} containers")));
         }
-        let log = log
+        let log = start
+            .log
+            .clone()
             .map(LogWriter::open)
             .transpose()
             .map_err(|error| refuse(ErrorCode::Failed, format!("open log of container {id}: {error}")))?;
-        let launched = self.launcher.start(&plan)?;
-        let cgroup = self.launcher.cgroup(&plan);
-        let exec_target = launcher::exec_target(&launched, &plan)?;
+        let launched = self.launcher.start(&start.plan, stdin_if(start.stdin))?;
+        let cgroup = self.launcher.cgroup(&start.plan);
+        let exec_target = launcher::exec_target(&launched, &start.plan)?;
         let outlives_init = self.setup.namespaces.pid != PidMode::Container;
-        let container =
-            Container::new(id.clone(), launched, log, exit_file, cgroup, exec_target, outlives_init);
+        let container = Container::new(start, launched, log, cgroup, exec_target, outlives_init);
         let started = container.started;
         self.containers.insert(id, container);
         self.heap_is_loose = true;
@@ -181,18 +183,61 @@ impl Server {
     }
 
     fn exec(&mut self, key: u64, id: u64, request: ExecContainer, now: Millis) -> Result<(), ErrorReply> {
-        if self.execs.len() >= MAX_EXECS {
-            return Err(refuse(ErrorCode::Failed, format!("{MAX_EXECS} commands run in this pod already")));
-        }
         let ExecContainer { container: name, plan, timeout_ms } = request;
-        let container = self.container(&name)?;
-        running(container)?;
-        let target = container.exec_target.clone();
-        let launched = self.launcher.exec(&target, &plan)?;
+        if plan.process.terminal.is_some() {
+            return Err(refuse(ErrorCode::BadRequest, "a command with a terminal needs a session"));
+        }
+        let launched = self.launch_exec(&name, &plan, Stdin::Null)?;
         let time_limit = timeout_ms.map(|milliseconds| now.after(milliseconds));
         let exec = Exec::new(key, id, launched, time_limit);
         let exec_key = self.key();
         self.execs.insert(exec_key, exec);
+        Ok(())
+    }
+
+    fn exec_session(&mut self, key: u64, id: u64, request: ExecSession) -> Result<(), ErrorReply> {
+        let launched = self.launch_exec(&request.container, &request.plan, stdin_if(request.stdin))?;
+        let output = match launched.stderr {
+            Some(_) => Descriptor::Stdout,
+            None => Descriptor::Terminal,
+        };
+        let descriptors = [
+            launched.stdin.map(|stdin| (Descriptor::Stdin, stdin)),
+            Some((output, launched.stdout)),
+            launched.stderr.map(|stderr| (Descriptor::Stderr, stderr)),
+        ];
+        let (names, descriptors): (Vec<_>, Vec<_>) = descriptors.into_iter().flatten().unzip();
+        let exec_key = self.key();
+        self.execs.insert(exec_key, Exec::session(key, id, launched.child));
+        if let Some(peer) = self.peers.get_mut(&key) {
+            let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+            peer.send_with(&ServerMessage::Reply { id, reply: Reply::Session(names) }, &borrowed);
+        }
+        Ok(())
+    }
+
+    fn launch_exec(&mut self, name: &str, plan: &ExecPlan, stdin: Stdin) -> Result<Launched, ErrorReply> {
+        if self.execs.len() >= MAX_EXECS {
+            return Err(refuse(ErrorCode::Failed, format!("{MAX_EXECS} commands run in this pod already")));
+        }
+        let container = self.container(name)?;
+        running(container)?;
+        let target = container.exec_target.clone();
+        self.launcher.exec(&target, plan, stdin)
+    }
+
+    fn attach(&mut self, key: u64, id: u64, attach: Attach) -> Result<(), ErrorReply> {
+        let Self { containers, peers, .. } = self;
+        let Some(container) = containers.get_mut(&attach.container) else {
+            return Err(unknown(&attach.container));
+        };
+        running(container)?;
+        let (names, descriptors): (Vec<_>, Vec<_>) =
+            container.input(attach.stdin).into_iter().map(|(name, fd)| (name, fd.as_fd())).unzip();
+        if let Some(peer) = peers.get_mut(&key) {
+            peer.send_with(&ServerMessage::Reply { id, reply: Reply::Attached(names) }, &descriptors);
+        }
+        container.attachments.push(Attachment::new(key, id, attach));
         Ok(())
     }
 
@@ -233,10 +278,16 @@ impl Server {
     }
 
     fn container(&mut self, name: &str) -> Result<&mut Container, ErrorReply> {
-        self.containers.get_mut(name).ok_or_else(|| {
-            refuse(ErrorCode::NotFound, format!("container {name} was not started in this pod"))
-        })
+        self.containers.get_mut(name).ok_or_else(|| unknown(name))
     }
+}
+
+fn stdin_if(wanted: bool) -> Stdin {
+    if wanted { Stdin::Pipe } else { Stdin::Null }
+}
+
+fn unknown(container: &str) -> ErrorReply {
+    refuse(ErrorCode::NotFound, format!("container {container} was not started in this pod"))
 }
 
 fn running(container: &Container) -> Result<(), ErrorReply> {

@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
+use super::attach::Attachment;
 use super::child::{self, Orphans};
 use super::clock::Millis;
 use super::container::Container;
@@ -23,7 +24,7 @@ use super::setup::Pod;
 /// Full buffers taken from one busy pipe before anything else gets its turn.
 const OUTPUT_TURNS: usize = 4;
 /// Connections at most; one more is closed at once.
-const MAX_PEERS: usize = 256;
+const MAX_PEERS: usize = 1024;
 /// Size of the one buffer all reads go through.
 const SCRATCH: usize = 16 << 10;
 /// Connections accepted before anything else gets its turn.
@@ -213,13 +214,15 @@ impl Server {
             Source::Peer(key) => self.serve_peer(key, now, scratch),
             Source::Container(id) => {
                 if let Some(container) = self.containers.get_mut(&id) {
-                    container.observe_exit(now, scratch);
+                    container.observe_exit(now, &mut self.peers, scratch);
                 }
             }
             Source::ContainerOutput(id, which) => {
                 if let Some(container) = self.containers.get_mut(&id) {
                     let mut turns = OUTPUT_TURNS;
-                    while turns > 0 && container.read(which, scratch) == Read::Data(scratch.len()) {
+                    while turns > 0
+                        && container.read(which, &mut self.peers, scratch) == Read::Data(scratch.len())
+                    {
                         turns -= 1;
                     }
                 }
@@ -273,8 +276,13 @@ impl Server {
         }
         let mut exited = Vec::new();
         for (id, container) in &mut self.containers {
-            if let Some(exit) = container.advance(now, scratch) {
+            if let Some(exit) = container.advance(now, &mut self.peers, scratch) {
                 self.heap_is_loose = true;
+                for Attachment { peer, request: id, .. } in std::mem::take(&mut container.attachments) {
+                    if let Some(peer) = self.peers.get_mut(&peer) {
+                        peer.send(&ServerMessage::Reply { id, reply: Reply::Detached });
+                    }
+                }
                 exited.push(Event::Exited { container: id.clone(), exit });
             }
         }
@@ -297,6 +305,9 @@ impl Server {
             false
         });
         self.peers.retain(|_, peer| !peer.is_broken());
+        for container in self.containers.values_mut() {
+            self.heap_is_loose |= container.forget_attachments(|peer| self.peers.contains_key(&peer));
+        }
         if self.orphans == Orphans::Behind {
             self.orphans = child::collect_orphans(|pid| self.tracks(pid));
         }

@@ -30,6 +30,7 @@ pub(crate) fn runtime(node: &Node) -> runtime::Config {
         state: node.state.clone(),
         cgroup_root: node.runtime_cgroup.clone(),
         registry_config_dir: node.registry_config_dir.clone(),
+        streaming_address: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
         cni: cni::ClientConfig {
             conf_dir: node.cni_conf_dir.clone(),
             bin_dirs: node.cni_bin_dirs.clone(),

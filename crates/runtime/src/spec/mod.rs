@@ -16,6 +16,7 @@ use cri::v1::security_profile::ProfileType;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Mount, Root, Spec};
 
+pub(crate) use process::add_term;
 pub(crate) use resources::host_devices;
 pub use user::{Accounts, ResolvedUser, resolve as resolve_user};
 
@@ -106,12 +107,6 @@ fn refuse_unsupported(
     security: &v1::LinuxContainerSecurityContext,
 ) -> Result<(), SpecError> {
     let unsupported = |what: &str| Err(SpecError::Unsupported(what.to_owned()));
-    if request.config.tty {
-        return unsupported("a terminal (tty: true)");
-    }
-    if request.config.stdin {
-        return unsupported("an open standard input (stdin: true)");
-    }
     if !request.config.cdi_devices.is_empty() {
         return unsupported("CDI devices (cdi_devices)");
     }

@@ -9,6 +9,9 @@ use super::{Request, SpecError};
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What other runtimes tell a program of its terminal.
+const TERM: &str = "TERM=xterm";
+
 /// The capabilities of an ordinary container.
 const DEFAULT_CAPABILITIES: [&str; 14] = [
     "CHOWN",
@@ -96,7 +99,7 @@ pub(super) fn render(
         resources.and_then(|resources| i32::try_from(resources.oom_score_adj).ok()).unwrap_or(0);
     let mut process = Process::default();
     process
-        .set_terminal(Some(false))
+        .set_terminal(Some(request.config.tty))
         .set_user(user)
         .set_args(Some(args))
         .set_env(Some(environment(request)))
@@ -137,6 +140,13 @@ fn working_directory(request: &Request<'_>) -> String {
         .unwrap_or_default()
 }
 
+/// The variable that a process with a terminal needs, unless it has it.
+pub(crate) fn add_term(env: &mut Vec<String>) {
+    if !env.iter().any(|variable| variable.starts_with("TERM=")) {
+        env.push(TERM.to_owned());
+    }
+}
+
 /// The image's variables, overridden by the container's; PATH, HOSTNAME and HOME where nobody sets them.
 fn environment(request: &Request<'_>) -> Vec<String> {
     let of_image = request.image.config().as_ref().and_then(|image| image.env().clone()).unwrap_or_default();
@@ -150,6 +160,9 @@ fn environment(request: &Request<'_>) -> Vec<String> {
     };
     set(DEFAULT_PATH.to_owned());
     set(format!("HOSTNAME={}", request.sandbox.hostname));
+    if request.config.tty {
+        set(TERM.to_owned());
+    }
     of_image.into_iter().for_each(&mut set);
     request.config.envs.iter().for_each(|env| set(format!("{}={}", env.key, env.value)));
     if !variables.iter().any(|variable| variable.starts_with("HOME=")) {

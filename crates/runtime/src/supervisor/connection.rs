@@ -91,8 +91,8 @@ impl Exits {
 /// A socket and what has been read from it and not yet understood.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: UnixStream,
-    frames: FrameReader,
+    pub(super) stream: UnixStream,
+    pub(super) frames: FrameReader,
     outgoing: Vec<u8>,
 }
 
@@ -155,7 +155,7 @@ impl Connection {
         }
     }
 
-    async fn send<T: serde::Serialize>(&mut self, message: &T) -> io::Result<()> {
+    pub(super) async fn send<T: serde::Serialize>(&mut self, message: &T) -> io::Result<()> {
         let mut bytes = Vec::new();
         encode_json(&mut bytes, message).map_err(io::Error::other)?;
         self.stream.write_all(&bytes).await

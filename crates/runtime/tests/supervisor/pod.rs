@@ -46,6 +46,7 @@ impl Pod {
             exit_file: self.exit_file(name),
             stdin: false,
             tty: false,
+            stdin_once: false,
         }
     }
 

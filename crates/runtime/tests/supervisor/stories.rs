@@ -148,7 +148,7 @@ async fn not_found() {
     assert_code(pod.supervisor.start(again.clone()).await, ErrorCode::AlreadyExists);
     again.container = "t".into();
     again.tty = true;
-    assert_code(pod.supervisor.start(again).await, ErrorCode::Unsupported);
+    assert_code(pod.supervisor.start(again).await, ErrorCode::BadRequest);
     pod.end().await;
 }
 
@@ -378,7 +378,7 @@ async fn compatibility() {
     let pod = Pod::new().await;
     let mut stream = tokio::net::UnixStream::connect(pod.directory.path().join("sup.sock")).await.unwrap();
     let conversation = [
-        (r#"{"id":1,"request":{"method":"hello","params":{"version":99,"colour":"red"}}}"#, r#""version":1"#),
+        (r#"{"id":1,"request":{"method":"hello","params":{"version":99,"colour":"red"}}}"#, r#""version":2"#),
         (r#"{"id":2,"request":{"method":"levitate","params":{"height":3}}}"#, r#""code":"unsupported""#),
         (r#"{"id":3,"request":{"method":"signal","params":{"container":7}}}"#, r#""code":"bad_request""#),
         (r#"{"id":4,"extra":[1],"request":{"method":"list","params":{"verbose":true}}}"#, r#""list":[]"#),
