@@ -18,6 +18,9 @@ pub(super) const INCOMING: usize = 8;
 pub(super) const READ_AT_ONCE: usize = 32 << 10;
 /// Bytes that are collected before they are written.
 const WRITE_AT_ONCE: usize = 64 << 10;
+/// How often a client is asked whether it is there. A client that died while its bytes could not be taken has its end behind them; only
+/// what is sent to it brings the answer that nobody is there.
+const PROBE: Duration = Duration::from_secs(2);
 /// How long a client's bytes are still taken after the end: a connection that is closed over unread bytes is reset, and takes the last
 /// words with it.
 const LINGER: Duration = Duration::from_secs(1);
@@ -40,6 +43,8 @@ pub(super) enum Outgoing {
     End(u32),
     /// The answer to a ping.
     Pong(Bytes),
+    /// A question whether the client is there.
+    Ping,
     /// Nothing more at all.
     Close,
 }
@@ -132,9 +137,18 @@ pub(super) async fn run<E>(
         result = write => result.is_ok(),
         () = work => true,
         () = gone => false,
+        () = probe(&queue) => false,
     };
     if finished {
         let _ = tokio::time::timeout(LINGER, read).await;
+    }
+}
+
+async fn probe(queue: &mpsc::Sender<Outgoing>) {
+    loop {
+        tokio::time::sleep(PROBE).await;
+        // A queue that is full is probe enough.
+        let _ = queue.try_send(Outgoing::Ping);
     }
 }
 

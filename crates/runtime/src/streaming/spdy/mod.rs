@@ -177,6 +177,8 @@ impl Encode for Encoder {
             Outgoing::Pong(id) => {
                 frame::encode_ping(out, id.iter().fold(0, |id, byte| id << 8 | u32::from(*byte)));
             }
+            // Even: a server's.
+            Outgoing::Ping => frame::encode_ping(out, 2),
             Outgoing::Close => frame::encode_go_away(out, 0),
         }
     }

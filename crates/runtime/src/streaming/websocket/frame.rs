@@ -179,6 +179,11 @@ pub(super) fn encode_pong(out: &mut Vec<u8>, data: &[u8]) {
     encode(out, PONG, &[data]);
 }
 
+/// Appends a question whether the client is there.
+pub(super) fn encode_ping(out: &mut Vec<u8>) {
+    encode(out, PING, &[]);
+}
+
 /// Appends the end, with the code of an ordinary one.
 pub(super) fn encode_close(out: &mut Vec<u8>) {
     encode(out, CLOSE, &[&1000_u16.to_be_bytes()]);

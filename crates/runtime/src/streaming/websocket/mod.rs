@@ -181,6 +181,7 @@ impl Encode for Encoder {
                 frame::encode_message(out, Kind::Binary, &[data]);
             }
             (_, Outgoing::Pong(data)) => frame::encode_pong(out, data),
+            (_, Outgoing::Ping) => frame::encode_ping(out),
             (_, Outgoing::Close) => frame::encode_close(out),
             // Channels are there from the beginning, and end with the connection.
             (_, Outgoing::Accept(_) | Outgoing::Refuse(_) | Outgoing::End(_)) => {}
