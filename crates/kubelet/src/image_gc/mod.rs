@@ -70,20 +70,20 @@ impl Collector<'_> {
         }
     }
 
-    /// A failure that passes by itself is only in the log; the second in a row is an event.
+    /// What only passes by is in the log; the second failure in a row is an event.
     fn tell(&self, error: &GcError, again: bool) {
         let message = chain(error);
         match error {
             GcError::NoCapacity => self.reporter.node_event(Kind::Warning, "InvalidDiskCapacity", &message),
             GcError::NotEnough { .. } => {
-                self.reporter.node_event(Kind::Warning, "FreeDiskSpaceFailed", &message)
+                self.reporter.node_event(Kind::Warning, "FreeDiskSpaceFailed", &message);
             }
-            GcError::Runtime { .. } | GcError::FileSystem { .. } => {}
+            GcError::Runtime { .. } | GcError::FileSystem { .. } => {
+                tracing::warn!(error = message, "images were not collected");
+            }
         }
         if again {
             self.reporter.node_event(Kind::Warning, "ImageGCFailed", &message);
-        } else {
-            tracing::warn!(error = message, "images were not collected");
         }
     }
 
