@@ -103,7 +103,11 @@ impl Layer {
         self.0.append(&header, content).with_context(|| format!("append {path}"))
     }
 
-    fn finish(self) -> Result<Vec<u8>> {
+    /// The tar.
+    ///
+    /// # Errors
+    /// Never: it lies in memory.
+    pub fn finish(self) -> Result<Vec<u8>> {
         self.0.into_inner().context("finish the layer")
     }
 }
@@ -152,19 +156,65 @@ pub fn busybox(directory: &Path) -> Result<PathBuf> {
     Ok(layout)
 }
 
+/// How a layer is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packing {
+    /// As a plain tar.
+    Plain,
+    /// By gzip, the fast way.
+    Gzip,
+    /// By zstd, level 3.
+    Zstd,
+}
+
+impl Packing {
+    /// Compresses `tar`.
+    ///
+    /// # Errors
+    /// When the compressor does.
+    pub fn pack(self, tar: Vec<u8>) -> Result<Vec<u8>> {
+        match self {
+            Self::Plain => Ok(tar),
+            Self::Gzip => gzip(&tar),
+            Self::Zstd => zstd::encode_all(tar.as_slice(), 3).context("compress"),
+        }
+    }
+
+    fn media_type(self) -> &'static str {
+        match self {
+            Self::Plain => "application/vnd.oci.image.layer.v1.tar",
+            Self::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+            Self::Zstd => "application/vnd.oci.image.layer.v1.tar+zstd",
+        }
+    }
+}
+
 /// Writes an OCI layout with one image of the given layers (gzip) at `layout`, named `name`.
 ///
 /// # Errors
 /// When the files cannot be written.
 pub fn write_layout(layout: &Path, name: &str, layers: Vec<Layer>, config: &ImageConfig) -> Result<()> {
+    let layers = layers.into_iter().map(|layer| Ok((layer.finish()?, Packing::Gzip)));
+    write_layout_of_tars(layout, name, layers.collect::<Result<_>>()?, config)
+}
+
+/// The same of tars that exist already, each stored in its own way.
+///
+/// # Errors
+/// When the files cannot be written.
+pub fn write_layout_of_tars(
+    layout: &Path,
+    name: &str,
+    layers: Vec<(Vec<u8>, Packing)>,
+    config: &ImageConfig,
+) -> Result<()> {
     let blobs = layout.join("blobs/sha256");
     std::fs::create_dir_all(&blobs).context("create the layout")?;
     let mut diff_ids = Vec::new();
     let mut descriptors = Vec::new();
-    for layer in layers {
-        let tar = layer.finish()?;
+    for (tar, packing) in layers {
         diff_ids.push(digest(&tar));
-        descriptors.push(write_blob(&blobs, "application/vnd.oci.image.layer.v1.tar+gzip", &gzip(&tar)?)?);
+        descriptors.push(write_blob(&blobs, packing.media_type(), &packing.pack(tar)?)?);
     }
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
@@ -210,4 +260,33 @@ fn gzip(bytes: &[u8]) -> Result<Vec<u8>> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).context("compress")?;
     encoder.finish().context("compress")
+}
+
+/// Makes the layout's image an entry of a list with one for another platform too, which does not exist here.
+///
+/// # Errors
+/// When the layout cannot be read or written.
+pub fn put_index_before(layout: &Path) -> Result<()> {
+    let path = layout.join("index.json");
+    let mut index: Value = serde_json::from_slice(&std::fs::read(&path).context("read index.json")?)?;
+    let mut own = index["manifests"][0].take();
+    let annotations = own["annotations"].take();
+    let (here, elsewhere) =
+        if cfg!(target_arch = "aarch64") { ("arm64", "amd64") } else { ("amd64", "arm64") };
+    let manifest = |descriptor: &Value, architecture: &str| {
+        json!({
+            "mediaType": descriptor["mediaType"], "digest": descriptor["digest"], "size": descriptor["size"],
+            "platform": { "os": "linux", "architecture": architecture },
+        })
+    };
+    let mut list = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [manifest(&own, elsewhere), manifest(&own, here)],
+    });
+    list["manifests"][0]["platform"]["variant"] = json!("other");
+    let blobs = layout.join("blobs/sha256");
+    let mut top = write_blob(&blobs, "application/vnd.oci.image.index.v1+json", list.to_string().as_bytes())?;
+    top["annotations"] = annotations;
+    index["manifests"] = json!([top]);
+    std::fs::write(&path, index.to_string()).context("write index.json")
 }

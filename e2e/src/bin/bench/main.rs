@@ -9,6 +9,7 @@ mod exec_sync;
 mod measure;
 mod memory;
 mod oci_run;
+mod pull;
 
 use std::path::PathBuf;
 
@@ -16,7 +17,7 @@ use anyhow::{Context, Result, bail};
 use measure::Row;
 
 /// Name, and what it compares.
-const BENCHES: [(&str, &str); 7] = [
+const BENCHES: [(&str, &str); 8] = [
     ("oci-run", "`oci run` of `true` with memory, cpu and pids limits, against runc"),
     ("oci-run-crun", "the same against crun"),
     (
@@ -33,6 +34,10 @@ const BENCHES: [(&str, &str); 7] = [
         "PSS of the runtime's processes, memfds included, with 0 and 50 pods, against containerd + shims",
     ),
     ("exec-sync", "latency and CPU time of ExecSync of `true`, against containerd + runc"),
+    (
+        "pull",
+        "PullImage of 300 MB, over 10,000 files, in six layers (gzip, zstd), unpacked, from a registry on the loopback, against containerd",
+    ),
 ];
 
 fn main() -> Result<()> {
@@ -56,6 +61,9 @@ fn main() -> Result<()> {
     }
     if arguments.wants("exec-sync") {
         rows.extend(exec_sync::of_true(500)?);
+    }
+    if arguments.wants("pull") {
+        rows.push(pull::pull(5)?);
     }
     print(&rows)?;
     if let Some(file) = &arguments.json {
