@@ -92,13 +92,13 @@ impl Node {
         self.directory.join("state")
     }
 
-    /// Imports an OCI layout as `podwright image import` does it.
+    /// Imports an OCI layout as `podwright image import` does it. Pinned: this machine's disk may be full enough for images to go.
     ///
     /// # Errors
     /// When the command fails.
     pub fn import(&self, host: &TestHost, layout: &Path) -> Result<()> {
         let layout = layout.to_string_lossy();
-        output_of(&mut self.command(host, &["image", "import", &layout])).map(drop)
+        output_of(&mut self.command(host, &["image", "import", "--pin", &layout])).map(drop)
     }
 
     /// `podwright ARGUMENTS…` with this node's paths.

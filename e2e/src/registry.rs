@@ -14,6 +14,8 @@ pub struct Registry {
 impl Registry {
     /// Where it listens, inside the host.
     pub const ADDRESS: &str = "127.0.0.1:5000";
+    /// Who may use one with a password, and the password.
+    pub const USER: (&str, &str) = ("pod", "s3cr3t-w0rd");
 
     /// Starts the registry and waits until it listens.
     ///
@@ -23,22 +25,43 @@ impl Registry {
         Self::serve(host, &host.path().join("registry"))
     }
 
+    /// The same with a password: the registry lets in [`Self::USER`] only.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with_password(host: &TestHost) -> Result<Self> {
+        let file = host.path().join("htpasswd");
+        // bcrypt of the password.
+        let line = "pod:$2b$05$abcdefghijklmnopqrstuuswOJ.QUCpuyZO9HSy3fJrzByYtDTJTK\n";
+        std::fs::write(&file, line).context("write the passwords")?;
+        let storage = host.path().join("registry");
+        Self::serve_with(
+            host,
+            &storage,
+            &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display()),
+        )
+    }
+
     /// As [`Registry::start`], with its files in `storage`.
     ///
     /// # Errors
     /// As there.
     pub fn serve(host: &TestHost, storage: &Path) -> Result<Self> {
+        Self::serve_with(host, storage, "")
+    }
+
+    fn serve_with(host: &TestHost, storage: &Path, more: &str) -> Result<Self> {
         let config = host.path().join("registry.yml");
         std::fs::create_dir_all(storage).context("create the registry's storage")?;
         let text = format!(
-            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {}\n",
+            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {}\n{more}",
             storage.display(),
             Self::ADDRESS
         );
         std::fs::write(&config, text).context("write the registry's configuration")?;
         let mut daemon = host.spawn("registry", host.command("docker-registry").arg("serve").arg(&config))?;
         let url = format!("http://{}/v2/", Self::ADDRESS);
-        daemon.wait_until("listening", || host.run("curl", &["-sf", &url]).ok())?;
+        daemon.wait_until("listening", || host.run("curl", &["-s", &url]).ok())?;
         Ok(Self { daemon })
     }
 
@@ -49,8 +72,21 @@ impl Registry {
     pub fn push(&self, host: &TestHost, layout: &Path, name: &str) -> Result<()> {
         let from = format!("oci:{}", layout.display());
         let to = format!("docker://{}/{name}", Self::ADDRESS);
-        let copied = host
-            .run("skopeo", &["--insecure-policy", "copy", "--dest-tls-verify=false", "--all", &from, &to]);
+        // A registry without a password does not mind one.
+        let creds = format!("{}:{}", Self::USER.0, Self::USER.1);
+        let copied = host.run(
+            "skopeo",
+            &[
+                "--insecure-policy",
+                "copy",
+                "--dest-tls-verify=false",
+                "--dest-creds",
+                &creds,
+                "--all",
+                &from,
+                &to,
+            ],
+        );
         copied.map(drop).with_context(|| format!("push {name}; the registry said:\n{}", self.daemon.log()))
     }
 }
