@@ -27,6 +27,10 @@ pub struct ImageConfig {
     pub working_dir: String,
     /// `StopSignal`.
     pub stop_signal: String,
+    /// `Volumes`.
+    pub volumes: Vec<String>,
+    /// `Labels`.
+    pub labels: Vec<(String, String)>,
 }
 
 /// A layer under construction: an uncompressed tar.
@@ -216,12 +220,17 @@ pub fn write_layout_of_tars(
         diff_ids.push(digest(&tar));
         descriptors.push(write_blob(&blobs, packing.media_type(), &packing.pack(tar)?)?);
     }
+    let volumes: serde_json::Map<String, Value> =
+        config.volumes.iter().map(|volume| (volume.clone(), json!({}))).collect();
+    let labels: serde_json::Map<String, Value> =
+        config.labels.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
     let config = json!({
         "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
         "os": "linux",
         "config": {
             "Entrypoint": config.entrypoint, "Cmd": config.command, "Env": config.env, "User": config.user,
             "WorkingDir": config.working_dir, "StopSignal": config.stop_signal,
+            "Volumes": volumes, "Labels": labels,
         },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });

@@ -167,6 +167,49 @@ fn long_names_times_and_modes_come_through_pax_and_gnu_records() {
 }
 
 #[test]
+fn cve_2025_62518_no_entry_hides_behind_a_pax_size_as_gnu_tar_reads_it() {
+    let hidden = TarBuilder::default().file("smuggled", b"evil").finish();
+    let size = hidden.len().to_string();
+    // The header says that the file is empty, the record that another archive is in it.
+    let lying = TarBuilder::default()
+        .pax(&[("size", size.as_bytes())])
+        .with(EntryType::Regular, "outer", "", &hidden, |header| header.set_size(0))
+        .file("after", b"good")
+        .finish();
+    // And the other way round: the record wins again.
+    let short = TarBuilder::default().pax(&[("size", b"4")]).with(
+        EntryType::Regular,
+        "outer",
+        "",
+        b"good",
+        |header| header.set_size(512),
+    );
+    for (archive, expect) in
+        [(lying, vec!["after", "outer"]), (short.file("after", b"x").finish(), vec!["after", "outer"])]
+    {
+        let temp = tempfile::tempdir().expect("temp dir");
+        let (file, theirs) = (temp.path().join("a.tar"), temp.path().join("theirs"));
+        fs::write(&file, &archive).expect("write");
+        fs::create_dir(&theirs).expect("mkdir");
+        run("tar", &["-C", &theirs.display().to_string(), "-xf", &file.display().to_string()]);
+        let ours = Case::unpack(&archive);
+        ours.result.as_ref().expect("unpacked");
+        let names = |root: &Path| {
+            let names = fs::read_dir(root).expect("list").map(|entry| entry.expect("entry").file_name());
+            let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(ours.root.path()), expect);
+        assert_eq!(names(&theirs), expect);
+        for name in expect {
+            let read = |root: &Path| fs::read(root.join(name)).expect(name);
+            assert_eq!(read(ours.root.path()), read(&theirs), "{name}");
+        }
+    }
+}
+
+#[test]
 fn directories_that_are_only_implied_take_after_the_layer_below() {
     let below =
         Case::unpack(&TarBuilder::default().entry(EntryType::Directory, "opt/", "", 0o1770, b"").finish());
