@@ -52,18 +52,38 @@ fn render_table(table: Table, programmed: &Ruleset, wanted: &Ruleset) -> Option<
 
 fn render_hooks(programmed: &[Hook], wanted: &[Hook]) -> String {
     let mut text = String::new();
-    for hook in programmed.iter().filter(|hook| !wanted.contains(hook)) {
+    let inserted = to_insert(programmed, wanted);
+    // What is inserted before another one that is there already is moved there.
+    let moved = |hook: &&Hook| !wanted.contains(hook) || inserted.contains(hook);
+    for hook in programmed.iter().filter(moved) {
         let _ = writeln!(text, "-D {} {}", hook.builtin, hook.rule);
     }
-    let missing = || wanted.iter().filter(|hook| !programmed.contains(hook));
     // Each is inserted before the others: the last one first.
-    for hook in missing().rev().filter(|hook| hook.position == Position::First) {
+    for hook in inserted.iter().rev() {
         let _ = writeln!(text, "-I {} 1 {}", hook.builtin, hook.rule);
     }
-    for hook in missing().filter(|hook| hook.position == Position::Last) {
+    let last = wanted.iter().filter(|hook| hook.position == Position::Last && !programmed.contains(hook));
+    for hook in last {
         let _ = writeln!(text, "-A {} {}", hook.builtin, hook.rule);
     }
     text
+}
+
+/// The jumps to insert at the top of their chains, in order: those that are missing, and those that come before them
+/// (CVE-2019-9946: whoever submits first, Services stand before host ports).
+fn to_insert<'a>(programmed: &[Hook], wanted: &'a [Hook]) -> Vec<&'a Hook> {
+    let mut inserted: Vec<&Hook> = Vec::new();
+    let mut behind: Vec<&str> = Vec::new();
+    for hook in wanted.iter().rev().filter(|hook| hook.position == Position::First) {
+        if !programmed.contains(hook) {
+            behind.push(&hook.builtin);
+        }
+        if behind.contains(&hook.builtin.as_str()) {
+            inserted.push(hook);
+        }
+    }
+    inserted.reverse();
+    inserted
 }
 
 /// What `iptables-save` printed, reduced to what is ours: chains with one of `prefixes`, and jumps into them. Of other
@@ -187,6 +207,21 @@ mod tests {
         let text = render_restore(&before, &after).expect("they differ");
         let wanted = "*nat\n-D OUTPUT -j KUBE-OLD\n-I OUTPUT 1 -j CNI-HOSTPORT-DNAT\n-I OUTPUT 1 -j KUBE-SERVICES\n-A POSTROUTING -j KUBE-POSTROUTING\nCOMMIT\n";
         assert_eq!(text, wanted);
+    }
+
+    /// CVE-2019-9946: the order does not depend on who comes first.
+    #[test]
+    fn a_jump_that_comes_later_does_not_stand_before_those_of_services() {
+        let mut services = Ruleset::default();
+        services.hook(Table::Nat, "OUTPUT", "-j KUBE-SERVICES", Position::First);
+        let mut both = services.clone();
+        both.hook(Table::Nat, "OUTPUT", "-j PODWRIGHT-HOSTPORTS", Position::First);
+        let mut ports = Ruleset::default();
+        ports.hook(Table::Nat, "OUTPUT", "-j PODWRIGHT-HOSTPORTS", Position::First);
+        let later = "*nat\n-D OUTPUT -j KUBE-SERVICES\n-I OUTPUT 1 -j PODWRIGHT-HOSTPORTS\n-I OUTPUT 1 -j KUBE-SERVICES\nCOMMIT\n";
+        assert_eq!(render_restore(&services, &both).as_deref(), Some(later));
+        let earlier = "*nat\n-I OUTPUT 1 -j KUBE-SERVICES\nCOMMIT\n";
+        assert_eq!(render_restore(&ports, &both).as_deref(), Some(earlier));
     }
 
     #[test]
