@@ -30,7 +30,7 @@ build peers seccomp 1 runc github.com/opencontainers/runc
 build peers no_btrfs,no_devmapper,no_zfs 0 containerd github.com/containerd/containerd/v2/cmd/containerd
 build peers '' 0 containerd-shim-runc-v2 github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
 build peers '' 0 ctr github.com/containerd/containerd/v2/cmd/ctr
-for plugin in main/bridge main/loopback ipam/host-local meta/portmap; do
+for plugin in main/bridge main/loopback main/ptp ipam/host-local meta/portmap meta/firewall meta/bandwidth meta/tuning; do
   build peers '' 0 "cni/${plugin#*/}" "github.com/containernetworking/plugins/plugins/$plugin"
 done
 touch "$bin/.complete"

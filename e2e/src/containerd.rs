@@ -31,11 +31,23 @@ impl Containerd {
     /// # Errors
     /// As [`Self::start`].
     pub fn start_with(host: &TestHost, runc: &Path) -> Result<Self> {
+        Self::start_as(host, runc, &parts::upstream_cni(), &reference_network(host.path()))
+    }
+
+    /// [`Self::start`] with other CNI plugins and their conflist.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_network(host: &TestHost, cni: &Path, conflist: &serde_json::Value) -> Result<Self> {
+        Self::start_as(host, &parts::tool("runc"), cni, conflist)
+    }
+
+    fn start_as(host: &TestHost, runc: &Path, cni: &Path, conflist: &serde_json::Value) -> Result<Self> {
         let socket = host.path().join("c.sock");
         let config = host.path().join("containerd.toml");
-        std::fs::write(&config, config_text(host.path(), runc))
+        std::fs::write(&config, config_text(host.path(), runc, cni))
             .context("write containerd's configuration")?;
-        write_conflist(&host.path().join("net.d"), host.path())?;
+        write_conflist(&host.path().join("net.d"), conflist)?;
         let tools = parts::tool("containerd").parent().map(Path::to_owned).unwrap_or_default();
         let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap_or_default());
         let mut command = host.command(parts::tool("containerd"));
@@ -117,10 +129,9 @@ fn remove_cgroups() {
     let _ = std::fs::remove_dir("/sys/fs/cgroup/k8s.io");
 }
 
-fn config_text(directory: &Path, runc: &Path) -> String {
+fn config_text(directory: &Path, runc: &Path, cni: &Path) -> String {
     let dir = directory.display();
     let runc = runc.display();
-    let cni = parts::upstream_cni();
     let cni = cni.display();
     format!(
         r#"version = 3
@@ -164,9 +175,8 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt"]
 }
 
 /// The network that our built-in default also gives: bridge, host-local, masquerade, host ports.
-fn write_conflist(net_d: &Path, directory: &Path) -> Result<()> {
-    std::fs::create_dir_all(net_d).context("create net.d")?;
-    let text = serde_json::json!({
+fn reference_network(directory: &Path) -> serde_json::Value {
+    serde_json::json!({
         "cniVersion": "1.0.0", "name": "reference",
         "plugins": [{
             "type": "bridge", "bridge": "ctr0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
@@ -175,6 +185,10 @@ fn write_conflist(net_d: &Path, directory: &Path) -> Result<()> {
                 "ranges": [[{ "subnet": "10.85.0.0/16" }]], "routes": [{ "dst": "0.0.0.0/0" }],
             },
         }, { "type": "portmap", "capabilities": { "portMappings": true } }],
-    });
-    std::fs::write(net_d.join("10-reference.conflist"), text.to_string()).context("write the conflist")
+    })
+}
+
+fn write_conflist(net_d: &Path, conflist: &serde_json::Value) -> Result<()> {
+    std::fs::create_dir_all(net_d).context("create net.d")?;
+    std::fs::write(net_d.join("10-net.conflist"), conflist.to_string()).context("write the conflist")
 }

@@ -29,6 +29,15 @@ impl Node {
         Self::start(host, &["runtime".to_owned()])
     }
 
+    /// The same with more flags.
+    ///
+    /// # Errors
+    /// When it does not come up: with its log.
+    pub fn runtime_with(host: &TestHost, flags: &[&str]) -> Result<Self> {
+        let words = ["runtime"].into_iter().chain(flags.iter().copied());
+        Self::start(host, &words.map(str::to_owned).collect::<Vec<_>>())
+    }
+
     /// Starts `podwright run -f MANIFESTS`, waits until its CRI answers.
     ///
     /// # Errors

@@ -353,7 +353,7 @@ fn removing_a_pod_and_resetting_leave_nothing() -> Result<()> {
     let state = node.state();
     node.reset(&story.host);
     let rules = story.host.run("iptables-save", &[])?;
-    assert!(!rules.contains("KUBE-") && !rules.contains("CNI-"), "{rules}");
+    assert!(["KUBE-", "CNI-", "PODWRIGHT-"].iter().all(|prefix| !rules.contains(prefix)), "{rules}");
     assert!(!story.host.run("ip", &["-o", "link"])?.contains("veth"), "a veth is left");
     for hierarchy in std::fs::read_dir("/sys/fs/cgroup")?.flatten() {
         let left = hierarchy.path().join(cgroup_root.trim_start_matches('/'));

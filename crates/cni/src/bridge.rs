@@ -35,11 +35,11 @@ struct Fields {
     hairpin_mode: bool,
     mtu: Option<u32>,
     ipam: Option<Value>,
-    // Refused below unless they ask for nothing.
     #[serde(default)]
     force_address: bool,
     #[serde(default)]
     promisc_mode: bool,
+    // Refused below unless they ask for nothing.
     #[serde(default)]
     vlan: u32,
     #[serde(default)]
@@ -80,6 +80,12 @@ pub struct BridgeConfig {
     pub ip_masq: bool,
     /// Whether a port sends packets back out of itself: a pod that reaches itself through a Service.
     pub hairpin: bool,
+    /// Whether addresses that others gave to the bridge go.
+    pub force_address: bool,
+    /// Whether the bridge takes every packet.
+    pub promiscuous: bool,
+    /// The hardware address that the runtime asks for.
+    pub mac: Option<[u8; 6]>,
     /// The MTU in bytes; the kernel's choice without.
     pub mtu: Option<u32>,
     /// Whether the container gets a default route through the bridge.
@@ -111,8 +117,6 @@ impl BridgeConfig {
             CniError::caused(Code::InvalidConfig, "parse the bridge configuration", error)
         })?;
         let unsupported = [
-            ("forceAddress", fields.force_address),
-            ("promiscMode", fields.promisc_mode),
             ("vlan", fields.vlan != 0),
             ("vlanTrunk", !fields.vlan_trunk.is_empty()),
             ("macspoofchk", fields.macspoofchk),
@@ -127,7 +131,11 @@ impl BridgeConfig {
                 format!("bridge: {name} is not supported yet"),
             ));
         }
-        let _ = (fields.capabilities, fields.runtime_config, fields.prev_result, fields.dns);
+        if fields.promisc_mode && fields.hairpin_mode {
+            let message = "bridge: promiscMode and hairpinMode cannot both be set";
+            return Err(CniError::new(Code::InvalidConfig, message));
+        }
+        let _ = (fields.capabilities, fields.prev_result, fields.dns);
         let ipam = fields.ipam.unwrap_or_default();
         match ipam["type"].as_str() {
             Some("host-local") => {}
@@ -138,7 +146,10 @@ impl BridgeConfig {
             None => return Err(CniError::new(Code::InvalidConfig, "bridge: ipam.type is missing")),
         }
         Ok(Self {
-            ipam: HostLocal::parse(&fields.name, &ipam)?,
+            ipam: HostLocal::parse(&fields.name, &ipam, &fields.runtime_config)?,
+            mac: requested_mac(&fields.runtime_config)?,
+            force_address: fields.force_address,
+            promiscuous: fields.promisc_mode,
             network: fields.name,
             bridge: fields.bridge,
             is_gateway: fields.is_gateway || fields.is_default_gateway,
@@ -162,7 +173,13 @@ impl BridgeConfig {
         let gateways = || self.ipam.range_sets.iter().flatten().map(|range| (range.gateway, range.subnet));
         let address = gateways().next().map_or([2, 0, 0, 0, 0, 1], |(gateway, _)| hardware_address(gateway));
         let bridge = netlink.ensure_bridge(&self.bridge, address, self.mtu).await?;
+        // No neighbour may announce itself as our router (CVE-2020-10749).
+        let _ = write_sysctl(&format!("net/ipv6/conf/{}/accept_ra", self.bridge), "0");
+        if self.promiscuous {
+            netlink.set_promiscuous(bridge.index, &self.bridge).await?;
+        }
         if self.is_gateway {
+            self.check_addresses(netlink, bridge.index).await?;
             for (gateway, subnet) in gateways() {
                 netlink.add_address(bridge.index, IpNet::new_assert(gateway, subnet.prefix_len())).await?;
                 let forwarding =
@@ -173,9 +190,34 @@ impl BridgeConfig {
         // Services between pods of one bridge are translated by netfilter only where the bridge calls it. Without
         // br_netfilter there is no such setting; then such packets pass the node's addresses anyway.
         let _ = write_sysctl("net/bridge/bridge-nf-call-iptables", "1");
-        // No neighbour may announce itself as our router (CVE-2020-10749).
-        let _ = write_sysctl(&format!("net/ipv6/conf/{}/accept_ra", self.bridge), "0");
+        let _ = write_sysctl("net/bridge/bridge-nf-call-ip6tables", "1");
         Ok(bridge.index)
+    }
+
+    /// A bridge that has another gateway's address belongs to another network, unless `forceAddress` says that it is ours.
+    async fn check_addresses(&self, netlink: &Netlink, bridge: u32) -> Result<(), CniError> {
+        let ours: Vec<IpNet> = self
+            .ipam
+            .range_sets
+            .iter()
+            .flatten()
+            .map(|range| IpNet::new_assert(range.gateway, range.subnet.prefix_len()))
+            .collect();
+        for found in netlink.addresses(bridge).await? {
+            if is_link_local(found) || !ours.iter().any(|our| is_other(*our, found)) || ours.contains(&found)
+            {
+                continue;
+            }
+            if !self.force_address {
+                let message = format!(
+                    "bridge {} has the address {found} of another network; forceAddress replaces it",
+                    self.bridge
+                );
+                return Err(CniError::new(Code::InvalidConfig, message));
+            }
+            netlink.remove_address(bridge, found).await?;
+        }
+        Ok(())
     }
 
     /// Makes the veth pair and configures the container's side. The lease is there already.
@@ -191,7 +233,7 @@ impl BridgeConfig {
     ) -> Result<AddResult, CniError> {
         let ContainerEnd { container_id, interface, namespace, path } = *end;
         let host_name = host_interface(container_id, interface);
-        let address = leased.ips.first().map(|ip| hardware_address(ip.address.addr()));
+        let address = self.mac.or_else(|| leased.ips.first().map(|ip| hardware_address(ip.address.addr())));
         let pair = VethPair {
             host_name: &host_name,
             host_address: None,
@@ -211,6 +253,8 @@ impl BridgeConfig {
         let (ips, routes) = (leased.ips.clone(), leased.routes.clone());
         inside(namespace, async move |pod| {
             let link = pod.link(interface).await?;
+            // Nor may another pod be this one's router.
+            let _ = write_sysctl(&format!("net/ipv6/conf/{interface}/accept_ra"), "0");
             pod.set_up(link.index, interface).await?;
             for ip in &ips {
                 pod.add_address(link.index, ip.address).await?;
@@ -242,6 +286,30 @@ impl BridgeConfig {
     }
 }
 
+fn is_link_local(net: IpNet) -> bool {
+    matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local())
+}
+
+/// With IPv4 any other address is somebody else's; with IPv6 a link may have many, but one of each subnet.
+fn is_other(ours: IpNet, found: IpNet) -> bool {
+    match (ours, found) {
+        (IpNet::V4(_), IpNet::V4(_)) => true,
+        (IpNet::V6(_), IpNet::V6(_)) => ours.trunc().contains(&found.addr()) || found.contains(&ours.addr()),
+        _ => false,
+    }
+}
+
+fn requested_mac(runtime_config: &Value) -> Result<Option<[u8; 6]>, CniError> {
+    let Some(text) = runtime_config["mac"].as_str() else { return Ok(None) };
+    let bytes: Option<Vec<u8>> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
+    match bytes.and_then(|bytes| bytes.try_into().ok()) {
+        Some(mac) => Ok(Some(mac)),
+        None => {
+            Err(CniError::new(Code::InvalidConfig, format!("bridge: mac {text:?} is no hardware address")))
+        }
+    }
+}
+
 fn default_routes(leased: &AddResult) -> Vec<crate::result::Route> {
     let routes = leased
         .ips
@@ -253,15 +321,20 @@ fn default_routes(leased: &AddResult) -> Vec<crate::result::Route> {
 /// The node's end of the pair, from the container's id: known without a record.
 #[must_use]
 pub fn host_interface(container_id: &str, interface: &str) -> String {
-    // FNV-1a: a name needs no cryptography, and the id itself is random.
-    let hash = |seed: u64| {
-        container_id
-            .bytes()
-            .chain([0])
-            .chain(interface.bytes())
-            .fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-    };
-    format!("veth{:011x}", hash(0xcbf2_9ce4_8422_2325) & 0xfff_ffff_ffff)
+    let fingerprint = fingerprint(&[container_id, interface]);
+    format!("veth{}", &fingerprint[5..])
+}
+
+/// 16 hex digits from names. FNV-1a: a name needs no cryptography, and containers' ids are random.
+pub(crate) fn fingerprint(parts: &[&str]) -> String {
+    let bytes = parts.iter().enumerate().flat_map(|(index, part)| {
+        let between: &[u8] = if index == 0 { &[] } else { &[0] };
+        between.iter().chain(part.as_bytes())
+    });
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
 }
 
 /// A hardware address that belongs to the IP address: no neighbour's cache is wrong when an address is used again.
@@ -334,7 +407,8 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_refused_by_name() {
-        for (field, value) in [("vlan", json!(5)), ("macspoofchk", json!(true)), ("promiscMode", json!(true))]
+        for (field, value) in
+            [("vlan", json!(5)), ("macspoofchk", json!(true)), ("portIsolation", json!(true))]
         {
             let error = BridgeConfig::parse(&config(json!({ field: value }))).expect_err(field);
             assert!(error.message.contains(field), "{error}");
@@ -343,6 +417,15 @@ mod tests {
         assert!(format!("{:?}", error.source).contains("isGatway"));
         BridgeConfig::parse(&config(json!({ "vlan": 0, "hairpinMode": true })))
             .expect("nothing is asked for");
+    }
+
+    #[test]
+    fn a_hardware_address_and_addresses_may_be_asked_for() {
+        let asked = json!({ "runtimeConfig": { "mac": "02:00:00:00:00:0a", "ips": ["10.9.0.7/24"] } });
+        assert_eq!(BridgeConfig::parse(&config(asked)).expect("valid").mac, Some([2, 0, 0, 0, 0, 10]));
+        let error = BridgeConfig::parse(&config(json!({ "runtimeConfig": { "mac": "zz" } })))
+            .expect_err("no address");
+        assert!(error.message.contains("zz"), "{error}");
     }
 
     #[test]

@@ -1,37 +1,50 @@
-//! The runtime's CNI client: which network pods get, ADD and DEL through the plugins, what was leased before a crash.
+//! The runtime's CNI client: which network pods get, ADD and DEL through its plugins in order, what was added before a crash.
+//!
+//! A bundled plugin runs in process where it can do what its configuration asks for, else the program of that name does.
+//! Each attachment is written down before it is acquired, with its configuration: DEL works when the file has changed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use hostnet::link::{LinkMonitor, Netlink};
-use hostnet::netfilter::{Family, Owner, PerFamily, Position, Ruleset, Table, WriterHandle};
+use hostnet::conntrack::{self, Flow};
+use hostnet::link::{LinkMonitor, Netlink, write_sysctl};
+use hostnet::netfilter::{Family, Owner, PerFamily, Ruleset, WriterHandle};
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, OnceCell, broadcast};
+use tokio::sync::{Mutex, OnceCell, RwLock, broadcast};
 
 use crate::bridge::{BridgeConfig, ContainerEnd, host_interface, open_namespace};
+use crate::cache::{Cache, Entry};
 use crate::config::NetworkConfig;
 use crate::error::{CniError, Code};
-use crate::host_local::{HostLocal, Lease};
+use crate::exec;
+use crate::host_local::{HostLocal, Lease, anywhere};
+use crate::portmap::{HostPort, Protocol};
 use crate::result::AddResult;
+use crate::rules::{self, Needs, Place};
+use crate::steps::{Step, steps};
 
 /// Where configurations and leases are.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// Conflists: the lexically first one counts.
     pub conf_dir: PathBuf,
-    /// Foreign plugin binaries (not used yet).
+    /// Foreign plugin binaries: the first directory that has one counts.
     pub bin_dirs: Vec<PathBuf>,
-    /// Results of ADD.
+    /// What was added, in libcni's layout.
     pub cache_dir: PathBuf,
     /// Leases of the default network.
     pub data_dir: PathBuf,
     /// The network without any configuration file; none: NetworkReady waits for a file.
     pub default_network: Option<DefaultNetwork>,
+    /// How long a plugin binary may take.
+    pub patience: Duration,
 }
 
-/// The built-in network: our bridge, host-local, masquerade.
+/// The built-in network: our bridge, host-local, masquerade, host ports.
 #[derive(Clone, Debug)]
 pub struct DefaultNetwork {
     /// The bridge's name.
@@ -47,8 +60,8 @@ pub struct DefaultNetwork {
 pub struct Attachment {
     /// The sandbox's id.
     pub container_id: String,
-    /// Its network namespace.
-    pub netns: PathBuf,
+    /// Its network namespace; none when it is gone.
+    pub netns: Option<PathBuf>,
     /// The interface inside: `eth0`.
     pub ifname: String,
     /// K8S_POD_NAMESPACE.
@@ -57,17 +70,48 @@ pub struct Attachment {
     pub pod_name: String,
     /// K8S_POD_UID.
     pub pod_uid: String,
+    /// What plugins that declare the capability get as `runtimeConfig`: `portMappings`, `bandwidth`, `dns`, `ips`, `mac`.
+    pub capabilities: BTreeMap<String, Value>,
+}
+
+impl Attachment {
+    /// CNI_ARGS, as every Kubernetes runtime fills it.
+    fn args(&self) -> Vec<(String, String)> {
+        let pairs = [
+            ("IgnoreUnknown", "1"),
+            ("K8S_POD_NAMESPACE", &self.pod_namespace),
+            ("K8S_POD_NAME", &self.pod_name),
+            ("K8S_POD_INFRA_CONTAINER_ID", &self.container_id),
+            ("K8S_POD_UID", &self.pod_uid),
+        ];
+        pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    }
+}
+
+/// The key of an attachment: container and interface.
+type Key = (String, String);
+
+/// What is programmed for attachments.
+#[derive(Debug, Default)]
+struct Programmed {
+    needs: BTreeMap<Key, Needs>,
+    /// What the writer has; nothing is known before the first time.
+    submitted: Option<PerFamily<Ruleset>>,
 }
 
 /// The client; one per runtime.
 #[derive(Debug)]
 pub struct Client {
     config: ClientConfig,
+    cache: Cache,
     netfilter: WriterHandle,
     netlink: Netlink,
     monitor: LinkMonitor,
     /// Bridges that are set up, by name: their index.
     bridges: Mutex<BTreeMap<String, Arc<OnceCell<u32>>>>,
+    programmed: Mutex<Programmed>,
+    /// CNI 1.1 §4 "GC": never while something is added or deleted.
+    collecting: RwLock<()>,
 }
 
 impl Client {
@@ -76,29 +120,47 @@ impl Client {
     /// # Errors
     /// When there is no netlink.
     pub async fn open(config: ClientConfig, netfilter: WriterHandle) -> Result<Self, CniError> {
-        std::fs::create_dir_all(&config.cache_dir).map_err(|error| {
-            CniError::caused(Code::Io, format!("create {}", config.cache_dir.display()), error)
-        })?;
+        let cache = Cache::open(&config.cache_dir)?;
         let (netlink, monitor) = (Netlink::open()?, LinkMonitor::start()?);
-        Ok(Self { config, netfilter, netlink, monitor, bridges: Mutex::default() })
+        Ok(Self {
+            config,
+            cache,
+            netfilter,
+            netlink,
+            monitor,
+            bridges: Mutex::default(),
+            programmed: Mutex::default(),
+            collecting: RwLock::default(),
+        })
     }
 
-    /// Whether pods can be connected now.
+    /// Whether pods can be connected now: the plugins are there and, where the network speaks CNI 1.1, say so.
     ///
     /// # Errors
     /// When there is no network, or its configuration is not usable: with the reason.
     pub async fn status(&self) -> Result<(), CniError> {
-        self.network().map(drop)
+        const PATIENCE: Duration = Duration::from_secs(5);
+        let network = self.network()?;
+        for step in steps(&network, &self.config.bin_dirs, &BTreeMap::new())? {
+            if let Step::Foreign { program, config } = step
+                && network.has_status_and_gc()
+            {
+                let call = exec::Call {
+                    command: "STATUS",
+                    bin_dirs: &self.config.bin_dirs,
+                    ..exec::Call::default()
+                };
+                exec::run(&program, &call, &config, PATIENCE.min(self.config.patience)).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Which network pods get, for `crictl info`.
     #[must_use]
     pub fn config_dump(&self) -> Value {
         match self.network() {
-            Ok(network) => {
-                json!({ "name": network.network, "bridge": network.bridge, "hairpinMode": network.hairpin,
-                "subnets": network.subnets().collect::<Vec<_>>() })
-            }
+            Ok(network) => network.to_json(),
             Err(error) => json!({ "error": error.to_string() }),
         }
     }
@@ -106,164 +168,410 @@ impl Client {
     /// Connects a sandbox.
     ///
     /// # Errors
-    /// When it is connected already, no address is free, or the kernel refuses: then nothing is left of it but a lease
-    /// that rests until [`reconcile`](Self::reconcile) or the link's end.
+    /// When it is connected already, no address is free, a port is taken, a plugin fails or hangs, or the kernel refuses:
+    /// then what was done is undone.
     pub async fn add(&self, attachment: &Attachment) -> Result<AddResult, CniError> {
+        let _shared = self.collecting.read().await;
         let network = self.network()?;
-        let cache = self.cache_file(attachment);
-        if cache.exists() {
+        if !self.cache.of(&attachment.container_id, &attachment.ifname).is_empty() {
             let message = format!(
                 "sandbox {} is connected already; DEL comes before another ADD",
                 attachment.container_id
             );
             return Err(CniError::new(Code::InvalidEnvironment, message));
         }
-        let namespace = open_namespace(&attachment.netns)?;
-        let bridge = self.bridge(&network).await?;
-        // Recorded before it is acquired.
-        write_cache(&cache, &json!({ "network": network.network, "ifname": attachment.ifname }))?;
-        let connected = self.connect(&network, bridge, attachment, &namespace).await;
-        match &connected {
-            Ok(result) => write_cache(
-                &cache,
-                &json!({ "network": network.network, "ifname": attachment.ifname, "result": result }),
-            )?,
-            Err(_) => self.del(attachment).await?,
-        }
-        connected
-    }
-
-    async fn connect(
-        &self,
-        network: &BridgeConfig,
-        bridge: u32,
-        attachment: &Attachment,
-        namespace: &std::os::fd::OwnedFd,
-    ) -> Result<AddResult, CniError> {
-        let leased = network.ipam.add(&attachment.container_id, &attachment.ifname)?;
-        let end = ContainerEnd {
-            container_id: &attachment.container_id,
-            interface: &attachment.ifname,
-            namespace,
-            path: &attachment.netns,
+        let steps = steps(&network, &self.config.bin_dirs, &attachment.capabilities)?;
+        let mut entry = Entry {
+            network,
+            container_id: attachment.container_id.clone(),
+            ifname: attachment.ifname.clone(),
+            args: attachment.args(),
+            capabilities: json!(attachment.capabilities),
+            result: None,
         };
-        network.connect(&self.netlink, bridge, &end, leased).await
-    }
-
-    /// Disconnects a sandbox whose network namespace ends with it: the kernel removes the pair, and the address is free
-    /// again when it has. Repeatable; succeeds when nothing is connected.
-    ///
-    /// # Errors
-    /// When the leases cannot be read.
-    pub async fn del(&self, attachment: &Attachment) -> Result<(), CniError> {
-        let vanished = self.monitor.vanished();
-        let network = self.network()?;
-        let _ = std::fs::remove_file(self.cache_file(attachment));
-        let leases = network.ipam.leases()?;
-        let ours: Vec<Lease> = leases
-            .into_iter()
-            .filter(|lease| {
-                lease.container_id == attachment.container_id && lease.interface == attachment.ifname
-            })
-            .collect();
-        if !ours.is_empty() {
-            tokio::spawn(release(self.netlink.clone(), vanished, network.ipam, ours));
-        }
-        Ok(())
-    }
-
-    /// Frees what no live sandbox holds, after a start: leases, records of results.
-    ///
-    /// # Errors
-    /// When the leases cannot be read.
-    pub async fn reconcile(&self, live: &BTreeSet<String>) -> Result<(), CniError> {
-        for entry in std::fs::read_dir(&self.config.cache_dir).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !live.iter().any(|id| name.starts_with(id.as_str())) {
-                let _ = std::fs::remove_file(entry.path());
+        // Recorded before it is acquired.
+        self.cache.write(&entry)?;
+        match self.add_steps(&steps, attachment, &entry).await {
+            Ok(result) => {
+                let parsed = AddResult::parse(&result)?;
+                entry.result = Some(result);
+                self.cache.write(&entry)?;
+                Ok(parsed)
+            }
+            Err(error) => {
+                if let Err(undone) = self.del_entry(&entry, attachment.netns.as_deref()).await {
+                    tracing::warn!(sandbox = entry.container_id, error = %undone, "a failed ADD is not undone yet");
+                }
+                Err(error)
             }
         }
-        let Ok(network) = self.network() else { return Ok(()) };
-        let vanished = self.monitor.vanished();
-        let stale: Vec<Lease> =
-            network.ipam.leases()?.into_iter().filter(|lease| !live.contains(&lease.container_id)).collect();
-        if !stale.is_empty() {
-            tracing::info!(leases = stale.len(), "freeing addresses that no sandbox holds");
-            tokio::spawn(release(self.netlink.clone(), vanished, network.ipam, stale));
+    }
+
+    async fn add_steps(
+        &self,
+        steps: &[Step],
+        attachment: &Attachment,
+        entry: &Entry,
+    ) -> Result<Value, CniError> {
+        let netns = attachment.netns.as_deref().ok_or_else(|| {
+            CniError::new(Code::InvalidEnvironment, "the sandbox's network namespace is gone")
+        })?;
+        let version = &entry.network.version;
+        let mut previous: Option<Value> = None;
+        for step in steps {
+            previous = Some(match step {
+                Step::Bridge(bridge) => {
+                    let namespace = open_namespace(netns)?;
+                    let index = self.bridge(bridge).await?;
+                    let leased = bridge.ipam.add(&entry.container_id, &entry.ifname)?;
+                    let end = ContainerEnd {
+                        container_id: &entry.container_id,
+                        interface: &entry.ifname,
+                        namespace: &namespace,
+                        path: netns,
+                    };
+                    let connected = bridge.connect(&self.netlink, index, &end, leased).await;
+                    if connected.is_err() {
+                        // Somebody may have removed the bridge: the next sandbox makes it anew.
+                        self.bridges.lock().await.remove(&bridge.bridge);
+                    }
+                    let connected = connected?.to_json(version);
+                    self.program(entry, step, None).await?;
+                    connected
+                }
+                Step::Portmap(_) | Step::Firewall(_) => {
+                    let previous = previous.take().ok_or_else(|| {
+                        CniError::new(
+                            Code::InvalidConfig,
+                            "portmap and firewall come after a plugin that makes an interface",
+                        )
+                    })?;
+                    self.program(entry, step, Some(&previous)).await?;
+                    previous
+                }
+                Step::Foreign { program, config } => {
+                    let mut config = config.clone();
+                    if let Some(previous) = &previous {
+                        config["prevResult"] = previous.clone();
+                    }
+                    let call = self.call("ADD", entry, Some(netns));
+                    let printed = exec::run(program, &call, &config, self.config.patience).await?;
+                    printed.filter(Value::is_object).ok_or_else(|| {
+                        let message = format!("CNI plugin {} ADD printed no result", program.display());
+                        CniError::new(Code::Internal, message)
+                    })?
+                }
+            });
+        }
+        previous.ok_or_else(|| {
+            CniError::new(Code::InvalidConfig, format!("network {} has no plugins", entry.network.name))
+        })
+    }
+
+    /// Disconnects a sandbox. Repeatable; succeeds when nothing is connected. Where the bundled bridge made the pair, its
+    /// namespace ends with the sandbox: the kernel removes the pair, and the address is free again when it has.
+    ///
+    /// # Errors
+    /// When a plugin fails: what it held stays written down, and the next DEL tries again.
+    pub async fn del(&self, attachment: &Attachment) -> Result<(), CniError> {
+        let _shared = self.collecting.read().await;
+        let mut outcome = Ok(());
+        for entry in self.cache.of(&attachment.container_id, &attachment.ifname) {
+            outcome = outcome.and(self.del_entry(&entry, attachment.netns.as_deref()).await);
+        }
+        outcome
+    }
+
+    /// CNI 1.1 §4 "DEL": in reverse, with the result of ADD; a plugin that fails does not keep the others from it.
+    async fn del_entry(&self, entry: &Entry, netns: Option<&std::path::Path>) -> Result<(), CniError> {
+        let capabilities = serde_json::from_value(entry.capabilities.clone()).unwrap_or_default();
+        let mut outcome = self.unprogram(entry).await;
+        for step in steps(&entry.network, &self.config.bin_dirs, &capabilities)?.into_iter().rev() {
+            let done = match step {
+                Step::Portmap(_) | Step::Firewall(_) => Ok(()),
+                Step::Bridge(bridge) => self.give_back(bridge.ipam, |lease| {
+                    lease.container_id == entry.container_id && lease.interface == entry.ifname
+                }),
+                Step::Foreign { program, mut config } => {
+                    if let Some(result) = &entry.result {
+                        config["prevResult"] = result.clone();
+                    }
+                    let call = self.call("DEL", entry, netns);
+                    exec::run(&program, &call, &config, self.config.patience).await.map(drop)
+                }
+            };
+            outcome = outcome.and(done);
+        }
+        outcome.and_then(|()| self.cache.remove(entry))
+    }
+
+    /// Frees leases once their links have vanished.
+    fn give_back(&self, ipam: HostLocal, which: impl Fn(&Lease) -> bool) -> Result<(), CniError> {
+        let leases: Vec<Lease> = ipam.leases()?.into_iter().filter(which).collect();
+        if !leases.is_empty() {
+            let vanished = self.monitor.vanished();
+            tokio::spawn(release(self.netlink.clone(), vanished, ipam, leases));
         }
         Ok(())
+    }
+
+    /// Frees what no live sandbox holds, after a start, and programs what the live ones need: CNI's GC.
+    ///
+    /// # Errors
+    /// When the leases cannot be read, or rules cannot be written.
+    pub async fn reconcile(&self, live: &BTreeSet<String>) -> Result<(), CniError> {
+        let _alone = self.collecting.write().await;
+        let entries = self.cache.entries();
+        let (kept, stale): (Vec<&Entry>, Vec<&Entry>) =
+            entries.iter().partition(|entry| live.contains(&entry.container_id));
+        let mut outcome = self.reprogram(&kept, !entries.is_empty()).await;
+        for entry in stale {
+            tracing::info!(sandbox = entry.container_id, "disconnecting a sandbox that is gone");
+            outcome = outcome.and(self.del_entry(entry, None).await);
+        }
+        let Ok(network) = self.network() else { return outcome };
+        outcome.and(self.collect(&network, live, &kept).await)
+    }
+
+    /// GC of each plugin; continues over errors (CNI 1.1 §4).
+    async fn collect(
+        &self,
+        network: &NetworkConfig,
+        live: &BTreeSet<String>,
+        kept: &[&Entry],
+    ) -> Result<(), CniError> {
+        let valid: Vec<Value> = kept
+            .iter()
+            .filter(|entry| entry.network.name == network.name)
+            .map(|entry| json!({ "containerID": entry.container_id, "ifname": entry.ifname }))
+            .collect();
+        let mut outcome = Ok(());
+        for step in steps(network, &self.config.bin_dirs, &BTreeMap::new())? {
+            let done = match step {
+                Step::Portmap(_) | Step::Firewall(_) => Ok(()),
+                Step::Bridge(bridge) => {
+                    self.give_back(bridge.ipam, |lease| !live.contains(&lease.container_id))
+                }
+                Step::Foreign { program, mut config }
+                    if network.has_status_and_gc() && !network.disable_gc =>
+                {
+                    config["cni.dev/valid-attachments"] = json!(valid);
+                    let call = exec::Call {
+                        command: "GC",
+                        bin_dirs: &self.config.bin_dirs,
+                        ..exec::Call::default()
+                    };
+                    exec::run(&program, &call, &config, self.config.patience).await.map(drop)
+                }
+                Step::Foreign { .. } => Ok(()),
+            };
+            outcome = outcome.and(done);
+        }
+        outcome
+    }
+
+    fn call<'a>(
+        &'a self,
+        command: &'a str,
+        entry: &'a Entry,
+        netns: Option<&'a std::path::Path>,
+    ) -> exec::Call<'a> {
+        let args: Vec<String> = entry.args.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        exec::Call {
+            command,
+            container_id: &entry.container_id,
+            netns,
+            ifname: &entry.ifname,
+            args: args.join(";"),
+            bin_dirs: &self.config.bin_dirs,
+        }
     }
 
     /// The configuration that counts now: a file, or the built-in one.
-    fn network(&self) -> Result<BridgeConfig, CniError> {
+    fn network(&self) -> Result<NetworkConfig, CniError> {
         if let Some(file) = NetworkConfig::first_of(&self.config.conf_dir)? {
-            let bridge = (0..file.plugins.len()).find(|index| file.plugins[*index]["type"] == "bridge");
-            let index = bridge.ok_or_else(|| {
-                CniError::new(Code::InvalidConfig, format!("network {} has no bridge plugin", file.name))
-            })?;
-            return BridgeConfig::parse(&file.plugin_config(index));
+            return Ok(file);
         }
         let Some(default) = &self.config.default_network else {
             let message = format!("no network configuration in {}", self.config.conf_dir.display());
             return Err(CniError::new(Code::NotAvailable, message));
         };
-        Ok(BridgeConfig {
-            network: "podwright".into(),
-            bridge: default.bridge.clone(),
-            is_gateway: true,
-            ip_masq: true,
-            hairpin: true,
-            mtu: default.mtu,
-            default_route: false,
-            ipam: HostLocal::of_subnets("podwright", &default.pod_cidrs, &self.config.data_dir)?,
-        })
+        NetworkConfig::parse(&built_in(default, &self.config.data_dir).to_string())
     }
 
-    /// The bridge's index; it and the masquerade are set up once.
-    async fn bridge(&self, network: &BridgeConfig) -> Result<u32, CniError> {
-        let cell = self.bridges.lock().await.entry(network.bridge.clone()).or_default().clone();
-        let set_up = async || {
-            let index = network.set_up_bridge(&self.netlink).await?;
-            if network.ip_masq {
-                let written = self
-                    .netfilter
-                    .submit(Owner::Cni, PerFamily::from_fn(|family| masquerade(network, family)))
-                    .await;
-                written.map_err(|error| {
-                    CniError::caused(Code::Internal, "masquerade the pods' traffic", error)
-                })?;
+    /// The bridge's index; it is set up once.
+    async fn bridge(&self, bridge: &BridgeConfig) -> Result<u32, CniError> {
+        let cell = self.bridges.lock().await.entry(bridge.bridge.clone()).or_default().clone();
+        cell.get_or_try_init(async || bridge.set_up_bridge(&self.netlink).await).await.copied()
+    }
+
+    /// Programs what a step needs for an attachment.
+    async fn program(&self, entry: &Entry, step: &Step, previous: Option<&Value>) -> Result<(), CniError> {
+        let key = (entry.container_id.clone(), entry.ifname.clone());
+        let mut programmed = self.programmed.lock().await;
+        let mut needs = programmed.needs.get(&key).cloned().unwrap_or_default();
+        let before = needs.ports.len();
+        step.need(&mut needs, previous, &comment_of(&entry.args))?;
+        let new: Vec<HostPort> = needs.ports[before..].to_vec();
+        if let Some((other, number)) = rules::holder(&new, &key, &programmed.needs) {
+            let message =
+                format!("host port {number}/{} is taken by pod {}", other.protocol.name(), other.comment);
+            return Err(CniError::new(Code::Internal, message));
+        }
+        for port in &new {
+            no_process_listens(port)?;
+        }
+        programmed.needs.insert(key, needs);
+        self.submit(&mut programmed).await?;
+        drop(programmed);
+        open_loopback(&new)?;
+        flush_udp(new, stale_flows).await
+    }
+
+    /// Takes back what was programmed for an attachment.
+    async fn unprogram(&self, entry: &Entry) -> Result<(), CniError> {
+        let key = (entry.container_id.clone(), entry.ifname.clone());
+        let mut programmed = self.programmed.lock().await;
+        let Some(needs) = programmed.needs.remove(&key) else { return Ok(()) };
+        let ports = needs.ports.clone();
+        // A network's masquerade and forwarding outlive its last pod: the next one needs them again.
+        let kept = needs.of_the_network();
+        programmed.needs.entry(network_key(&entry.network.name)).or_default().join(kept);
+        self.submit(&mut programmed).await?;
+        drop(programmed);
+        flush_udp(ports, ended_flows).await
+    }
+
+    /// What live attachments need, after a start.
+    async fn reprogram(&self, kept: &[&Entry], anything: bool) -> Result<(), CniError> {
+        if !anything {
+            return Ok(());
+        }
+        let mut programmed = self.programmed.lock().await;
+        for entry in kept {
+            let capabilities = serde_json::from_value(entry.capabilities.clone()).unwrap_or_default();
+            let Ok(steps) = steps(&entry.network, &self.config.bin_dirs, &capabilities) else { continue };
+            let mut needs = Needs::default();
+            for step in &steps {
+                step.need(&mut needs, entry.result.as_ref(), &comment_of(&entry.args))?;
             }
-            Ok(index)
-        };
-        cell.get_or_try_init(set_up).await.copied()
+            programmed.needs.insert((entry.container_id.clone(), entry.ifname.clone()), needs);
+        }
+        self.submit(&mut programmed).await
     }
 
-    fn cache_file(&self, attachment: &Attachment) -> PathBuf {
-        self.config.cache_dir.join(format!("{}-{}.json", attachment.container_id, attachment.ifname))
+    /// Writes the rules when they differ: most pods need none of their own.
+    async fn submit(&self, programmed: &mut Programmed) -> Result<(), CniError> {
+        let wanted = rules::render(programmed.needs.values(), &Place::Runtime);
+        if programmed.submitted.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        let written = self.netfilter.submit(Owner::Cni, wanted.clone()).await;
+        written
+            .map_err(|error| CniError::caused(Code::Internal, "write the rules of pods' networks", error))?;
+        programmed.submitted = Some(wanted);
+        Ok(())
     }
 }
 
-/// Pods reach everything outside their subnet as the node. Texts are as `iptables-save` prints them, so that a restart
-/// finds nothing to change.
-fn masquerade(network: &BridgeConfig, family: Family) -> Ruleset {
-    const CHAIN: &str = "PODWRIGHT-MASQUERADE";
-    let mut ruleset = Ruleset::default();
-    let subnets: Vec<IpNet> =
-        network.subnets().filter(|subnet| Family::of(subnet.addr()) == family).collect();
-    if subnets.is_empty() {
-        return ruleset;
-    }
-    let multicast = match family {
-        Family::V4 => "224.0.0.0/4",
-        Family::V6 => "ff00::/8",
+/// The key under which what a network's pods had in common is kept; no container has an empty id.
+fn network_key(network: &str) -> Key {
+    (String::new(), network.to_owned())
+}
+
+fn comment_of(args: &[(String, String)]) -> String {
+    let value = |wanted: &str| args.iter().find(|(key, _)| key == wanted).map_or("", |(_, value)| value);
+    format!("{}/{}", value("K8S_POD_NAMESPACE"), value("K8S_POD_NAME"))
+}
+
+/// The built-in network as a conflist.
+fn built_in(default: &DefaultNetwork, data_dir: &std::path::Path) -> Value {
+    let ranges: Vec<Value> = default.pod_cidrs.iter().map(|cidr| json!([{ "subnet": cidr }])).collect();
+    let routes: Vec<Value> = default.pod_cidrs.iter().map(|cidr| json!({ "dst": anywhere(*cidr) })).collect();
+    json!({
+        "cniVersion": "1.1.0", "name": "podwright",
+        "plugins": [
+            {
+                "type": "bridge", "bridge": default.bridge, "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                "mtu": default.mtu.unwrap_or(0),
+                "ipam": { "type": "host-local", "dataDir": data_dir, "ranges": ranges, "routes": routes },
+            },
+            { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
+            { "type": "firewall", "iptablesAdminChainName": "" },
+        ],
+    })
+}
+
+/// Rules would take the connections of whoever listens there.
+fn no_process_listens(port: &HostPort) -> Result<(), CniError> {
+    let any = anywhere(port.container).addr();
+    let address = SocketAddr::new(port.host_ip.unwrap_or(any), port.host_port);
+    let bound = match port.protocol {
+        Protocol::Tcp => TcpListener::bind(address).map(drop),
+        Protocol::Udp => UdpSocket::bind(address).map(drop),
     };
-    let stay = subnets.iter().map(|subnet| format!("-d {subnet} -j RETURN"));
-    let leave = format!("! -d {multicast} -m comment --comment \"pods leave as the node\" -j MASQUERADE");
-    ruleset.chain(Table::Nat, CHAIN, stay.chain([leave]).collect());
-    for subnet in &subnets {
-        ruleset.hook(Table::Nat, "POSTROUTING", &format!("-s {subnet} -j {CHAIN}"), Position::Last);
+    match bound {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let message = format!(
+                "host port {}/{} is taken by a process of the node",
+                port.host_port,
+                port.protocol.name()
+            );
+            Err(CniError::new(Code::Internal, message))
+        }
+        // Another address than the node's is for the rules to match or not.
+        _ => Ok(()),
     }
-    ruleset
+}
+
+/// `127.0.0.1:PORT` answers; the rule that guards the loopback is written already (CVE-2020-8558).
+pub(crate) fn open_loopback(ports: &[HostPort]) -> Result<(), CniError> {
+    for interface in ports.iter().filter_map(rules::loopback_interface) {
+        write_sysctl(&format!("net/ipv4/conf/{interface}/route_localnet"), "1")?;
+    }
+    Ok(())
+}
+
+/// UDP flows to a port of the node that go elsewhere than it leads now: they would go on as before. None can be a process's
+/// of the node: the port was free.
+pub(crate) fn stale_flows(flows: Vec<Flow>, port: &HostPort) -> Vec<Flow> {
+    let ours = (port.container.addr(), port.container_port);
+    let is_stale = |flow: &Flow| {
+        flow.destination.1 == port.host_port && flow.answers != ours && is_of_the_node(flow.destination.0)
+    };
+    flows.into_iter().filter(is_stale).collect()
+}
+
+/// UDP flows that a port of the node led to a container that ends.
+fn ended_flows(flows: Vec<Flow>, port: &HostPort) -> Vec<Flow> {
+    let ours = (port.container.addr(), port.container_port);
+    let has_ended =
+        |flow: &Flow| flow.destination.1 == port.host_port && flow.answers == ours && flow.is_translated();
+    flows.into_iter().filter(has_ended).collect()
+}
+
+/// Deletes the flows that `which` chooses for each UDP port.
+async fn flush_udp(
+    ports: Vec<HostPort>,
+    which: impl Fn(Vec<Flow>, &HostPort) -> Vec<Flow> + Send + 'static,
+) -> Result<(), CniError> {
+    let ports: Vec<HostPort> = ports.into_iter().filter(|port| port.protocol == Protocol::Udp).collect();
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let work = tokio::task::spawn_blocking(move || {
+        for port in &ports {
+            let flows = conntrack::udp_flows(Family::of(port.container.addr()))?;
+            conntrack::delete(&which(flows, port))?;
+        }
+        Ok(())
+    });
+    // It ends early only with the process.
+    work.await.unwrap_or(Ok(()))
+}
+
+fn is_of_the_node(address: std::net::IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 /// Frees each lease once its link has vanished; no address is used again before.
@@ -273,10 +581,10 @@ async fn release(
     ipam: HostLocal,
     leases: Vec<Lease>,
 ) {
-    let mut waiting: BTreeMap<String, Lease> = leases
-        .into_iter()
-        .map(|lease| (host_interface(&lease.container_id, &lease.interface), lease))
-        .collect();
+    let mut waiting: BTreeMap<String, Vec<Lease>> = BTreeMap::new();
+    for lease in leases {
+        waiting.entry(host_interface(&lease.container_id, &lease.interface)).or_default().push(lease);
+    }
     // The link may have gone before we listened, or messages may be lost: what exists now decides then.
     let mut look = true;
     while !waiting.is_empty() {
@@ -297,14 +605,10 @@ async fn release(
     }
 }
 
-fn free(ipam: &HostLocal, lease: Option<Lease>) {
-    let Some(lease) = lease else { return };
-    if let Err(error) = ipam.free(&lease) {
-        tracing::warn!(address = %lease.address, sandbox = lease.container_id, %error, "an address stays leased");
+fn free(ipam: &HostLocal, leases: Option<Vec<Lease>>) {
+    for lease in leases.unwrap_or_default() {
+        if let Err(error) = ipam.free(&lease) {
+            tracing::warn!(address = %lease.address, sandbox = lease.container_id, %error, "an address stays leased");
+        }
     }
-}
-
-fn write_cache(file: &std::path::Path, value: &Value) -> Result<(), CniError> {
-    host::state_file::write_atomic(file, value.to_string().as_bytes(), 0o600)
-        .map_err(|error| CniError::caused(Code::Io, format!("write {}", file.display()), error))
 }

@@ -2,15 +2,12 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::{CniError, Code};
 
 /// The CNI versions that we speak, oldest first.
 pub const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-
-/// The plugins that are built in.
-const BUNDLED: [&str; 2] = ["bridge", "loopback"];
 
 /// A network configuration list (CNI 1.1 §1).
 #[derive(Clone, Debug, PartialEq)]
@@ -19,6 +16,8 @@ pub struct NetworkConfig {
     pub version: String,
     /// Its name: letters, digits, `_`, `.`, `-`.
     pub name: String,
+    /// Whether plugins are never asked to collect garbage.
+    pub disable_gc: bool,
     /// The plugins' own configurations, in order.
     pub plugins: Vec<Value>,
 }
@@ -27,15 +26,14 @@ impl NetworkConfig {
     /// Parses a conflist, or a single plugin's conf as upstream's libcni still takes it.
     ///
     /// # Errors
-    /// When it is no JSON, lacks a field, has an unknown version or an invalid name, or names a plugin that is not
-    /// bundled.
+    /// When it is no JSON, lacks a field, has an unknown version or an invalid name.
     pub fn parse(text: &str) -> Result<Self, CniError> {
         let value: Value = serde_json::from_str(text)
             .map_err(|error| CniError::caused(Code::Decode, "parse the network configuration", error))?;
         let name = value["name"].as_str().unwrap_or_default().to_owned();
         check_name(&name)?;
-        let version = value["cniVersion"].as_str().unwrap_or("0.2.0").to_owned();
-        check_version(&version)?;
+        let version = version_of(&value)?;
+        let disable_gc = value["disableGC"].as_bool().unwrap_or_default();
         let plugins = match value.get("plugins") {
             Some(Value::Array(plugins)) if !plugins.is_empty() => plugins.clone(),
             Some(_) => {
@@ -46,17 +44,12 @@ impl NetworkConfig {
             }
             None => vec![value],
         };
-        for plugin in &plugins {
-            let kind = plugin["type"].as_str().unwrap_or_default();
-            if !BUNDLED.contains(&kind) {
-                let message = format!(
-                    "network {name}: plugin {kind:?} is not bundled ({}), and foreign plugin binaries are not supported yet",
-                    BUNDLED.join(", ")
-                );
-                return Err(CniError::new(Code::InvalidConfig, message));
-            }
+        if let Some(plugin) = plugins.iter().find(|plugin| plugin["type"].as_str().is_none_or(str::is_empty))
+        {
+            let message = format!("network {name}: a plugin has no type: {plugin}");
+            return Err(CniError::new(Code::InvalidConfig, message));
         }
-        Ok(Self { version, name, plugins })
+        Ok(Self { version, name, disable_gc, plugins })
     }
 
     /// The lexically first `.conflist`, `.conf` or `.json` file of the directory; nothing when there is none.
@@ -79,6 +72,22 @@ impl NetworkConfig {
         })
     }
 
+    /// Whether its plugins know STATUS and GC (CNI 1.1).
+    #[must_use]
+    pub fn has_status_and_gc(&self) -> bool {
+        self.version == "1.1.0"
+    }
+
+    /// As a conflist.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let mut value = json!({ "cniVersion": self.version, "name": self.name, "plugins": self.plugins });
+        if self.disable_gc {
+            value["disableGC"] = Value::Bool(true);
+        }
+        value
+    }
+
     /// A plugin's configuration as the plugin gets it: with the list's name and version (CNI 1.1 §3).
     #[must_use]
     pub fn plugin_config(&self, index: usize) -> Value {
@@ -87,6 +96,17 @@ impl NetworkConfig {
         config["cniVersion"] = Value::from(self.version.clone());
         config
     }
+}
+
+/// CNI 1.1 §1 "cniVersions": the newest one that we speak, of those that are listed.
+fn version_of(value: &Value) -> Result<String, CniError> {
+    let listed = || value["cniVersions"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let newest = VERSIONS.iter().rev().find(|known| listed().any(|version| version == **known));
+    if let Some(newest) = newest {
+        return Ok((*newest).to_owned());
+    }
+    let version = value["cniVersion"].as_str().unwrap_or("0.2.0").to_owned();
+    check_version(&version).map(|()| version)
 }
 
 /// Refuses versions that we do not speak.
@@ -123,13 +143,21 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_listed_version_counts_and_a_conflist_is_written_as_it_was_read() {
+        let text = r#"{"cniVersion":"1.0.0","cniVersions":["0.4.0","1.1.0","9.0.0"],"name":"n","disableGC":true,"plugins":[{"type":"ptp"}]}"#;
+        let config = NetworkConfig::parse(text).expect("valid");
+        assert!(config.has_status_and_gc() && config.disable_gc);
+        assert_eq!(NetworkConfig::parse(&config.to_json().to_string()).expect("valid"), config);
+    }
+
+    #[test]
     fn bad_configurations_are_refused_by_name() {
         for (text, wanted) in [
             ("{", "parse"),
             (r#"{"cniVersion":"1.0.0","name":"../x","plugins":[{"type":"bridge"}]}"#, "../x"),
             (r#"{"cniVersion":"9.0.0","name":"n","plugins":[{"type":"bridge"}]}"#, "9.0.0"),
             (r#"{"cniVersion":"1.0.0","name":"n","plugins":[]}"#, "plugins"),
-            (r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"flannel"}]}"#, "flannel"),
+            (r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":""}]}"#, "no type"),
         ] {
             let error = NetworkConfig::parse(text).expect_err(text).to_string();
             assert!(error.contains(wanted), "{error}");

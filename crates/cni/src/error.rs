@@ -23,6 +23,8 @@ pub enum Code {
     NotAvailable,
     /// 100: anything else.
     Internal,
+    /// A number that only the plugin knows.
+    Plugin(u32),
 }
 
 impl Code {
@@ -39,7 +41,25 @@ impl Code {
             Self::TryAgain => 11,
             Self::NotAvailable => 50,
             Self::Internal => 100,
+            Self::Plugin(number) => number,
         }
+    }
+
+    /// The code of that number.
+    #[must_use]
+    pub fn from_number(number: u32) -> Self {
+        let known = [
+            Self::IncompatibleVersion,
+            Self::UnsupportedField,
+            Self::InvalidEnvironment,
+            Self::Io,
+            Self::Decode,
+            Self::InvalidConfig,
+            Self::TryAgain,
+            Self::NotAvailable,
+            Self::Internal,
+        ];
+        known.into_iter().find(|code| code.number() == number).unwrap_or(Self::Plugin(number))
     }
 }
 
@@ -81,6 +101,12 @@ impl CniError {
             cause = error.source();
         }
         json!({ "cniVersion": version, "code": self.code.number(), "msg": self.message, "details": details })
+    }
+}
+
+impl From<hostnet::conntrack::ConntrackError> for CniError {
+    fn from(error: hostnet::conntrack::ConntrackError) -> Self {
+        Self::caused(Code::Internal, "remove UDP flows to a host port", error)
     }
 }
 

@@ -137,6 +137,8 @@ pub struct HostLocal {
     pub range_sets: Vec<Vec<Range>>,
     /// The routes that the container gets.
     pub routes: Vec<Route>,
+    /// The addresses that the runtime asks for.
+    requested: Vec<IpAddr>,
     directory: PathBuf,
 }
 
@@ -149,14 +151,14 @@ impl HostLocal {
         let set = |subnet: &IpNet| Range::whole(*subnet).map(|range| vec![range]);
         let range_sets = subnets.iter().map(set).collect::<Result<_, _>>()?;
         let routes = subnets.iter().map(|subnet| Route { dst: anywhere(*subnet), gw: None }).collect();
-        Ok(Self { range_sets, routes, directory: data_dir.join(network) })
+        Ok(Self { range_sets, routes, requested: Vec::new(), directory: data_dir.join(network) })
     }
 
-    /// Parses the `ipam` object.
+    /// Parses the `ipam` object, and the `ips` of `runtimeConfig`.
     ///
     /// # Errors
     /// With the name of what is wrong or not supported.
-    pub fn parse(network: &str, ipam: &Value) -> Result<Self, CniError> {
+    pub fn parse(network: &str, ipam: &Value, runtime_config: &Value) -> Result<Self, CniError> {
         let config: IpamConfig = serde_json::from_value(ipam.clone()).map_err(|error| {
             CniError::caused(Code::InvalidConfig, "parse the host-local configuration", error)
         })?;
@@ -173,6 +175,7 @@ impl HostLocal {
         Ok(Self {
             range_sets: sets.iter().map(check).collect::<Result<_, _>>()?,
             routes: config.routes,
+            requested: requested(runtime_config)?,
             directory: data_dir.join(network),
         })
     }
@@ -207,8 +210,10 @@ impl HostLocal {
     ) -> Result<IpConfig, CniError> {
         let last_file = self.directory.join(format!("last_reserved_ip.{index}"));
         let last = std::fs::read_to_string(&last_file).ok().and_then(|text| text.trim().parse().ok());
+        let wish =
+            self.requested.iter().copied().find(|ip| set.iter().any(|range| range.subnet.contains(ip)));
         for range in set {
-            for address in range.candidates(last) {
+            for address in range.candidates(last).filter(|address| wish.is_none_or(|wish| wish == *address)) {
                 let file = self.directory.join(address.to_string());
                 match OpenOptions::new().write(true).create_new(true).open(&file) {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -223,6 +228,10 @@ impl HostLocal {
                     }
                 }
             }
+        }
+        if let Some(wish) = wish {
+            let message = format!("address {wish} is leased to another container, or outside of the range");
+            return Err(CniError::new(Code::TryAgain, message));
         }
         let subnets: Vec<String> = set.iter().map(|range| range.subnet.to_string()).collect();
         let message = format!(
@@ -293,6 +302,21 @@ impl HostLocal {
     }
 }
 
+fn requested(runtime_config: &Value) -> Result<Vec<IpAddr>, CniError> {
+    let asked = runtime_config["ips"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let parse = |text: &str| {
+        let address = text.split('/').next().unwrap_or_default();
+        address.parse().map_err(|error| {
+            CniError::caused(
+                Code::InvalidConfig,
+                format!("parse the address {text:?} that is asked for"),
+                error,
+            )
+        })
+    };
+    asked.map(parse).collect()
+}
+
 /// An address that a container holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -351,6 +375,30 @@ mod tests {
     }
 
     #[test]
+    fn an_address_may_be_asked_for_once() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ipam =
+            serde_json::json!({ "type": "host-local", "subnet": "10.1.0.0/24", "dataDir": directory.path() });
+        let wish = serde_json::json!({ "ips": ["10.1.0.7/24"] });
+        let ipam = HostLocal::parse("n", &ipam, &wish).expect("valid");
+        assert_eq!(ipam.add("a", "eth0").expect("free").ips[0].address.to_string(), "10.1.0.7/24");
+        assert!(ipam.add("b", "eth0").expect_err("taken").message.contains("10.1.0.7"));
+    }
+
+    #[test]
+    fn both_families_are_leased_together_or_not_at_all() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let nets = ["10.1.0.0/24", "fd00:1::/126"].map(|net| net.parse().expect("a net"));
+        let ipam = HostLocal::of_subnets("net", &nets, directory.path()).expect("valid");
+        assert_eq!(ipam.routes.len(), 2);
+        let leased = ipam.add("a", "eth0").expect("free");
+        assert_eq!(leased.ips[1].address.to_string(), "fd00:1::2/126");
+        ipam.add("b", "eth0").expect("free");
+        ipam.add("c", "eth0").expect_err("no IPv6 address is left");
+        assert_eq!(ipam.leases().expect("listed").len(), 4);
+    }
+
+    #[test]
     fn del_succeeds_without_a_lease() {
         let directory = tempfile::tempdir().expect("a directory");
         allocator("10.1.0.0/24", directory.path()).del("nobody", "eth0").expect("nothing to do");
@@ -358,9 +406,12 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused_by_name() {
-        let error =
-            HostLocal::parse("n", &serde_json::json!({ "type": "host-local", "subnett": "10.0.0.0/8" }))
-                .expect_err("a typo");
+        let error = HostLocal::parse(
+            "n",
+            &serde_json::json!({ "type": "host-local", "subnett": "10.0.0.0/8" }),
+            &Value::Null,
+        )
+        .expect_err("a typo");
         assert!(format!("{:?}", error.source).contains("subnett"), "{error:?}");
     }
 

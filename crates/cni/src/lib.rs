@@ -1,15 +1,24 @@
-//! The CNI client of the runtime, and the bundled plugins: bridge, host-local and loopback, in process and as binaries.
+//! The CNI client of the runtime, and the bundled plugins: bridge, host-local, portmap, firewall and loopback, in process
+//! and as binaries.
 //!
-//! Follows the CNI specification 1.1.0. Foreign plugin binaries are refused by name for now.
+//! Follows the CNI specification 1.1.0. A bundled plugin runs in process where it can do what its configuration asks for;
+//! everything else is done by the programs in the CNI binary directories.
 
+mod alone;
 pub mod bridge;
+mod cache;
 mod client;
 mod config;
 mod error;
+mod exec;
+mod firewall;
 pub mod host_local;
 pub mod loopback;
 mod plugin;
+mod portmap;
 mod result;
+mod rules;
+mod steps;
 
 pub use client::{Attachment, Client, ClientConfig, DefaultNetwork};
 pub use config::{NetworkConfig, VERSIONS};

@@ -7,11 +7,15 @@ use std::process::ExitCode;
 use hostnet::link::Netlink;
 use serde_json::{Value, json};
 
+use crate::alone;
 use crate::bridge::{self, BridgeConfig, ContainerEnd, open_namespace};
 use crate::config::{VERSIONS, check_version};
 use crate::error::{CniError, Code};
+use crate::firewall::FirewallConfig;
 use crate::host_local::HostLocal;
 use crate::loopback;
+use crate::portmap::PortmapConfig;
+use crate::rules::{Needs, Place};
 
 /// What a plugin is called with.
 struct Call {
@@ -27,6 +31,8 @@ enum Plugin {
     Bridge,
     HostLocal,
     Loopback,
+    Portmap,
+    Firewall,
 }
 
 /// Runs as the CNI plugin that `argv0` names; nothing when it names none.
@@ -36,6 +42,8 @@ pub fn plugin_main(argv0: &str) -> Option<ExitCode> {
         "bridge" => Plugin::Bridge,
         "host-local" => Plugin::HostLocal,
         "loopback" => Plugin::Loopback,
+        "portmap" => Plugin::Portmap,
+        "firewall" => Plugin::Firewall,
         _ => return None,
     };
     let mut version = VERSIONS[VERSIONS.len() - 1].to_owned();
@@ -92,7 +100,7 @@ fn read_call(version: &mut String) -> Result<Call, CniError> {
 fn run(plugin: Plugin, call: &Call, version: &str) -> Result<Option<Value>, CniError> {
     match call.command.as_str() {
         "VERSION" => Ok(Some(json!({ "cniVersion": version, "supportedVersions": VERSIONS }))),
-        "ADD" => add(plugin, call).map(|result| Some(result.to_json(version))),
+        "ADD" => add(plugin, call, version).map(Some),
         "DEL" => del(plugin, call).map(|()| None),
         "CHECK" => check(plugin, call).map(|()| None),
         "STATUS" => Ok(None),
@@ -101,35 +109,48 @@ fn run(plugin: Plugin, call: &Call, version: &str) -> Result<Option<Value>, CniE
     }
 }
 
-fn add(plugin: Plugin, call: &Call) -> Result<crate::AddResult, CniError> {
-    match plugin {
-        Plugin::HostLocal => ipam(call)?.add(&call.container_id, &call.interface),
+fn add(plugin: Plugin, call: &Call, version: &str) -> Result<Value, CniError> {
+    let result = match plugin {
+        Plugin::HostLocal => ipam(call)?.add(&call.container_id, &call.interface)?,
         Plugin::Loopback => {
             let path = netns(call)?;
-            loopback::add(open_namespace(path)?, &path.display().to_string())
+            loopback::add(open_namespace(path)?, &path.display().to_string())?
         }
-        Plugin::Bridge => {
-            let config = BridgeConfig::parse(&call.config)?;
+        Plugin::Bridge => add_bridge(call)?,
+        // CNI 1.1 §5: a plugin that is chained gives the result that it was given, with what it has changed.
+        Plugin::Portmap | Plugin::Firewall => {
+            alone::write(plugin_chains(plugin), &place(call), &needs(plugin, call)?)?;
+            let mut result = previous(call)?.clone();
+            result["cniVersion"] = Value::from(version);
+            return Ok(result);
+        }
+    };
+    Ok(result.to_json(version))
+}
+
+fn add_bridge(call: &Call) -> Result<crate::AddResult, CniError> {
+    let config = BridgeConfig::parse(&call.config)?;
+    let path = netns(call)?;
+    let namespace = open_namespace(path)?;
+    block_on(async {
+        let netlink = Netlink::open()?;
+        let index = config.set_up_bridge(&netlink).await?;
+        let leased = config.ipam.add(&call.container_id, &call.interface)?;
+        let (container_id, interface) = (&call.container_id, &call.interface);
+        let end = ContainerEnd { container_id, interface, namespace: &namespace, path };
+        let connected = config.connect(&netlink, index, &end, leased).await.and_then(|result| {
             if config.ip_masq {
-                let message = "bridge: ipMasq is not supported by the stand-alone plugin yet; the runtime's own client does it";
-                return Err(CniError::new(Code::UnsupportedField, message));
+                let needs = Needs { masquerade: config.subnets().collect(), ..Needs::default() };
+                alone::write(plugin_chains(Plugin::Bridge), &place(call), &needs)?;
             }
-            let path = netns(call)?;
-            let namespace = open_namespace(path)?;
-            block_on(async {
-                let netlink = Netlink::open()?;
-                let index = config.set_up_bridge(&netlink).await?;
-                let leased = config.ipam.add(&call.container_id, &call.interface)?;
-                let (container_id, interface) = (&call.container_id, &call.interface);
-                let end = ContainerEnd { container_id, interface, namespace: &namespace, path };
-                let connected = config.connect(&netlink, index, &end, leased).await;
-                if connected.is_err() {
-                    config.ipam.del(container_id, interface)?;
-                }
-                connected
-            })
+            Ok(result)
+        });
+        if connected.is_err() {
+            bridge::delete_pair(&netlink, container_id, interface).await?;
+            config.ipam.del(container_id, interface)?;
         }
-    }
+        connected
+    })
 }
 
 fn del(plugin: Plugin, call: &Call) -> Result<(), CniError> {
@@ -138,17 +159,71 @@ fn del(plugin: Plugin, call: &Call) -> Result<(), CniError> {
         Plugin::Loopback => Ok(()),
         Plugin::Bridge => {
             let config = BridgeConfig::parse(&call.config)?;
+            let rules = alone::write(plugin_chains(plugin), &place(call), &Needs::default());
             block_on(async {
                 bridge::delete_pair(&Netlink::open()?, &call.container_id, &call.interface).await?;
                 config.ipam.del(&call.container_id, &call.interface)
             })
+            .and(rules)
+        }
+        Plugin::Portmap | Plugin::Firewall => {
+            alone::write(plugin_chains(plugin), &place(call), &Needs::default())
         }
     }
+}
+
+/// The chains of one container's interface in one network.
+fn place(call: &Call) -> Place {
+    let network = call.config["name"].as_str().unwrap_or_default();
+    Place::Container(bridge::fingerprint(&[network, &call.container_id, &call.interface]))
+}
+
+/// What the names of a plugin's chains begin with, before the container's fingerprint.
+fn plugin_chains(plugin: Plugin) -> &'static [&'static str] {
+    match plugin {
+        Plugin::Bridge => &["MQ"],
+        Plugin::Portmap => &["DN", "SN", "GD"],
+        Plugin::Firewall => &["FW"],
+        Plugin::HostLocal | Plugin::Loopback => &[],
+    }
+}
+
+fn previous(call: &Call) -> Result<&Value, CniError> {
+    let previous = &call.config["prevResult"];
+    previous.is_object().then_some(previous).ok_or_else(|| {
+        CniError::new(
+            Code::InvalidConfig,
+            "prevResult is missing: the plugin comes after one that makes an interface",
+        )
+    })
+}
+
+/// What a chained plugin needs of netfilter.
+fn needs(plugin: Plugin, call: &Call) -> Result<Needs, CniError> {
+    let result = crate::AddResult::parse(previous(call)?)?;
+    let mut needs = Needs::default();
+    match plugin {
+        Plugin::Portmap => {
+            needs.ports = PortmapConfig::parse(&call.config)?.ports(&result, &call.container_id)?;
+        }
+        Plugin::Firewall => {
+            let firewall = FirewallConfig::parse(&call.config)?;
+            // This container's alone: its chain goes with it.
+            let host = |ip: ipnet::IpNet| ipnet::IpNet::from(ip.addr());
+            needs.forward = result.container_ips().map(host).collect();
+            needs.admin_chains.extend(firewall.admin_chain);
+        }
+        Plugin::Bridge | Plugin::HostLocal | Plugin::Loopback => {}
+    }
+    Ok(needs)
 }
 
 fn check(plugin: Plugin, call: &Call) -> Result<(), CniError> {
     let leases = match plugin {
         Plugin::Loopback => return Ok(()),
+        Plugin::Portmap | Plugin::Firewall => {
+            return alone::check(plugin_chains(plugin), &place(call), &needs(plugin, call)?);
+        }
         Plugin::HostLocal => ipam(call)?.leases()?,
         Plugin::Bridge => BridgeConfig::parse(&call.config)?.ipam.leases()?,
     };
@@ -164,7 +239,8 @@ fn check(plugin: Plugin, call: &Call) -> Result<(), CniError> {
 /// CNI 1.1 §4 "GC": what is not in `cni.dev/valid-attachments` is freed.
 fn garbage_collect(plugin: Plugin, call: &Call) -> Result<(), CniError> {
     let ipam = match plugin {
-        Plugin::Loopback => return Ok(()),
+        // Their rules name a container's own address: they reach nobody when it is gone, and DEL removes them.
+        Plugin::Loopback | Plugin::Portmap | Plugin::Firewall => return Ok(()),
         Plugin::HostLocal => ipam(call)?,
         Plugin::Bridge => BridgeConfig::parse(&call.config)?.ipam,
     };
@@ -182,7 +258,7 @@ fn garbage_collect(plugin: Plugin, call: &Call) -> Result<(), CniError> {
 
 fn ipam(call: &Call) -> Result<HostLocal, CniError> {
     let name = call.config["name"].as_str().unwrap_or_default();
-    HostLocal::parse(name, &call.config["ipam"])
+    HostLocal::parse(name, &call.config["ipam"], &call.config["runtimeConfig"])
 }
 
 fn netns(call: &Call) -> Result<&Path, CniError> {

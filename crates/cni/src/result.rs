@@ -6,6 +6,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::error::{CniError, Code};
+
 /// An interface that a plugin made.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
@@ -60,6 +62,24 @@ pub struct AddResult {
 }
 
 impl AddResult {
+    /// Parses what a plugin printed, of any version that we speak.
+    ///
+    /// # Errors
+    /// When a field is not what CNI says.
+    pub fn parse(value: &Value) -> Result<Self, CniError> {
+        serde_json::from_value(value.clone())
+            .map_err(|error| CniError::caused(Code::Decode, "parse the result of a CNI plugin", error))
+    }
+
+    /// The addresses inside the container: not those that a plugin gave to the node's own interfaces.
+    pub fn container_ips(&self) -> impl Iterator<Item = IpNet> {
+        let inside = |ip: &&IpConfig| {
+            let interface = ip.interface.and_then(|index| self.interfaces.get(index));
+            interface.is_none_or(|interface| !interface.sandbox.is_empty())
+        };
+        self.ips.iter().filter(inside).map(|ip| ip.address)
+    }
+
     /// The JSON object in that version: before 1.0.0 every address tells its family.
     #[must_use]
     pub fn to_json(&self, version: &str) -> Value {
@@ -85,6 +105,17 @@ impl AddResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_the_node_are_not_the_container_s() {
+        let value = json!({
+            "cniVersion": "0.4.0", "interfaces": [{ "name": "br0" }, { "name": "eth0", "sandbox": "/x" }],
+            "ips": [{ "version": "4", "address": "10.0.0.1/24", "interface": 0 },
+                { "version": "4", "address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 1 }],
+        });
+        let result = AddResult::parse(&value).expect("a result");
+        assert_eq!(result.container_ips().map(|ip| ip.to_string()).collect::<Vec<_>>(), ["10.0.0.2/24"]);
+    }
 
     #[test]
     fn old_versions_tell_the_family_of_an_address() {

@@ -13,6 +13,7 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::stream::StreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkMessage,
 };
@@ -238,12 +239,41 @@ impl Netlink {
         }
     }
 
-    /// Adds an address with its prefix; one that is there already is no error.
+    /// Makes a link take every packet.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub async fn set_promiscuous(&self, index: u32, name: &str) -> Result<(), LinkError> {
+        let message = LinkUnspec::new_with_index(index).promiscuous(true).build();
+        let result = self.handle.link().change(message).execute().await;
+        result.map_err(refused(format!("make {name} take every packet")))
+    }
+
+    /// Removes an address; one that is gone is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_address(&self, index: u32, address: IpNet) -> Result<(), LinkError> {
+        let message =
+            self.handle.address().add(index, address.addr(), address.prefix_len()).message_mut().clone();
+        match self.handle.address().del(message).execute().await {
+            Err(error) if !is_errno(&error, libc::EADDRNOTAVAIL) => {
+                Err(refused(format!("remove address {address}"))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds an address with its prefix, usable at once: who gives out addresses knows that nobody else has it. One that is
+    /// there already is no error.
     ///
     /// # Errors
     /// When the link is gone.
     pub async fn add_address(&self, index: u32, address: IpNet) -> Result<(), LinkError> {
-        let request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        if address.addr().is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         match request.execute().await {
             Err(error) if !is_errno(&error, libc::EEXIST) => {
                 Err(refused(format!("add address {address}"))(error))

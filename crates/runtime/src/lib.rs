@@ -11,6 +11,7 @@ mod handlers;
 pub mod images;
 mod inspect;
 mod listing;
+mod network;
 mod record;
 mod recovery;
 mod runtime;

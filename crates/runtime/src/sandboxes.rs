@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use cni::Attachment;
 use cri::v1;
 use cri::v1::{ContainerEventType, NamespaceMode as CriMode};
 use oci::supervisor::protocol::{NamespaceMode, PidMode, PodNamespaces, Setup};
 
 use crate::error::Error;
+use crate::network;
 use crate::record::{SandboxPhase, SandboxRecord};
 use crate::runtime::{Runtime, now_ns};
 use crate::spec::{namespace_options, shares_host_uts};
@@ -75,7 +75,7 @@ impl Runtime {
         sandbox.set_supervisor(Some(supervisor.clone()));
         sandbox.update(|record| record.supervisor = Some(supervisor.process().clone()))?;
         if options.network() != CriMode::Node {
-            let attachment = attachment(&record, supervisor.process().pid);
+            let attachment = network::attachment(&record, Some(supervisor.process()));
             let network = self.cni.add(&attachment).await;
             let network = network.map_err(|source| Error::Network { sandbox: sandbox.id.clone(), source })?;
             sandbox.update(|record| {
@@ -169,8 +169,9 @@ impl Runtime {
         };
         // The address stays leased until the link has vanished with the namespace.
         if namespace_options(&record.config).network() != CriMode::Node {
-            let pid = record.supervisor.as_ref().map_or(0, |process| process.pid);
-            let released = self.cni.del(&attachment(&record, pid)).await;
+            // A pid that is another process's by now leads to another network namespace.
+            let process = record.supervisor.as_ref().filter(|process| process.is_alive());
+            let released = self.cni.del(&network::attachment(&record, process)).await;
             note("network", released.err().map(|error| error.to_string()));
         }
         let containers = self.index().containers_of(&sandbox.id);
@@ -271,19 +272,6 @@ impl Runtime {
     }
 }
 
-/// What CNI connects. The path is of use while the supervisor lives.
-fn attachment(record: &SandboxRecord, pid: i32) -> Attachment {
-    let metadata = record.config.metadata.clone().unwrap_or_default();
-    Attachment {
-        container_id: record.id.clone(),
-        netns: format!("/proc/{pid}/ns/net").into(),
-        ifname: "eth0".to_owned(),
-        pod_namespace: metadata.namespace,
-        pod_name: metadata.name,
-        pod_uid: metadata.uid,
-    }
-}
-
 /// The name under which a sandbox is known: as containerd builds it.
 pub(crate) fn sandbox_name(config: &v1::PodSandboxConfig) -> Result<String, Error> {
     let metadata =
@@ -297,9 +285,6 @@ pub(crate) fn sandbox_name(config: &v1::PodSandboxConfig) -> Result<String, Erro
 fn check(config: &v1::PodSandboxConfig, handler: &str) -> Result<(), Error> {
     handlers::check(handler)?;
     let unsupported = |what: &str| Err(Error::Spec(spec::SpecError::Unsupported(what.to_owned())));
-    if config.port_mappings.iter().any(|mapping| mapping.host_port > 0) {
-        return unsupported("a host port (port_mappings)");
-    }
     let options = namespace_options(config);
     if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == CriMode::Pod) {
         return unsupported("a user namespace (userns_options)");

@@ -9,7 +9,7 @@ use crate::spec;
 /// PodSandboxStatus.
 pub(crate) fn sandbox(record: &SandboxRecord) -> v1::PodSandboxStatus {
     let mut ips =
-        record.network.iter().flat_map(|network| &network.ips).map(|ip| ip.address.addr().to_string());
+        record.network.iter().flat_map(cni::AddResult::container_ips).map(|ip| ip.addr().to_string());
     let ip = ips.next().unwrap_or_default();
     let additional_ips = ips.map(|ip| v1::PodIp { ip }).collect();
     v1::PodSandboxStatus {

@@ -7,6 +7,9 @@ use crate::node::Node;
 /// The ports of NodePort Services, as upstream.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30_000..=32_767;
 
+/// How long a CNI plugin may take; a kubelet gives RunPodSandbox four minutes.
+const CNI_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// The one writer of netfilter rules in this process.
 pub(crate) fn netfilter() -> WriterHandle {
     Writer::spawn()
@@ -41,6 +44,7 @@ pub(crate) fn runtime(node: &Node) -> runtime::Config {
                 pod_cidrs: node.pod_cidrs.clone(),
                 mtu: None,
             }),
+            patience: CNI_PATIENCE,
         },
     }
 }
