@@ -300,7 +300,8 @@ fn log_lines_are_in_the_cri_format(server: CriServer) -> Result<()> {
             assert_eq!(fields.len(), 4, "{line}");
             let (time, zone) = (fields[0], &fields[0][fields[0].len() - 1..]);
             assert!(
-                time.len() >= "2016-10-06T00:17:09.669794202Z".len() && (zone == "Z" || time.contains('+')),
+                // RFC3339Nano as Go writes it: zeros at the end of the fraction are left out.
+                time.len() >= "2016-10-06T00:17:09Z".len() && (zone == "Z" || time.contains('+')),
                 "{line}"
             );
             assert!(["stdout", "stderr"].contains(&fields[1]), "{line}");

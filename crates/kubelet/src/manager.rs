@@ -203,17 +203,12 @@ impl Manager {
         let desired = self.node.desired.borrow().clone();
         let pods = desired.objects.pods.values();
         let wanted: BTreeSet<String> = pods.filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let is_orphan = |uid: &String| !wanted.contains(uid) && !self.workers.contains_key(uid);
         // A pod may have volumes and no sandbox yet.
-        let mut orphans: BTreeSet<String> =
-            self.node.volumes.uids().into_iter().filter(|uid| !wanted.contains(uid)).collect();
-        for sandbox in sandboxes(&self.node.cri).await? {
-            match sandbox.labels.get(POD_UID) {
-                Some(uid) if !wanted.contains(uid) && !self.workers.contains_key(uid) => {
-                    orphans.insert(uid.clone())
-                }
-                _ => false,
-            };
-        }
+        let mut orphans: BTreeSet<String> = self.node.volumes.uids().into_iter().collect();
+        let sandboxes = sandboxes(&self.node.cri).await?;
+        orphans.extend(sandboxes.iter().filter_map(|sandbox| sandbox.labels.get(POD_UID).cloned()));
+        orphans.retain(is_orphan);
         for uid in orphans {
             tracing::info!(uid, "ending a pod that no manifest asks for any more");
             let node = self.node.clone();

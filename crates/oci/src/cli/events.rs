@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use host::cgroup::usage::CpuUsage;
 use host::cgroup::{Cgroup, Version};
 use host::process;
 use serde_json::{Value, json};
@@ -83,7 +84,7 @@ fn stats(cgroup: &Cgroup) -> Value {
     let files = |controller: &str| Files(cgroup.directory_of(controller));
     let (memory, pids) = (files("memory"), files("pids"));
     let (cpu, memory) = match cgroup.version() {
-        Version::V1 => (cpu_v1(&files("cpu"), &files("cpuacct")), memory_v1(&memory)),
+        Version::V1 => (cpu_v1(&files("cpu"), &cgroup.cpu_usage().unwrap_or_default()), memory_v1(&memory)),
         Version::V2 => (cpu_v2(&files("cpu")), memory_v2(&memory)),
     };
     json!({
@@ -93,14 +94,13 @@ fn stats(cgroup: &Cgroup) -> Value {
     })
 }
 
-fn cpu_v1(cpu: &Files<'_>, accounting: &Files<'_>) -> Value {
+/// Counted where the layout counts it: by cpuacct, or by the v2 tree beside it.
+fn cpu_v1(cpu: &Files<'_>, usage: &CpuUsage) -> Value {
     let throttling = cpu.numbers("cpu.stat");
     let get = |name: &str| throttling.get(name).copied().unwrap_or(0);
     json!({
         "usage": {
-            "total": accounting.number("cpuacct.usage"),
-            "user": accounting.number("cpuacct.usage_user"),
-            "kernel": accounting.number("cpuacct.usage_sys"),
+            "total": usage.total, "user": usage.user, "kernel": usage.system,
         },
         "throttling": {
             "periods": get("nr_periods"), "throttledPeriods": get("nr_throttled"), "throttledTime": get("throttled_time"),
