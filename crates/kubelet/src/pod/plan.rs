@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Nothing is remembered between rounds but the state, the back-offs, what probes decided and hooks did: what is there is
-//! observed. [`start`] plans what is to run, [`stop`] what is to end.
+//! observed. `start` plans what is to run, `stop` what is to end.
 
 mod start;
 mod stop;
