@@ -40,7 +40,7 @@ pub(super) fn start(global: &Global, id: &str) -> Result<(), CliError> {
     // Whoever removes it has started the container; of two at once, one.
     rustix::fs::unlink(&fifo).map_err(failed)?;
     rustix::io::write(&gate, b"0").map_err(failed)?;
-    let (Some(hooks), Some(init)) = (hooks(global, &record)?, &record.init) else { return Ok(()) };
+    let (Some(hooks), Some(init)) = (hooks(&record)?, &record.init) else { return Ok(()) };
     poststart(&hooks, init.pid).inspect_err(|_| {
         if let Ok(Some(pidfd)) = init.pidfd() {
             let _ = process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
@@ -49,13 +49,12 @@ pub(super) fn start(global: &Global, id: &str) -> Result<(), CliError> {
 }
 
 /// The container's hooks, if it has any.
-fn hooks(global: &Global, record: &Record) -> Result<Option<HooksPlan>, CliError> {
+fn hooks(record: &Record) -> Result<Option<HooksPlan>, CliError> {
     if !record.hooks {
         return Ok(None);
     }
-    let spec = record.spec(global)?;
-    plan::plan_hooks(&spec, Some(&record.id), &record.bundle)
-        .map_err(|error| CliError::new(error.to_string()))
+    let spec = record.spec()?;
+    plan::plan_hooks(spec, Some(&record.id), &record.bundle).map_err(|error| CliError::new(error.to_string()))
 }
 
 /// A container one of whose poststart hooks fails must not run on.
@@ -66,7 +65,7 @@ pub(super) fn poststart(hooks: &HooksPlan, pid: i32) -> Result<(), CliError> {
 
 /// What fails here is told, and ends nothing: the container is going anyhow.
 pub(super) fn poststop(global: &Global, record: &Record) {
-    let outcome = hooks(global, record).and_then(|hooks| match hooks {
+    let outcome = hooks(record).and_then(|hooks| match hooks {
         Some(hooks) => launch::hooks::run(&hooks, HookPoint::Poststop, 0)
             .map_err(|error| CliError::because("run the hooks", &error)),
         None => Ok(()),

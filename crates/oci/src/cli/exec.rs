@@ -27,16 +27,16 @@ pub(super) fn exec(global: &Global, exec: &Exec) -> Result<u8, CliError> {
             return Err(CliError::new("cannot exec in a stopped container"));
         }
     }
-    let spec = record.spec(global)?;
-    let process = session_process(&spec, exec)?;
+    let spec = record.spec()?;
+    let process = session_process(spec, exec)?;
     let cgroup = match &exec.cgroup {
         None => record.cgroup_path.clone(),
         Some(below) => format!("{}/{}", record.cgroup_path, below.trim_matches('/')),
     };
     let cgroups = CgroupManager::detect().map_err(|error| CliError::because("look for cgroups", &error))?;
     check_cgroup(&cgroups, &cgroup)?;
-    let (mut plan, namespaces) = plan::plan_session(&spec, &process, Some(cgroup))
-        .map_err(|error| CliError::new(error.to_string()))?;
+    let (mut plan, namespaces) =
+        plan::plan_session(spec, &process, Some(cgroup)).map_err(|error| CliError::new(error.to_string()))?;
     plan.process.preserve_fds = exec.preserve_fds;
     let init = record.init.ok_or_else(|| CliError::new("cannot exec in a stopped container"))?;
     let target = ExecTarget { init, namespaces };

@@ -17,8 +17,6 @@ use super::args::Global;
 /// The fifo at which a created container waits; that it exists means that nobody has started it.
 pub(super) const FIFO: &str = "exec.fifo";
 const STATE: &str = "state.json";
-/// The spec that the container was made from; its bundle may change or go.
-const CONFIG: &str = "config.json";
 /// How long processes of a killed container may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -34,6 +32,10 @@ pub(super) struct Record {
     /// Whether its spec has hooks.
     #[serde(default)]
     pub(super) hooks: bool,
+    /// What it is made from, for sessions and hooks to come: its bundle may change or go. In this file, as each further one costs a start a good part of a
+    /// millisecond where the root is on a disk.
+    #[serde(default)]
+    pub(super) spec: Option<Spec>,
     /// `None` until there is one.
     pub(super) init: Option<ProcessId>,
 }
@@ -147,21 +149,11 @@ impl Record {
         state
     }
 
-    /// Keeps the spec for sessions and hooks to come.
-    pub(super) fn save_spec(&self, global: &Global, spec: &Spec) -> Result<(), CliError> {
-        let path = global.root.join(&self.id).join(CONFIG);
-        serde_json::to_vec(spec)
-            .map_err(std::io::Error::from)
-            .and_then(|text| state_file::write_atomic(&path, &text, 0o600))
-            .map_err(|error| CliError::because(&format!("write {}", path.display()), &error))
-    }
-
     /// The spec that the container was made from.
-    pub(super) fn spec(&self, global: &Global) -> Result<Spec, CliError> {
-        let path = global.root.join(&self.id).join(CONFIG);
-        std::fs::read(&path)
-            .and_then(|text| serde_json::from_slice(&text).map_err(std::io::Error::from))
-            .map_err(|error| CliError::because(&format!("read {}", path.display()), &error))
+    pub(super) fn spec(&self) -> Result<&Spec, CliError> {
+        self.spec.as_ref().ok_or_else(|| {
+            CliError::new("the record of the container has no spec; delete the container and make it anew")
+        })
     }
 
     /// Removes cgroup and directory, killing what is still there. Gone already is fine.
@@ -174,7 +166,7 @@ impl Record {
 
 /// Removes a container's directory: the known files and the directory itself, and the whole tree if there is more.
 pub(super) fn remove_directory(directory: &Path) -> Result<(), CliError> {
-    for name in [STATE, CONFIG, FIFO] {
+    for name in [STATE, FIFO] {
         let _ = std::fs::remove_file(directory.join(name));
     }
     let outcome = match std::fs::remove_dir(directory) {

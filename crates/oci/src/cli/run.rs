@@ -119,7 +119,6 @@ impl Prepared {
     ) -> Result<Started, CliError> {
         let mut record = self.record(&create.id);
         record.save(global)?;
-        record.save_spec(global, &self.spec)?;
         let gate = match release {
             Release::AtOnce => None,
             Release::AtStart => Some(make_gate(directory)?),
@@ -165,6 +164,7 @@ impl Prepared {
             annotations,
             cgroup_path: self.cgroup_path.clone(),
             hooks: self.plan.hooks.is_some(),
+            spec: Some(self.spec.clone()),
             init: None,
         }
     }
