@@ -13,6 +13,7 @@ pub mod parts;
 pub mod program;
 pub mod registry;
 pub mod requests;
+pub mod stories;
 pub mod story;
 pub mod test_host;
 pub mod uml;

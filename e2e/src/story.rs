@@ -155,6 +155,15 @@ impl Story {
         self.crictl(&["logs", &container_id(pod)?])
     }
 
+    /// What the first container of a pod wrote, when all have ended well; its last line is `end`.
+    ///
+    /// # Errors
+    /// When the pod does not succeed, or the log does not end so.
+    pub fn output(&self, name: &str) -> Result<String> {
+        let pod = self.pod_until(name, "the pod succeeds", |pod| pod["status"]["phase"] == "Succeeded")?;
+        eventually("its log is complete", || self.logs(&pod).ok().filter(|text| text.ends_with("end\n")))
+    }
+
     /// Pid and start time of a container as CRI tells them.
     ///
     /// # Errors

@@ -9,24 +9,12 @@ use cri::v1::{
     ContainerEventType, ContainerState, GetEventsRequest, PodSandboxStatusRequest, RemoveContainerRequest,
     RemovePodSandboxRequest, StopPodSandboxRequest,
 };
-use e2e::cri_server::{CriServer, Implementation};
+use e2e::cri_server::CriServer;
 use e2e::requests::{self, container, create, exec, pod, run_pod, run_to_end, start, status, stop};
 use e2e::{image, registry::Registry};
 use tonic::Code;
 
-/// Declares each story once per implementation.
-macro_rules! stories {
-    ($($name:ident),* $(,)?) => {
-        mod on_podwright {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::Implementation::Podwright, super::$name); })*
-        }
-        mod on_containerd {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::Implementation::Containerd, super::$name); })*
-        }
-    };
-}
-
-stories! {
+e2e::cri_stories! {
     crictl_shows_version_and_a_ready_runtime,
     crictl_drives_the_whole_life_of_a_pod,
     crictl_pulls_from_a_registry_through_its_mirror,
@@ -49,15 +37,6 @@ stories! {
     exec_ends_at_its_timeout,
     events_tell_the_life_of_a_container,
     garbage_on_the_socket_hurts_nobody_else,
-}
-
-type Story = fn(CriServer) -> Result<()>;
-
-fn run(implementation: Implementation, story: Story) {
-    let server = CriServer::start(implementation).expect("start the CRI server");
-    if let Err(error) = story(server) {
-        panic!("{error:?}");
-    }
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {

@@ -19,33 +19,12 @@ use e2e::test_host::{eventually, output_of, program};
 use e2e::{Node, TestHost, image};
 use tonic::transport::Channel;
 
-/// Declares each story once per implementation.
-macro_rules! stories {
-    ($($name:ident),* $(,)?) => {
-        mod on_podwright {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::Implementation::Podwright, super::$name); })*
-        }
-        mod on_containerd {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::Implementation::Containerd, super::$name); })*
-        }
-    };
-}
-
-stories! {
+e2e::cri_stories! {
     an_image_has_one_id_everywhere,
     removing_an_image_by_one_tag_removes_its_other_tags,
     a_registry_with_a_password_lets_in_who_has_it,
     an_image_built_by_buildah_is_pulled_and_runs,
     every_packing_of_a_layer_and_a_list_of_platforms_is_pulled,
-}
-
-type CriStory = fn(CriServer) -> Result<()>;
-
-fn run(implementation: Implementation, story: CriStory) {
-    let server = CriServer::start(implementation).expect("start the CRI server");
-    if let Err(error) = story(server) {
-        panic!("{error:?}");
-    }
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {

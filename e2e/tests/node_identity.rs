@@ -3,7 +3,6 @@
 use anyhow::{Context, Result};
 use e2e::TestHost;
 use e2e::story::{Story, container_id};
-use e2e::test_host::eventually;
 use serde_json::Value;
 
 /// A pod that runs a script in its only container; both extras are more fields, of its spec and of its container.
@@ -25,12 +24,6 @@ spec:
     - |
 {script}{container}"
     )
-}
-
-/// What the pod's first container wrote, when all have ended well.
-fn output(story: &Story, name: &str) -> Result<String> {
-    let pod = story.pod_until(name, "the pod succeeds", |pod| pod["status"]["phase"] == "Succeeded")?;
-    eventually("its log is complete", || story.logs(&pod).ok().filter(|text| text.ends_with("end\n")))
 }
 
 fn waiting(pod: &Value) -> String {
@@ -55,7 +48,7 @@ echo end";
     let of_node: String = of_node.into_iter().collect::<Result<Vec<_>>>()?.concat();
     let first = std::fs::read_to_string("/proc/1/comm")?;
     let expect = format!("{of_node}{first}# Kubernetes-managed hosts file (host network).\n192.0.2.2\nend\n");
-    assert_eq!(output(&story, "host")?, expect);
+    assert_eq!(story.output("host")?, expect);
     Ok(())
 }
 
@@ -102,7 +95,7 @@ nameserver 192.0.2.53
 options ndots:3 edns0
 end
 ";
-    assert_eq!(output(&story, "named")?, expect);
+    assert_eq!(story.output("named")?, expect);
     Ok(())
 }
 
@@ -140,8 +133,8 @@ NoNewPrivs: 1
 0
 end
 ";
-    assert_eq!(output(&story, "strict")?, expect);
-    let merged = output(&story, "merged")?;
+    assert_eq!(story.output("strict")?, expect);
+    let merged = story.output("merged")?;
     let mut groups: Vec<&str> = merged.lines().next().context("groups")?.split(' ').collect();
     groups.sort_unstable();
     assert_eq!(groups, ["100", "44", "55", "66"], "the image's own groups too");
@@ -166,7 +159,7 @@ fn a_seccomp_profile_of_the_node_confines_and_a_missing_one_is_waited_for() -> R
     ];
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
     let story = Story::start_on(host, &files, &[])?;
-    assert_eq!(output(&story, "confined")?, "refused\nallowed\nend\n");
+    assert_eq!(story.output("confined")?, "refused\nallowed\nend\n");
     let absent = story.pod_until("absent", "it waits", |pod| waiting(pod).contains("absent.json"))?;
     assert!(waiting(&absent).starts_with("CreateContainer"), "{}", absent["status"]);
     Ok(())

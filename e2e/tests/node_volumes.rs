@@ -47,12 +47,6 @@ spec:
     )
 }
 
-/// What the pod's only container wrote, when it has ended well.
-fn output(story: &Story, name: &str) -> Result<String> {
-    let pod = story.pod_until(name, "the pod succeeds", |pod| pod["status"]["phase"] == "Succeeded")?;
-    eventually("its log is complete", || story.logs(&pod).ok().filter(|text| text.ends_with("end\n")))
-}
-
 /// The mounts of the node below its kubelet's directory.
 fn mounts(story: &Story) -> Result<String> {
     let below = story.host.path().join("root/kubelet").display().to_string();
@@ -97,7 +91,7 @@ echo end";
       limits: {cpu: 250m, memory: 64Mi}
 ";
     let story = Story::start(&[("pod.yaml", &(OBJECTS.to_owned() + &once("vars", script, "", container)))])?;
-    let told = output(&story, "vars")?;
+    let told = story.output("vars")?;
     let pod = story.object("Pod", "vars").context("the pod")?;
     let node = pod["spec"]["nodeName"].as_str().context("a node name")?;
     let expect = format!(
@@ -187,7 +181,7 @@ f
 logs
 end
 ";
-    assert_eq!(output(&story, "all")?, expect);
+    assert_eq!(story.output("all")?, expect);
     let mounted = mounts(&story)?;
     assert!(mounted.contains("volume-subpaths/settings/c/"), "{mounted}");
     std::fs::remove_file(story.manifests.join("pod.yaml"))?;
@@ -251,7 +245,7 @@ fn what_a_volume_lacks_is_told_and_waited_for() -> Result<()> {
         })?;
     }
     story.write("objects.yaml", OBJECTS)?;
-    output(&story, "late").map(drop)
+    story.output("late").map(drop)
 }
 
 #[test]
@@ -303,7 +297,7 @@ echo end";
 ";
     let story = Story::start_on(host, &[("pod.yaml", &once("rro", script, &extra, container))], &[])?;
     let expect = "plain is read-only\nbelow plain is not\nbelow deep is read-only\nend\n";
-    assert_eq!(output(&story, "rro")?, expect);
+    assert_eq!(story.output("rro")?, expect);
     Ok(())
 }
 
@@ -352,7 +346,7 @@ echo end";
     let out = "    volumeMounts:\n    - {name: deep, mountPath: /out, subPath: data/out}\n";
     story.write("out.yaml", &once("out", "echo end", extra, out))?;
     let expect = "one\ntwo\ntwo\none\nthree\nwhited out\nread-only\nnot executable\nend\n";
-    assert_eq!(output(&story, "image")?, expect);
+    assert_eq!(story.output("image")?, expect);
     // Its link leads to the image's own /root, which it has not.
     story.pod_until("out", "it cannot start", |pod| pod["status"]["phase"] == "Failed")?;
     Ok(())

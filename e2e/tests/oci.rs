@@ -6,19 +6,7 @@ use e2e::bundle::{Bundle, OciRuntime};
 use e2e::test_host::{eventually, output_of, text_of};
 use serde_json::json;
 
-/// Declares each story once per implementation.
-macro_rules! stories {
-    ($($name:ident),* $(,)?) => {
-        mod on_podwright {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Podwright, super::$name); })*
-        }
-        mod on_runc {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Runc, super::$name); })*
-        }
-    };
-}
-
-stories! {
+e2e::oci_stories! {
     run_gives_the_exit_code_and_output,
     run_tells_of_a_signal_as_128_plus_its_number,
     create_waits_for_start,
@@ -43,14 +31,6 @@ stories! {
     a_working_directory_that_leaks_is_refused,
     mount_targets_do_not_follow_links_out_of_the_root,
     nothing_is_inherited_but_stdio,
-}
-
-type Story = fn(OciRuntime) -> Result<()>;
-
-fn run(runtime: OciRuntime, story: Story) {
-    if let Err(error) = story(runtime) {
-        panic!("{error:?}");
-    }
 }
 
 /// Runs the script to its end and gives what it wrote; fails on another code than 0.

@@ -6,19 +6,7 @@ use e2e::bundle::{Bundle, OciRuntime};
 use e2e::test_host::{eventually, output_of, text_of};
 use serde_json::{Value, json};
 
-/// Declares each story once per implementation.
-macro_rules! stories {
-    ($($name:ident),* $(,)?) => {
-        mod on_podwright {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Podwright, super::$name); })*
-        }
-        mod on_runc {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Runc, super::$name); })*
-        }
-    };
-}
-
-stories! {
+e2e::oci_stories! {
     exec_runs_beside_the_init_with_its_environment,
     exec_takes_a_process_from_a_file_and_detaches,
     exec_gives_exit_codes_and_255_when_it_cannot_start,
@@ -33,14 +21,6 @@ stories! {
     features_and_version_are_told,
     errors_go_to_the_log_as_json,
     checkpoints_of_what_does_not_run_are_refused,
-}
-
-type Story = fn(OciRuntime) -> Result<()>;
-
-fn run(runtime: OciRuntime, story: Story) {
-    if let Err(error) = story(runtime) {
-        panic!("{error:?}");
-    }
 }
 
 /// A running container.

@@ -6,32 +6,12 @@ use e2e::bundle::{Bundle, OciRuntime};
 use e2e::test_host::{output_of, text_of};
 use serde_json::{Value, json};
 
-/// Declares each story once per implementation.
-macro_rules! stories {
-    ($($name:ident),* $(,)?) => {
-        mod on_podwright {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Podwright, super::$name); })*
-        }
-        mod on_runc {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Runc, super::$name); })*
-        }
-    };
-}
-
-stories! {
+e2e::oci_stories! {
     hooks_run_in_their_order_and_read_the_state,
     a_hook_sees_the_namespaces_of_its_point,
     a_failing_hook_stops_the_start_and_nothing_is_left,
     a_hook_that_takes_too_long_is_killed,
     a_failing_poststop_hook_does_not_stop_the_delete,
-}
-
-type Story = fn(OciRuntime) -> Result<()>;
-
-fn run(runtime: OciRuntime, story: Story) {
-    if let Err(error) = story(runtime) {
-        panic!("{error:?}");
-    }
 }
 
 /// A hook that runs a shell script.

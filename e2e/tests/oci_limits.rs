@@ -6,30 +6,10 @@ use e2e::bundle::{Bundle, OciRuntime};
 use e2e::test_host::text_of;
 use serde_json::{Value, json};
 
-/// Declares each story once per implementation.
-macro_rules! stories {
-    ($($name:ident),* $(,)?) => {
-        mod on_podwright {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Podwright, super::$name); })*
-        }
-        mod on_runc {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Runc, super::$name); })*
-        }
-    };
-}
-
-stories! {
+e2e::oci_stories! {
     rates_of_a_device_reach_the_cgroup,
     memory_cpu_and_cpuset_limits_reach_the_cgroup,
     a_limit_that_this_machine_cannot_hold_is_an_error,
-}
-
-type Story = fn(OciRuntime) -> Result<()>;
-
-fn run(runtime: OciRuntime, story: Story) {
-    if let Err(error) = story(runtime) {
-        panic!("{error:?}");
-    }
 }
 
 /// What a container with these resources reads in its own cgroups.

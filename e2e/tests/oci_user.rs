@@ -6,19 +6,7 @@ use e2e::bundle::{Bundle, OciRuntime};
 use e2e::test_host::{output_of, program, text_of};
 use serde_json::json;
 
-/// Declares each story once per implementation.
-macro_rules! stories {
-    ($($name:ident),* $(,)?) => {
-        mod on_podwright {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Podwright, super::$name); })*
-        }
-        mod on_runc {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Runc, super::$name); })*
-        }
-    };
-}
-
-stories! {
+e2e::oci_stories! {
     root_inside_is_nobody_outside,
     devices_mounts_and_limits_are_there,
     a_session_joins_the_user_namespace,
@@ -27,14 +15,6 @@ stories! {
 
 /// Where ids of the container begin on the host.
 const HOST_ID: u32 = 100_000;
-
-type Story = fn(OciRuntime) -> Result<()>;
-
-fn run(runtime: OciRuntime, story: Story) {
-    if let Err(error) = story(runtime) {
-        panic!("{error:?}");
-    }
-}
 
 /// A bundle with a user namespace, whose root belongs to its root.
 fn mapped(runtime: OciRuntime, script: &str) -> Result<Bundle> {

@@ -9,19 +9,7 @@ use e2e::bundle::{Bundle, OciRuntime};
 use e2e::test_host::{output_of, text_of};
 use serde_json::{Value, json};
 
-/// Declares each story once per implementation.
-macro_rules! stories {
-    ($($name:ident),* $(,)?) => {
-        mod on_podwright {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Podwright, super::$name); })*
-        }
-        mod on_runc {
-            $(#[test] #[ignore = "needs root"] fn $name() { super::run(super::OciRuntime::Runc, super::$name); })*
-        }
-    };
-}
-
-stories! {
+e2e::oci_stories! {
     cve_2019_5736_the_runtime_cannot_be_overwritten_from_inside,
     cve_2021_30465_mount_targets_stay_inside_while_links_are_swapped,
     cve_2022_29162_nothing_is_inheritable,
@@ -32,14 +20,6 @@ stories! {
     cve_2025_31133_a_mask_is_made_from_the_hosts_null_device,
     cve_2025_52881_settings_are_written_to_the_real_procfs,
     cve_2026_41579_dev_of_the_image_is_not_followed,
-}
-
-type Story = fn(OciRuntime) -> Result<()>;
-
-fn run(runtime: OciRuntime, story: Story) {
-    if let Err(error) = story(runtime) {
-        panic!("{error:?}");
-    }
 }
 
 /// A running container.
