@@ -57,6 +57,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     let mut node = Node::here(&file.complete(&args.node))?;
     file.apply(&mut node);
+    file.tell();
     until_signal(node, Role::Node { manifests: args.files.clone() })
 }
 
