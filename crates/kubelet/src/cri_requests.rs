@@ -57,6 +57,7 @@ pub(crate) fn sandbox(
     log_directory: &str,
     cgroup_parent: &str,
     dns: DnsConfig,
+    cluster_domain: &str,
 ) -> Result<PodSandboxConfig, String> {
     let meta = &pod.source.metadata;
     let mut labels: HashMap<String, String> = meta.labels.clone().unwrap_or_default().into_iter().collect();
@@ -73,7 +74,7 @@ pub(crate) fn sandbox(
             namespace: pod.namespace.clone(),
             attempt,
         }),
-        hostname: if on_host_network(pod) { String::new() } else { kernel_name(pod)? },
+        hostname: if on_host_network(pod) { String::new() } else { kernel_name(pod, cluster_domain)? },
         log_directory: log_directory.to_owned(),
         dns_config: Some(dns),
         port_mappings: port_mappings(pod),
@@ -346,7 +347,8 @@ mod tests {
     fn a_sandbox_publishes_ports_only_of_a_network_of_its_own() {
         let ports = json!({ "ports": [{ "containerPort": 80, "hostPort": 8080, "protocol": "UDP", "hostIP": "127.0.0.1" }, { "containerPort": 81 }] });
         let made = |spec: Value| {
-            sandbox(&pod(spec, ports.clone()), 0, "", "", DnsConfig::default()).expect("made").port_mappings
+            let pod = pod(spec, ports.clone());
+            sandbox(&pod, 0, "", "", DnsConfig::default(), "").expect("made").port_mappings
         };
         let mappings = made(json!({}));
         assert_eq!((mappings.len(), mappings[0].host_port, mappings[0].protocol()), (1, 8080, Protocol::Udp));

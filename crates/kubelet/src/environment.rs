@@ -7,8 +7,11 @@ use manifest::{ObjectKey, Objects};
 
 use crate::downward::{self, PodFacts};
 use crate::pod::model::Pod;
+use crate::services;
+use crate::static_pod::is_static;
 
-/// The variables in order. A reference to something that is missing is an error unless it is optional.
+/// The variables in order, those of Services first. A reference to something that is missing is an error unless it is
+/// optional.
 ///
 /// # Errors
 /// What is missing: the container waits with CreateContainerConfigError.
@@ -16,9 +19,10 @@ pub(crate) fn render(
     pod: &Pod,
     container: &v1::Container,
     objects: &Objects,
+    services: Option<&[v1::Service]>,
     facts: &PodFacts,
 ) -> Result<Vec<(String, String)>, String> {
-    let mut variables: Vec<(String, String)> = Vec::new();
+    let mut variables = of_services(pod, services)?;
     for source in container.env_from.iter().flatten() {
         let prefix = source.prefix.clone().unwrap_or_default();
         for (key, value) in from_object(pod, source, objects)? {
@@ -36,6 +40,17 @@ pub(crate) fn render(
         }
     }
     Ok(variables)
+}
+
+/// Services must have been read: a container keeps the variables with which it started. A static pod may be what brings
+/// the API server up, and does not wait.
+fn of_services(pod: &Pod, services: Option<&[v1::Service]>) -> Result<Vec<(String, String)>, String> {
+    let links = pod.source.spec.as_ref().and_then(|spec| spec.enable_service_links).unwrap_or(true);
+    match services {
+        Some(services) => Ok(services::variables(services, &pod.namespace, links)),
+        None if is_static(pod) => Ok(Vec::new()),
+        None => Err("services have not yet been read at least once, cannot construct envvars".into()),
+    }
 }
 
 fn set(variables: &mut Vec<(String, String)>, name: String, value: String) {

@@ -1,9 +1,9 @@
 //! /etc/hosts and resolv.conf of a pod: pure, but for reading the node's files.
 
-use std::path::Path;
-
 use cri::v1::DnsConfig;
 
+use crate::Config;
+use crate::cri_requests::on_host_network;
 use crate::names;
 use crate::pod::model::Pod;
 
@@ -13,7 +13,8 @@ const MAX_SEARCHES: usize = 32;
 const MAX_SEARCH_LINE: usize = 2048;
 
 /// The managed /etc/hosts of a pod with a network of its own; one on the host's network has the host's, with its aliases.
-pub(crate) fn render_hosts(pod: &Pod, hostname: &str, ips: &[String], of_node: Option<&str>) -> String {
+pub(crate) fn render_hosts(pod: &Pod, cluster: &str, ips: &[String], of_node: Option<&str>) -> String {
+    let hostname = names::hostname(pod);
     let mut text = match of_node {
         Some(hosts) => format!("# Kubernetes-managed hosts file (host network).\n{hosts}"),
         None => "# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n\
@@ -21,7 +22,8 @@ pub(crate) fn render_hosts(pod: &Pod, hostname: &str, ips: &[String], of_node: O
             .to_owned(),
     };
     if of_node.is_none() {
-        let domain = names::domain(pod).map_or_else(String::new, |domain| format!("{hostname}.{domain}\t"));
+        let domain =
+            names::domain(pod, cluster).map_or_else(String::new, |domain| format!("{hostname}.{domain}\t"));
         ips.iter().for_each(|ip| text += &format!("{ip}\t{domain}{hostname}\n"));
     }
     let aliases = pod.source.spec.as_ref().and_then(|spec| spec.host_aliases.as_ref());
@@ -42,15 +44,25 @@ pub(crate) struct Dns {
     pub(crate) omitted: Vec<String>,
 }
 
+/// What upstream tells where pods ask for a cluster DNS and there is none.
+pub(crate) const NO_CLUSTER_DNS: &str = "kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" policy. Falling back to \"Default\" policy.";
+
 /// What CRI gets. Without a cluster DNS, ClusterFirst is Default.
-pub(crate) fn dns_of(pod: &Pod, node_resolv_conf: &Path) -> Dns {
-    render_dns(pod, &std::fs::read_to_string(node_resolv_conf).unwrap_or_default())
+pub(crate) fn dns_of(pod: &Pod, config: &Config) -> Dns {
+    let of_node = std::fs::read_to_string(&config.resolv_conf).unwrap_or_default();
+    let servers: Vec<String> = config.cluster_dns.iter().map(ToString::to_string).collect();
+    render_dns(pod, &of_node, &servers, &config.cluster_domain)
 }
 
-fn render_dns(pod: &Pod, of_node: &str) -> Dns {
+fn render_dns(pod: &Pod, of_node: &str, cluster_servers: &[String], domain: &str) -> Dns {
     let spec = pod.source.spec.clone().unwrap_or_default();
     let mut dns = match spec.dns_policy.as_deref() {
         Some("None") => DnsConfig::default(),
+        _ if wants_cluster_dns(pod) && !cluster_servers.is_empty() => DnsConfig {
+            servers: cluster_servers.to_vec(),
+            searches: cluster_searches(pod, domain).chain(parse_resolv_conf(of_node).searches).collect(),
+            options: vec!["ndots:5".into()],
+        },
         _ => parse_resolv_conf(of_node),
     };
     if let Some(extra) = spec.dns_config {
@@ -66,6 +78,22 @@ fn render_dns(pod: &Pod, of_node: &str) -> Dns {
     unique(&mut dns.servers);
     unique(&mut dns.searches);
     limit(dns)
+}
+
+/// Services of the pod's namespace by their name alone.
+fn cluster_searches(pod: &Pod, domain: &str) -> impl Iterator<Item = String> {
+    let searches = [format!("{}.svc.{domain}", pod.namespace), format!("svc.{domain}"), domain.to_owned()];
+    searches.into_iter().filter(|_| !domain.is_empty())
+}
+
+/// Whether a pod asks for the cluster's name servers; on the node's network only where it insists.
+pub(crate) fn wants_cluster_dns(pod: &Pod) -> bool {
+    let policy = pod.source.spec.as_ref().and_then(|spec| spec.dns_policy.as_deref());
+    match policy {
+        Some("ClusterFirstWithHostNet") => true,
+        None | Some("ClusterFirst") => !on_host_network(pod),
+        Some(_) => false,
+    }
 }
 
 fn limit(mut dns: DnsConfig) -> Dns {
@@ -89,13 +117,6 @@ fn limit(mut dns: DnsConfig) -> Dns {
         ));
     }
     Dns { config: dns, omitted }
-}
-
-/// Whether a pod asks for a cluster DNS that a standalone node does not have.
-pub(crate) fn misses_cluster_dns(pod: &Pod) -> bool {
-    let spec = pod.source.spec.as_ref();
-    let policy = spec.and_then(|spec| spec.dns_policy.as_deref());
-    matches!(policy, None | Some("ClusterFirst" | "ClusterFirstWithHostNet"))
 }
 
 fn parse_resolv_conf(text: &str) -> DnsConfig {
@@ -139,7 +160,7 @@ mod tests {
         let of_node = "search node\nnameserver 192.0.2.1\noptions ndots:2\n";
         let dns = |mut spec: serde_json::Value| {
             spec["containers"] = serde_json::json!([{ "name": "a", "image": "i" }]);
-            render_dns(&pod_of(spec), of_node)
+            render_dns(&pod_of(spec), of_node, &[], "cluster.local")
         };
         let extra = serde_json::json!({
             "nameservers": ["192.0.2.9"], "searches": ["own", "node"], "options": [{ "name": "ndots", "value": "5" }, { "name": "edns0" }],
@@ -163,17 +184,43 @@ mod tests {
     }
 
     #[test]
+    fn the_cluster_s_name_servers_are_for_those_who_ask_for_them() {
+        use crate::pod::model::tests::pod_of;
+        let of_node = "search node\nnameserver 192.0.2.1\noptions ndots:2\n";
+        let dns = |policy: &str, host_network: bool, domain: &str| {
+            let spec = serde_json::json!({
+                "dnsPolicy": policy, "hostNetwork": host_network, "containers": [{ "name": "a", "image": "i" }],
+            });
+            render_dns(&pod_of(spec), of_node, &["10.96.0.10".into()], domain).config
+        };
+        for (policy, host_network, expect) in [
+            ("ClusterFirst", false, "10.96.0.10"),
+            ("ClusterFirst", true, "192.0.2.1"),
+            ("ClusterFirstWithHostNet", true, "10.96.0.10"),
+            ("Default", false, "192.0.2.1"),
+        ] {
+            assert_eq!(dns(policy, host_network, "c.local").servers, [expect], "{policy} {host_network}");
+        }
+        let made = dns("ClusterFirst", false, "c.local");
+        assert_eq!(made.searches, ["default.svc.c.local", "svc.c.local", "c.local", "node"]);
+        assert_eq!(made.options, ["ndots:5"]);
+        assert_eq!(dns("ClusterFirst", false, "").searches, ["node"], "a cluster without a domain");
+    }
+
+    #[test]
     fn hosts_names_the_pod() {
         let pod = crate::pod::model::tests::pod(&["a"]);
-        let text = render_hosts(&pod, "web", &["10.85.0.2".into()], None);
-        assert!(text.ends_with("10.85.0.2\tweb\n"), "{text}");
-        assert!(render_hosts(&pod, "web", &[], Some("192.0.2.1 node\n")).ends_with("192.0.2.1 node\n"));
+        let text = render_hosts(&pod, "c.local", &["10.85.0.2".into()], None);
+        assert!(text.ends_with("10.85.0.2\tp\n"), "{text}");
+        assert!(render_hosts(&pod, "c.local", &[], Some("192.0.2.1 node\n")).ends_with("192.0.2.1 node\n"));
         let spec = serde_json::json!({
-            "subdomain": "s", "hostAliases": [{ "ip": "192.0.2.7", "hostnames": ["x", "y"] }],
+            "hostname": "web", "subdomain": "s", "hostAliases": [{ "ip": "192.0.2.7", "hostnames": ["x", "y"] }],
             "containers": [{ "name": "a", "image": "i" }],
         });
-        let text = render_hosts(&crate::pod::model::tests::pod_of(spec), "web", &["10.85.0.2".into()], None);
-        let expect = "10.85.0.2\tweb.s.default.svc.cluster.local\tweb\n\n# Entries added by HostAliases.\n192.0.2.7\tx\ty\n";
+        let text =
+            render_hosts(&crate::pod::model::tests::pod_of(spec), "c.local", &["10.85.0.2".into()], None);
+        let expect =
+            "10.85.0.2\tweb.s.default.svc.c.local\tweb\n\n# Entries added by HostAliases.\n192.0.2.7\tx\ty\n";
         assert!(text.ends_with(expect), "{text}");
     }
 }

@@ -3,6 +3,7 @@
 //! It speaks CRI and knows no pids, no mounts of containers, no netlink. It owns volumes and the pod and QoS cgroups, on any
 //! runtime. Begin with [`pod::plan`].
 
+pub mod admission;
 mod cgroups;
 mod cri_requests;
 mod downward;
@@ -10,23 +11,29 @@ mod environment;
 mod events;
 mod hosts;
 mod image_gc;
+mod inputs;
 mod log_rotation;
 mod manager;
 mod names;
 pub mod pod;
 mod probe;
 mod report;
+mod services;
+mod static_pod;
 mod time;
+mod tokens;
 mod volumes;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use image_gc::ImageGcPolicy;
+pub use inputs::Inputs;
 pub use log_rotation::LogRotationPolicy;
 pub use manager::run;
 pub use report::{NodeReport, StartTimes};
 pub use time::BootTime;
+pub use tokens::{Token, TokenRequest, TokenSource};
 
 /// Where a kubelet keeps its things, and what it knows of its node.
 #[derive(Clone, Debug)]
@@ -45,6 +52,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// The node's resolv.conf.
     pub resolv_conf: PathBuf,
+    /// The cluster's name servers; without one, pods that ask for them get the node's.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The domain of Services and pods: `cluster.local`.
+    pub cluster_domain: String,
     /// When images are removed.
     pub image_gc: ImageGcPolicy,
     /// When logs of containers are rotated.

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
+use crate::admission::{self, NodeFacts, Rejection};
 use crate::cgroups::PodCgroups;
 use crate::cri_requests::{GRACE, POD_UID};
 use crate::downward::Capacity;
@@ -23,7 +24,7 @@ use crate::pod::worker::{self, Node, Wish, Worker};
 use crate::report::{NodeReport, Reporter, StartTimes};
 use crate::time::wall_ns;
 use crate::volumes::Volumes;
-use crate::{Config, KubeletError};
+use crate::{Config, Inputs, KubeletError};
 
 /// The safety net under the event stream: with our own runtime nothing depends on it.
 const RELIST: Duration = Duration::from_secs(10);
@@ -41,6 +42,7 @@ struct Handle {
 /// When a directory cannot be made, the machine's cgroups are unknown, or the runtime does not answer at the start.
 pub async fn run(
     config: Config,
+    inputs: Inputs,
     cri: Channel,
     desired: watch::Receiver<Arc<Loaded>>,
     report: watch::Sender<Arc<NodeReport>>,
@@ -57,6 +59,7 @@ pub async fn run(
         reporter: Reporter::new(config.node_name.clone(), report),
         cri,
         desired,
+        inputs,
         config,
     });
     let mut manager =
@@ -156,19 +159,23 @@ impl Manager {
     }
 
     fn start(&mut self, key: ObjectKey, uid: String, source: &Arc<v1::Pod>) {
-        let pod = match admit(source) {
-            Ok(pod) => pod,
-            Err(problems) => {
-                let message = problems.join("; ");
-                tracing::warn!(pod = %key, message, "pod rejected");
+        match self.admit(source) {
+            Ok(pod) => self.spawn(key, pod, Wish::Run),
+            Err(rejection) => {
+                tracing::warn!(pod = %key, reason = rejection.reason, rejection.message, "pod rejected");
                 let mut told = (**source).clone();
-                told.status = Some(render_rejected(&message, wall_ns()));
+                told.status = Some(render_rejected(&rejection, wall_ns()));
                 self.node.reporter.pod(&uid, told, StartTimes::default());
                 self.rejected.insert(uid);
-                return;
             }
-        };
-        self.spawn(key, pod, Wish::Run);
+        }
+    }
+
+    /// What is understood, and fits on this node.
+    fn admit(&self, source: &Arc<v1::Pod>) -> Result<Pod, Rejection> {
+        let pod = admit(source).map_err(|problems| Rejection::unsupported(&problems))?;
+        let facts = NodeFacts { has_tokens: self.node.inputs.tokens.is_some() };
+        admission::admit(&pod, &facts).map(|()| pod)
     }
 
     fn spawn(&mut self, key: ObjectKey, pod: Pod, wish: Wish) {

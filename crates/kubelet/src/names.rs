@@ -2,8 +2,6 @@
 
 use crate::pod::model::Pod;
 
-/// The cluster's domain where nobody says otherwise.
-const CLUSTER_DOMAIN: &str = "cluster.local";
 /// The kernel's limit for a host name.
 const KERNEL_NAME: usize = 64;
 
@@ -15,21 +13,21 @@ pub(crate) fn hostname(pod: &Pod) -> String {
     name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }
 
-/// `SUBDOMAIN.NAMESPACE.svc.cluster.local` where the pod has a subdomain.
-pub(crate) fn domain(pod: &Pod) -> Option<String> {
+/// `SUBDOMAIN.NAMESPACE.svc.CLUSTER` where the pod has a subdomain.
+pub(crate) fn domain(pod: &Pod, cluster: &str) -> Option<String> {
     let subdomain = pod.source.spec.as_ref().and_then(|spec| spec.subdomain.clone());
     let subdomain = subdomain.filter(|name| !name.is_empty())?;
-    Some(format!("{subdomain}.{}.svc.{CLUSTER_DOMAIN}", pod.namespace))
+    Some(format!("{subdomain}.{}.svc.{cluster}", pod.namespace))
 }
 
 /// What the kernel says inside: with setHostnameAsFQDN the name with its domain.
 ///
 /// # Errors
 /// When that is longer than a host name can be.
-pub(crate) fn kernel_name(pod: &Pod) -> Result<String, String> {
+pub(crate) fn kernel_name(pod: &Pod, cluster: &str) -> Result<String, String> {
     let name = hostname(pod);
     let as_fqdn = pod.source.spec.as_ref().and_then(|spec| spec.set_hostname_as_fqdn) == Some(true);
-    let Some(domain) = domain(pod).filter(|_| as_fqdn) else { return Ok(name) };
+    let Some(domain) = domain(pod, cluster).filter(|_| as_fqdn) else { return Ok(name) };
     let full = format!("{name}.{domain}");
     if full.len() > KERNEL_NAME {
         return Err(format!(
@@ -51,7 +49,7 @@ mod tests {
     fn names_follow_hostname_subdomain_and_fqdn() {
         let name = |mut spec: Value| {
             spec["containers"] = json!([{ "name": "a", "image": "i" }]);
-            kernel_name(&pod_of(spec))
+            kernel_name(&pod_of(spec), "cluster.local")
         };
         for (spec, expect) in [
             (json!({}), "p"),

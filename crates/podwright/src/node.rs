@@ -16,6 +16,7 @@ use crate::config::ConfigError;
 const DEFAULT_ROOT: &str = "/var/lib/podwright";
 const DEFAULT_STATE: &str = "/run/podwright";
 const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
+const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
 /// The servers behind systemd-resolved's stub.
 const RESOLVED_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
 const DEFAULT_BRIDGE: &str = "podwright0";
@@ -62,6 +63,10 @@ pub(crate) struct Node {
     pub(crate) pod_logs_dir: PathBuf,
     /// What pods' resolv.conf is made of.
     pub(crate) resolv_conf: PathBuf,
+    /// The cluster's name servers; none on a node of its own.
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    /// The domain of Services and pods.
+    pub(crate) cluster_domain: String,
     /// When images are removed.
     pub(crate) image_gc: ImageGcPolicy,
     /// When logs of containers are rotated.
@@ -106,6 +111,8 @@ impl Node {
             kubelet_dir: under_root("kubelet", "/var/lib/kubelet"),
             pod_logs_dir: under_root("logs/pods", "/var/log/pods"),
             resolv_conf: PathBuf::from(DEFAULT_RESOLV_CONF),
+            cluster_dns: Vec::new(),
+            cluster_domain: DEFAULT_CLUSTER_DOMAIN.to_owned(),
             image_gc: ImageGcPolicy::default(),
             log_rotation: LogRotationPolicy::default(),
             root,
@@ -295,6 +302,8 @@ mod tests {
             kubelet_dir: "/var/lib/kubelet".into(),
             pod_logs_dir: "/var/log/pods".into(),
             resolv_conf: "/etc/resolv.conf".into(),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".into(),
             image_gc: ImageGcPolicy::default(),
             log_rotation: LogRotationPolicy::default(),
         };

@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     HostIP, PodCondition, PodIP, PodStatus,
 };
 
+use crate::admission::Rejection;
 use crate::pod::model::{Container, Pod, Role};
 use crate::pod::plan::{
     Memory, ObservedContainer, ObservedPod, ObservedState, Outcome, is_initialized, is_running, is_started,
@@ -80,13 +81,13 @@ pub fn render_status(
     }
 }
 
-/// The status of a pod that this kubelet does not admit.
+/// The status of a pod that this kubelet does not take.
 #[must_use]
-pub fn render_rejected(message: &str, now: i64) -> PodStatus {
+pub fn render_rejected(rejection: &Rejection, now: i64) -> PodStatus {
     PodStatus {
         phase: Some("Failed".into()),
-        reason: Some("UnsupportedPodSpec".into()),
-        message: Some(format!("Pod was rejected: {message}")),
+        reason: Some(rejection.reason.into()),
+        message: Some(format!("Pod was rejected: {}", rejection.message)),
         start_time: time(now),
         ..PodStatus::default()
     }

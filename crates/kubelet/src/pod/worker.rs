@@ -6,6 +6,7 @@ mod observe;
 mod probing;
 mod remember;
 mod stopping;
+mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -19,7 +20,6 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use crate::Config;
 use crate::cgroups::PodCgroups;
 use crate::downward::Capacity;
 use crate::events::Kind;
@@ -32,7 +32,9 @@ use crate::pod::status::{StatusFacts, render_status};
 use crate::pod::termination;
 use crate::report::{Reporter, StartTimes};
 use crate::time::{BootTime, api_time, wall_ns};
+use crate::tokens::{Answers, Tokens};
 use crate::volumes::Volumes;
+use crate::{Config, Inputs};
 use probing::Probers;
 
 pub(crate) use remember::remembered_pods;
@@ -40,6 +42,7 @@ pub(crate) use remember::remembered_pods;
 /// What all workers share.
 pub(crate) struct Node {
     pub(crate) config: Config,
+    pub(crate) inputs: Inputs,
     pub(crate) capacity: Capacity,
     pub(crate) cri: Channel,
     pub(crate) cgroups: PodCgroups,
@@ -63,6 +66,8 @@ enum News {
     PreStop { id: String, name: String, failure: Option<String> },
     /// A container was stopped, or could not be.
     Stopped { id: String },
+    /// What was said to requests for tokens.
+    Tokens(Answers),
 }
 
 /// Where tasks tell their news, and those that end with the worker.
@@ -81,6 +86,7 @@ pub(crate) struct Worker {
     waiting: BTreeMap<String, (String, String)>,
     image_back_offs: BTreeMap<String, BackOff>,
     probers: Probers,
+    tokens: Tokens,
     /// What tasks of this worker tell: probes, hooks, stops.
     news: mpsc::Receiver<News>,
     tasks: Tasks,
@@ -114,6 +120,7 @@ impl Worker {
         };
         let mut worker = Self {
             probers: Probers::default(),
+            tokens: Tokens::default(),
             node,
             pod,
             state: WorkerState::Syncing,
@@ -157,6 +164,7 @@ impl Worker {
             self.memory.keep(&seen);
             self.state = self.state.next(&self.pod, &seen, is_wanted, BootTime::now());
             self.follow_probes(&seen);
+            self.follow_tokens(&seen);
             self.hear_last_words(&seen);
             let plan = plan_pod(&self.pod, self.state, &seen, &self.memory, BootTime::now());
             self.tell(&seen, &plan);
@@ -177,6 +185,7 @@ impl Worker {
 
     /// Waits for whatever may change the plan.
     async fn wait(&mut self, until: Option<BootTime>) {
+        let until = self.next_token().into_iter().chain(until).min();
         let timer = async {
             match until {
                 Some(until) => tokio::time::sleep(until.since(BootTime::now())).await,
@@ -185,6 +194,8 @@ impl Worker {
         };
         let mut desired = self.node.desired.clone();
         desired.mark_unchanged();
+        let mut services = self.node.inputs.services.clone();
+        let unread = services.borrow().is_none();
         let wake = self.wake.clone();
         tokio::select! {
             () = timer => {}
@@ -192,6 +203,7 @@ impl Worker {
             _ = self.wish.changed() => {}
             Some(news) = self.news.recv() => self.hear(news),
             Ok(()) = desired.changed() => self.objects_changed(),
+            Ok(_) = services.wait_for(Option::is_some), if unread => self.objects_changed(),
         }
     }
 
@@ -200,6 +212,10 @@ impl Worker {
             News::Probe(verdict) => self.judge(verdict),
             News::PreStop { id, name, failure } => self.pre_stopped(id, &name, failure),
             News::Stopped { id } => drop(self.memory.busy.remove(&id)),
+            News::Tokens(answers) => {
+                self.tokens.take(answers);
+                self.refresh_volumes();
+            }
         }
     }
 
@@ -230,12 +246,7 @@ impl Worker {
         self.memory.held.retain(|name, _| {
             self.waiting.get(name).is_none_or(|(reason, _)| reason != "CreateContainerConfigError")
         });
-        if self.state == WorkerState::Syncing {
-            let objects = self.node.desired.borrow().clone();
-            if let Err(message) = self.node.volumes.set_up(&self.pod, &objects.objects, &self.facts(&[])) {
-                tracing::warn!(pod = self.pod.name, message, "volumes could not be updated");
-            }
-        }
+        self.refresh_volumes();
     }
 
     /// Publishes the status, and what must survive a restart.

@@ -6,14 +6,18 @@ use std::path::{Component, Path};
 use k8s_openapi::api::core::v1;
 use manifest::{ObjectKey, Objects, quantity};
 
+use super::Contents;
 use crate::downward::{self, Capacity, PodFacts};
 use crate::pod::model::Pod;
+use crate::tokens::TokenKey;
 
 /// One file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct File {
     pub(super) content: Vec<u8>,
     pub(super) mode: u32,
+    /// Root's where nobody is named.
+    pub(super) owner: Option<u32>,
 }
 
 /// Files by their path in the volume.
@@ -28,9 +32,9 @@ type Data = BTreeMap<String, Vec<u8>>;
 pub(super) fn of_volume(
     pod: &Pod,
     volume: &v1::Volume,
-    objects: &Objects,
-    facts: &PodFacts,
+    contents: Contents<'_>,
 ) -> Result<Option<Payload>, String> {
+    let Contents { objects, facts, .. } = contents;
     if let Some(source) = &volume.config_map {
         let map = Reference::new(&source.name, source.optional, source.items.as_deref(), source.default_mode);
         return map.config_map(pod, objects).map(Some);
@@ -48,7 +52,7 @@ pub(super) fn of_volume(
     let mut payload = Payload::new();
     for part in source.sources.iter().flatten() {
         // Later sources win, as upstream merges them.
-        payload.extend(projected(pod, part, source.default_mode, objects, facts)?);
+        payload.extend(projected(pod, part, source.default_mode, contents)?);
     }
     Ok(Some(payload))
 }
@@ -57,9 +61,9 @@ fn projected(
     pod: &Pod,
     part: &v1::VolumeProjection,
     mode: Option<i32>,
-    objects: &Objects,
-    facts: &PodFacts,
+    contents: Contents<'_>,
 ) -> Result<Payload, String> {
+    let Contents { objects, facts, tokens } = contents;
     if let Some(map) = &part.config_map {
         return Reference::new(&map.name, map.optional, map.items.as_deref(), mode).config_map(pod, objects);
     }
@@ -70,7 +74,34 @@ fn projected(
     if let Some(downward) = &part.downward_api {
         return downward_files(pod, downward.items.as_deref().unwrap_or_default(), mode, facts);
     }
+    if let Some(token) = &part.service_account_token {
+        check_path(&token.path)?;
+        let text = tokens.get(&TokenKey::of(token))?;
+        return Ok([(token.path.clone(), token_file(pod, text, mode))].into());
+    }
     Err("this kind of projection is not supported".into())
+}
+
+/// A token is for the one user that all containers run as, or for the pod's group, and for nobody else; for everybody
+/// where neither is known. Upstream: pkg/volume/projected.
+fn token_file(pod: &Pod, text: &str, mode: Option<i32>) -> File {
+    let owner = only_user(pod);
+    let security = pod.source.spec.as_ref().and_then(|spec| spec.security_context.as_ref());
+    let has_group = security.is_some_and(|security| security.fs_group.is_some());
+    let mode = if owner.is_some() || has_group { 0o600 } else { mode_of(None, mode) };
+    File { content: text.as_bytes().to_vec(), mode, owner }
+}
+
+/// The user of every container, where that is one and the manifest says so.
+fn only_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.source.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|security| security.run_as_user);
+    let mut users = pod.all_containers().map(|container| {
+        let own = container.spec.security_context.as_ref().and_then(|security| security.run_as_user);
+        own.or(of_pod)
+    });
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then(|| u32::try_from(first).ok()).flatten()
 }
 
 /// An object and what is taken of it.
@@ -122,7 +153,7 @@ impl<'a> Reference<'a> {
             None => return Err(missing()),
         };
         if self.items.is_empty() {
-            let file = |content| File { content, mode: mode_of(None, self.mode) };
+            let file = |content| File { content, mode: mode_of(None, self.mode), owner: None };
             return Ok(data.into_iter().map(|(key, content)| (key, file(content))).collect());
         }
         let mut payload = Payload::new();
@@ -130,7 +161,8 @@ impl<'a> Reference<'a> {
             check_path(&item.path)?;
             match data.get(&item.key) {
                 Some(content) => {
-                    let file = File { content: content.clone(), mode: mode_of(item.mode, self.mode) };
+                    let mode = mode_of(item.mode, self.mode);
+                    let file = File { content: content.clone(), mode, owner: None };
                     payload.insert(item.path.clone(), file);
                 }
                 None if self.optional => {}
@@ -158,7 +190,7 @@ fn downward_files(
             }
             (None, None) => return Err(format!("{} says nothing", item.path)),
         };
-        let file = File { content: text.into_bytes(), mode: mode_of(item.mode, mode) };
+        let file = File { content: text.into_bytes(), mode: mode_of(item.mode, mode), owner: None };
         payload.insert(item.path.clone(), file);
     }
     Ok(payload)
@@ -203,6 +235,7 @@ mod tests {
 
     use super::*;
     use crate::pod::model::tests::pod_of;
+    use crate::tokens::Tokens;
 
     fn objects() -> Objects {
         let map: v1::ConfigMap =
@@ -220,7 +253,9 @@ mod tests {
         let pod = pod_of(json!({ "containers": [{ "name": "a", "image": "i" }] }));
         let mut volume: v1::Volume = serde_json::from_value(volume).expect("a volume");
         volume.name = "v".into();
-        let made = of_volume(&pod, &volume, &objects(), &PodFacts::default())?.unwrap_or_default();
+        let (objects, facts, tokens) = (objects(), PodFacts::default(), Tokens::default());
+        let contents = Contents { objects: &objects, facts: &facts, tokens: &tokens };
+        let made = of_volume(&pod, &volume, contents)?.unwrap_or_default();
         let text = |content: Vec<u8>| String::from_utf8(content).expect("text");
         Ok(made.into_iter().map(|(path, file)| (path, text(file.content), file.mode)).collect())
     }
@@ -280,6 +315,29 @@ mod tests {
         }
         check(json!({ "configMap": { "name": "no", "optional": true } }), &[]);
         check(json!({ "secret": { "secretName": "secret", "optional": true, "items": item } }), &[]);
+    }
+
+    #[test]
+    fn a_token_is_for_the_one_who_runs_the_pod() {
+        for (of_pod, own, expect) in [
+            (json!({}), json!({}), (0o644, None)),
+            (json!({ "runAsUser": 7 }), json!({}), (0o600, Some(7))),
+            (json!({ "runAsUser": 7 }), json!({ "runAsUser": 8 }), (0o644, None)),
+            (json!({}), json!({ "runAsUser": 8 }), (0o644, None)),
+            (json!({ "fsGroup": 9 }), json!({}), (0o600, None)),
+        ] {
+            let pod = pod_of(json!({ "securityContext": of_pod, "containers": [
+                { "name": "a", "image": "i" }, { "name": "b", "image": "i", "securityContext": own },
+            ] }));
+            let file = token_file(&pod, "t", Some(0o644));
+            assert_eq!((file.mode, file.owner), expect, "{of_pod} {own}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_nobody_gave_is_missed_by_name() {
+        let source = json!({ "projected": { "sources": [{ "serviceAccountToken": { "path": "token" } }] } });
+        assert_eq!(files(source), Err("failed to fetch token: nobody gives tokens here".into()));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::downward::PodFacts;
 use crate::pod::model::Pod;
+use crate::tokens::Tokens;
 pub(crate) use mounts::{MountContext, wants_recursive_read_only};
 
 /// /etc/hosts of a pod may grow to this: its containers can write to it (CVE-2020-8557).
@@ -30,6 +31,17 @@ const HOSTS_LIMIT: u64 = 1 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Volumes {
     root: PathBuf,
+}
+
+/// What the files of volumes are made of, beside the manifest.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Contents<'a> {
+    /// ConfigMaps and Secrets.
+    pub(crate) objects: &'a Objects,
+    /// What a pod may tell of itself.
+    pub(crate) facts: &'a PodFacts,
+    /// Its tokens.
+    pub(crate) tokens: &'a Tokens,
 }
 
 /// What a volume is made of.
@@ -99,40 +111,37 @@ impl Volumes {
         volumes.join(format!("kubernetes.io~{}", kind.name())).join(name)
     }
 
-    /// Makes every volume of the pod what it should be now. Repeatable: also how updates reach the files.
+    /// Makes every volume of the pod what it should be now. Repeatable: also how updates reach the files. One that cannot be
+    /// made keeps no other from it.
     ///
     /// # Errors
-    /// What is missing or cannot be made, by the volume's name.
-    pub(crate) fn set_up(&self, pod: &Pod, objects: &Objects, facts: &PodFacts) -> Result<(), String> {
+    /// What is missing or cannot be made, by the volume's name: the first of them.
+    pub(crate) fn set_up(&self, pod: &Pod, contents: Contents<'_>) -> Result<(), String> {
+        let mut made = Ok(());
         for volume in pod.source.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-            self.set_up_one(pod, volume, objects, facts).map_err(|error| {
-                format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name)
-            })?;
+            let one = self
+                .set_up_one(pod, volume, contents)
+                .map_err(|error| format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name));
+            made = made.and(one);
         }
-        Ok(())
+        made
     }
 
-    fn set_up_one(
-        &self,
-        pod: &Pod,
-        volume: &v1::Volume,
-        objects: &Objects,
-        facts: &PodFacts,
-    ) -> Result<(), String> {
+    fn set_up_one(&self, pod: &Pod, volume: &v1::Volume, contents: Contents<'_>) -> Result<(), String> {
         let told = |error: io::Error| error.to_string();
         let kind = Kind::of(volume).ok_or("this kind of volume is not supported")?;
         let path = self.path(pod, kind, &volume.name);
         match (&volume.host_path, &volume.empty_dir) {
             (Some(source), _) => return host_path::check(source),
             (_, Some(source)) if source.medium.as_deref() == Some("Memory") => {
-                let size = content::memory_size(pod, source, facts.capacity);
+                let size = content::memory_size(pod, source, contents.facts.capacity);
                 let memory = Memory { size: Some(size), mode: open_mode(pod), gid: fs_group(pod) };
                 return mount_memory(&path, &memory).map_err(told);
             }
             (_, Some(_)) => return make_empty(&path, open_mode(pod), fs_group(pod)).map_err(told),
             (None, None) => {}
         }
-        let Some(payload) = content::of_volume(pod, volume, objects, facts)? else { return Ok(()) };
+        let Some(payload) = content::of_volume(pod, volume, contents)? else { return Ok(()) };
         if kind != Kind::ConfigMap {
             let memory = Memory { size: None, mode: 0o755, gid: None };
             mount_memory(&path, &memory).map_err(told)?;

@@ -3,8 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown, symlink};
 use std::path::Path;
 
 use super::content::Payload;
@@ -43,8 +44,10 @@ fn write_version(directory: &Path, payload: &Payload, group: Option<u32>) -> io:
         if let Some(parent) = path.parent() {
             make_directory(parent, 0o755)?;
         }
-        std::fs::write(&path, &file.content)?;
-        chown(&path, None, group)?;
+        // Nobody else reads a token before it is its owner's.
+        let mut new = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        new.write_all(&file.content)?;
+        chown(&path, file.owner, group)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode_of(file.mode, group)))?;
         let mut above = path.parent();
         while let Some(parent) = above.filter(|parent| *parent != directory) {
@@ -114,7 +117,8 @@ fn is_current(data: &Path, payload: &Payload, group: Option<u32>) -> bool {
         let path = data.join(name);
         let fits = path.metadata().is_ok_and(|found| {
             let of_group = group.is_none_or(|group| found.gid() == group);
-            of_group && found.permissions().mode() & 0o777 == mode_of(file.mode, group)
+            let of_owner = file.owner.is_none_or(|owner| found.uid() == owner);
+            of_owner && of_group && found.permissions().mode() & 0o777 == mode_of(file.mode, group)
         });
         fits && std::fs::read(&path).is_ok_and(|now| now == file.content)
     });
@@ -132,7 +136,7 @@ mod tests {
     use super::*;
 
     fn payload_of(files: &[(&str, &str)]) -> Payload {
-        let file = |text: &str| File { content: text.as_bytes().to_vec(), mode: 0o600 };
+        let file = |text: &str| File { content: text.as_bytes().to_vec(), mode: 0o600, owner: None };
         files.iter().map(|(name, text)| ((*name).to_owned(), file(text))).collect()
     }
 

@@ -13,6 +13,7 @@
 mod endpoints;
 pub(crate) mod parts;
 mod problems;
+mod services;
 mod sources;
 
 pub(crate) use sources::{Sources, Standalone, node_object};
@@ -170,7 +171,14 @@ fn start_node(
     let (proxy_report, services) = watch::channel(Arc::default());
     let (local_pods, endpoints) = watch::channel(Arc::default());
     let stopped = || stop.clone().cancelled_owned();
-    let kubelet = kubelet::run(parts::kubelet(node), cri, desired.clone(), kubelet_report, stopped());
+    let (with_addresses, known_services) = watch::channel(services::first(&desired.borrow()));
+    let inputs = kubelet::Inputs { tokens: None, services: known_services };
+    let telling = services::follow(services.clone(), with_addresses, stopped());
+    callers.spawn(async move {
+        telling.await;
+        ("the addresses of Services", Ok(()))
+    });
+    let kubelet = kubelet::run(parts::kubelet(node), inputs, cri, desired.clone(), kubelet_report, stopped());
     callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
     let (first, known) = oneshot::channel();
     let following = endpoints::follow(pods.clone(), local_pods, first, stopped());

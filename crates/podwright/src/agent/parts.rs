@@ -59,6 +59,8 @@ pub(crate) fn kubelet(node: &Node) -> kubelet::Config {
         cgroup_root: node.kubelet_cgroup.clone(),
         state_dir: node.state.join("kubelet"),
         resolv_conf: node.resolv_conf.clone(),
+        cluster_dns: node.cluster_dns.clone(),
+        cluster_domain: node.cluster_domain.clone(),
         image_gc: node.image_gc,
         log_rotation: node.log_rotation,
     }

@@ -12,8 +12,7 @@ use crate::downward::PodFacts;
 use crate::environment;
 use crate::events::Kind;
 use crate::hosts;
-use crate::names;
-use crate::pod::model::Container;
+use crate::pod::model::{Container, Pod};
 use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan};
 use crate::time::BootTime;
 use crate::volumes::{MountContext, wants_recursive_read_only};
@@ -100,6 +99,7 @@ impl Worker {
 
     async fn create_sandbox(&mut self, attempt: u32) {
         let timer = now();
+        self.fetch_tokens().await;
         if let Err((reason, message)) = self.prepare() {
             self.node.reporter.event(&self.pod, Kind::Warning, reason, &message);
             self.memory.sandbox_held = Some(BootTime::now().after(Duration::from_secs(2)));
@@ -111,10 +111,11 @@ impl Worker {
             let message = "Pod sandbox changed, it will be killed and re-created.";
             self.node.reporter.event(&self.pod, Kind::Normal, "SandboxChanged", message);
         }
-        let dns = hosts::dns_of(&self.pod, &self.node.config.resolv_conf);
+        let dns = hosts::dns_of(&self.pod, &self.node.config);
         for message in &dns.omitted {
             self.node.reporter.event(&self.pod, Kind::Warning, "DNSConfigForming", message);
         }
+        self.tell_missing_dns();
         let config = match self.sandbox_config(attempt, dns.config) {
             Ok(config) => config,
             Err(message) => {
@@ -137,22 +138,29 @@ impl Worker {
         }
     }
 
+    /// A pod of a cluster that names the cluster's name server where there is none. On a node of its own that is as it should
+    /// be.
+    fn tell_missing_dns(&self) {
+        let node = &self.node;
+        if !node.inputs.is_cluster()
+            || !node.config.cluster_dns.is_empty()
+            || !hosts::wants_cluster_dns(&self.pod)
+        {
+            return;
+        }
+        let Pod { name, namespace, uid, .. } = &self.pod;
+        node.reporter.node_event(Kind::Warning, "MissingClusterDNS", hosts::NO_CLUSTER_DNS);
+        let message = format!("pod: \"{name}_{namespace}({uid})\". {}", hosts::NO_CLUSTER_DNS);
+        node.reporter.event(&self.pod, Kind::Warning, "MissingClusterDNS", &message);
+    }
+
     /// What must be there before the sandbox: cgroup, volumes, the directory of the logs.
     fn prepare(&self) -> Result<(), (&'static str, String)> {
-        if hosts::misses_cluster_dns(&self.pod) {
-            tracing::debug!(
-                pod = self.pod.name,
-                "no cluster DNS on a standalone node: using the node's resolv.conf"
-            );
-        }
         let cgroup = self.node.cgroups.create(&self.pod);
         cgroup.map_err(|error| {
             ("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}"))
         })?;
-        let desired = self.node.desired.borrow().clone();
-        let facts = self.facts(&[]);
-        let volumes = self.node.volumes.set_up(&self.pod, &desired.objects, &facts);
-        volumes.map_err(|message| ("FailedMount", message))?;
+        self.set_up_volumes().map_err(|message| ("FailedMount", message))?;
         let logs = self.log_directory();
         std::fs::create_dir_all(&logs)
             .map_err(|error| ("Failed", format!("create {}: {error}", logs.display())))
@@ -207,8 +215,10 @@ impl Worker {
         cri_requests::check_non_root(&self.pod, &container.spec, &image).map_err(refused)?;
         let desired = self.node.desired.borrow().clone();
         let facts = self.facts(&sandbox.ips);
-        let env =
-            environment::render(&self.pod, &container.spec, &desired.objects, &facts).map_err(refused)?;
+        let services = self.node.inputs.services.borrow().clone();
+        let services = services.as_ref().map(|services| services.as_slice());
+        let env = environment::render(&self.pod, &container.spec, &desired.objects, services, &facts)
+            .map_err(refused)?;
         let images = self.volume_images(&container.spec).await?;
         let recursive_read_only =
             wants_recursive_read_only(&container.spec) && self.runtime_has_recursive_read_only().await;
@@ -223,7 +233,7 @@ impl Worker {
         let config =
             cri_requests::container(&self.pod, container, attempt, &image.id, &env, mounts, &profiles)
                 .map_err(refused)?;
-        let dns = hosts::dns_of(&self.pod, &self.node.config.resolv_conf).config;
+        let dns = hosts::dns_of(&self.pod, &self.node.config).config;
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.id.clone(),
             config: Some(config),
@@ -264,7 +274,8 @@ impl Worker {
     fn sandbox_config(&self, attempt: u32, dns: v1::DnsConfig) -> Result<v1::PodSandboxConfig, String> {
         let parent = self.node.cgroups.path(&self.pod);
         let logs = self.log_directory().display().to_string();
-        cri_requests::sandbox(&self.pod, attempt, &logs, &parent, dns)
+        let domain = &self.node.config.cluster_domain;
+        cri_requests::sandbox(&self.pod, attempt, &logs, &parent, dns, domain)
     }
 
     /// The images of the image volumes that the container mounts, pulled like its own.
@@ -358,7 +369,7 @@ impl Worker {
     fn write_hosts(&self, ips: &[String]) -> std::io::Result<()> {
         let of_node = cri_requests::on_host_network(&self.pod)
             .then(|| std::fs::read_to_string("/etc/hosts").unwrap_or_default());
-        let text = hosts::render_hosts(&self.pod, &names::hostname(&self.pod), ips, of_node.as_deref());
+        let text = hosts::render_hosts(&self.pod, &self.node.config.cluster_domain, ips, of_node.as_deref());
         self.node.volumes.write_hosts(&self.pod.uid, &text)
     }
 

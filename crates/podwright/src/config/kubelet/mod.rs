@@ -137,6 +137,10 @@ impl KubeletConfig {
         if let Some(path) = &settings.resolv_conf {
             node.resolv_conf.clone_from(path);
         }
+        if let Some(domain) = &settings.cluster_domain {
+            node.cluster_domain.clone_from(domain);
+        }
+        node.cluster_dns.clone_from(&settings.cluster_dns);
     }
 
     /// Says which keys ask for what is not done.
