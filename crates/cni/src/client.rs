@@ -14,7 +14,7 @@ use hostnet::link::{LinkMonitor, Netlink, write_sysctl};
 use hostnet::netfilter::{Family, Owner, PerFamily, Ruleset, WriterHandle};
 use ipnet::IpNet;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, OnceCell, RwLock, broadcast};
+use tokio::sync::{Mutex, OnceCell, RwLock, broadcast, watch};
 
 use crate::bridge::{BridgeConfig, ContainerEnd, host_interface, open_namespace};
 use crate::cache::{Cache, Entry};
@@ -38,8 +38,8 @@ pub struct ClientConfig {
     pub cache_dir: PathBuf,
     /// Leases of the default network.
     pub data_dir: PathBuf,
-    /// The network without any configuration file; none: NetworkReady waits for a file.
-    pub default_network: Option<DefaultNetwork>,
+    /// The network without any configuration file; none: NetworkReady waits for a file, or until there is one here.
+    pub default_network: watch::Receiver<Option<DefaultNetwork>>,
     /// How long a plugin binary may take.
     pub patience: Duration,
 }
@@ -392,7 +392,8 @@ impl Client {
         if let Some(file) = NetworkConfig::first_of(&self.config.conf_dir)? {
             return Ok(file);
         }
-        let Some(default) = &self.config.default_network else {
+        let default = self.config.default_network.borrow();
+        let Some(default) = &*default else {
             let message = format!("no network configuration in {}", self.config.conf_dir.display());
             return Err(CniError::new(Code::NotAvailable, message));
         };

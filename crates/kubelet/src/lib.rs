@@ -4,6 +4,7 @@
 //! runtime. Begin with [`pod::plan`].
 
 pub mod admission;
+pub mod api;
 mod cgroups;
 mod cri_requests;
 mod downward;
@@ -30,7 +31,8 @@ use std::path::PathBuf;
 pub use image_gc::ImageGcPolicy;
 pub use inputs::Inputs;
 pub use log_rotation::LogRotationPolicy;
-pub use manager::run;
+pub use manager::{Parts, run};
+pub use pod::worker::remembered_pods;
 pub use report::{NodeReport, StartTimes};
 pub use time::BootTime;
 pub use tokens::{Token, TokenRequest, TokenSource};

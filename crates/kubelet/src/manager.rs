@@ -8,7 +8,7 @@ use cri::v1 as crv1;
 use cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_openapi::api::core::v1;
 use manifest::{Loaded, ObjectKey};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -20,7 +20,7 @@ use crate::image_gc::Collector;
 use crate::log_rotation::Rotator;
 use crate::pod::model::{Pod, admit};
 use crate::pod::status::render_rejected;
-use crate::pod::worker::{self, Node, Wish, Worker};
+use crate::pod::worker::{self, Node, Orders, Wish, Worker};
 use crate::report::{NodeReport, Reporter, StartTimes};
 use crate::time::wall_ns;
 use crate::volumes::Volumes;
@@ -33,21 +33,68 @@ const RELIST: Duration = Duration::from_secs(10);
 struct Handle {
     key: ObjectKey,
     wish: watch::Sender<Wish>,
+    latest: watch::Sender<Arc<v1::Pod>>,
     wake: Arc<Notify>,
 }
 
-/// Makes the node's pods match `desired` until `stop` resolves; then the pods go on without a kubelet.
+impl Handle {
+    /// Hands on what changed of the pod's object, and whether it is to go.
+    fn follow(&self, pod: &Arc<v1::Pod>) {
+        self.latest.send_if_modified(|known| {
+            let changed = !Arc::ptr_eq(known, pod) && asks_for_more(known, pod);
+            if changed {
+                known.clone_from(pod);
+            }
+            changed
+        });
+        if pod.metadata.deletion_timestamp.is_some() {
+            self.stop();
+        }
+    }
+
+    fn stop(&self) {
+        self.wish.send_if_modified(|wish| std::mem::replace(wish, Wish::Stop) != Wish::Stop);
+    }
+}
+
+/// Whether the newer object says something else than the status that this node itself tells.
+fn asks_for_more(known: &v1::Pod, newer: &v1::Pod) -> bool {
+    let (old, new) = (&known.metadata, &newer.metadata);
+    known.spec != newer.spec
+        || old.labels != new.labels
+        || old.annotations != new.annotations
+        || old.deletion_timestamp != new.deletion_timestamp
+        || old.deletion_grace_period_seconds != new.deletion_grace_period_seconds
+}
+
+/// Whether the pod's own status says that it is over for good.
+fn has_ended(pod: &v1::Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// What a kubelet is joined to.
+pub struct Parts {
+    /// The runtime.
+    pub cri: Channel,
+    /// Pods, and what they refer to.
+    pub desired: watch::Receiver<Arc<Loaded>>,
+    /// Whether `desired` has been told by its source: before, a pod that is missing there may still be wanted, and is left alone.
+    pub synced: watch::Receiver<bool>,
+    /// Where it tells what there is.
+    pub report: watch::Sender<Arc<NodeReport>>,
+    /// Where it tells each event as it happens.
+    pub events: Option<mpsc::Sender<Arc<v1::Event>>>,
+    /// What the cluster gives beside pods.
+    pub inputs: Inputs,
+}
+
+/// Makes the node's pods match what is desired until `stop` resolves; then the pods go on without a kubelet.
 ///
 /// # Errors
 /// When a directory cannot be made, the machine's cgroups are unknown, or the runtime does not answer at the start.
-pub async fn run(
-    config: Config,
-    inputs: Inputs,
-    cri: Channel,
-    desired: watch::Receiver<Arc<Loaded>>,
-    report: watch::Sender<Arc<NodeReport>>,
-    stop: impl Future<Output = ()>,
-) -> Result<(), KubeletError> {
+pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -> Result<(), KubeletError> {
+    let Parts { cri, desired, synced, report, events, inputs } = parts;
     for path in [&config.root_dir, &config.pod_logs_dir, &config.state_dir] {
         std::fs::create_dir_all(path)
             .map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
@@ -56,16 +103,27 @@ pub async fn run(
         cgroups: PodCgroups::open(&config.cgroup_root)?,
         volumes: Volumes::new(&config.root_dir),
         capacity: Capacity::of_node(&config.root_dir),
-        reporter: Reporter::new(config.node_name.clone(), report),
+        reporter: Reporter::new(config.node_name.clone(), report, events),
         cri,
         desired,
         inputs,
         config,
     });
-    let mut manager =
-        Manager { node, workers: BTreeMap::new(), running: JoinSet::new(), rejected: BTreeSet::new() };
-    manager.take_over();
-    manager.end_orphans().await?;
+    let mut manager = Manager {
+        node,
+        workers: BTreeMap::new(),
+        running: JoinSet::new(),
+        settled: BTreeSet::new(),
+        finished: BTreeSet::new(),
+        synced,
+    };
+    // Whether it answers is known before anything is begun.
+    sandboxes(&manager.node.cri).await?;
+    let begun = *manager.synced.borrow_and_update();
+    if begun {
+        manager.take_over();
+        manager.end_orphans().await?;
+    }
     manager.reconcile();
     manager.node.reporter.expect(manager.workers.keys());
     let node = Arc::clone(&manager.node);
@@ -81,7 +139,7 @@ pub async fn run(
         pod_logs_dir: node.config.pod_logs_dir.clone(),
     };
     tokio::select! {
-        () = manager.follow(stop) => {}
+        () = manager.follow(begun, stop) => {}
         never = images.run() => match never {},
         never = logs.run() => match never {},
     }
@@ -94,12 +152,15 @@ struct Manager {
     workers: BTreeMap<String, Handle>,
     /// The tasks; each gives its uid at its end.
     running: JoinSet<String>,
-    /// Uids that are not admitted.
-    rejected: BTreeSet<String>,
+    /// Uids that have no worker, because they are not admitted or ended before this boot: their status stands.
+    settled: BTreeSet<String>,
+    /// Uids that are to go and have left nothing, while they are desired.
+    finished: BTreeSet<String>,
+    synced: watch::Receiver<bool>,
 }
 
 impl Manager {
-    async fn follow(&mut self, stop: impl Future<Output = ()>) {
+    async fn follow(&mut self, mut begun: bool, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
         let mut desired = self.node.desired.clone();
         let (sender, mut events) = tokio::sync::mpsc::channel(256);
@@ -109,9 +170,11 @@ impl Manager {
             tokio::select! {
                 () = &mut stop => break,
                 Ok(()) = desired.changed() => self.reconcile(),
+                Ok(()) = self.synced.changed(), if !begun => begun = self.begin().await,
                 Some(ended) = self.running.join_next() => {
                     if let Ok(uid) = ended {
                         self.workers.remove(&uid);
+                        self.finished.insert(uid);
                     }
                     self.reconcile();
                 }
@@ -121,6 +184,19 @@ impl Manager {
         }
         listening.abort();
         self.running.abort_all();
+    }
+
+    /// The source has told what is desired: what a former agent left and nobody wants can go.
+    async fn begin(&mut self) -> bool {
+        if !*self.synced.borrow_and_update() {
+            return false;
+        }
+        self.take_over();
+        if let Err(error) = self.end_orphans().await {
+            tracing::warn!(error = %error, "pods that nobody wants are not looked for");
+        }
+        self.reconcile();
+        true
     }
 
     /// Wakes the worker of that pod, or all.
@@ -136,22 +212,33 @@ impl Manager {
     fn reconcile(&mut self) {
         let desired = self.node.desired.borrow().clone();
         let pods = &desired.objects.pods;
-        let wanted: BTreeSet<&str> = pods.values().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        let wanted: BTreeMap<&str, &Arc<v1::Pod>> =
+            pods.values().filter_map(|pod| Some((pod.metadata.uid.as_deref()?, pod))).collect();
         for (uid, handle) in &self.workers {
-            if !wanted.contains(uid.as_str()) {
-                handle.wish.send_replace(Wish::Stop);
+            match wanted.get(uid.as_str()) {
+                Some(pod) => handle.follow(pod),
+                None => handle.stop(),
             }
         }
-        self.rejected.retain(|uid| {
-            let keep = wanted.contains(uid.as_str());
+        let ends = |uid: &str| wanted.get(uid).is_some_and(|pod| pod.metadata.deletion_timestamp.is_some());
+        let (stay, go): (BTreeSet<String>, BTreeSet<String>) = std::mem::take(&mut self.settled)
+            .into_iter()
+            .partition(|uid| wanted.contains_key(uid.as_str()) && !ends(uid));
+        self.settled = stay;
+        self.finished.extend(go);
+        self.finished.retain(|uid| {
+            let keep = ends(uid);
             if !keep {
                 self.node.reporter.gone(uid);
             }
             keep
         });
+        self.node.reporter.finished(&self.finished);
         for (key, pod) in pods {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
-            let known = self.workers.contains_key(&uid) || self.rejected.contains(&uid);
+            let known = self.workers.contains_key(&uid)
+                || self.settled.contains(&uid)
+                || self.finished.contains(&uid);
             if !known && !self.workers.values().any(|handle| handle.key == *key) {
                 self.start(key.clone(), uid, pod);
             }
@@ -159,14 +246,22 @@ impl Manager {
     }
 
     fn start(&mut self, key: ObjectKey, uid: String, source: &Arc<v1::Pod>) {
+        if has_ended(source) && !worker::is_remembered(&self.node.config.state_dir, &uid) {
+            self.node.reporter.pod(&uid, (**source).clone(), StartTimes::default());
+            self.settled.insert(uid);
+            return;
+        }
         match self.admit(source) {
-            Ok(pod) => self.spawn(key, pod, Wish::Run),
+            Ok(pod) => {
+                let wish = if source.metadata.deletion_timestamp.is_some() { Wish::Stop } else { Wish::Run };
+                self.spawn(key, pod, wish);
+            }
             Err(rejection) => {
                 tracing::warn!(pod = %key, reason = rejection.reason, rejection.message, "pod rejected");
                 let mut told = (**source).clone();
                 told.status = Some(render_rejected(&rejection, wall_ns()));
                 self.node.reporter.pod(&uid, told, StartTimes::default());
-                self.rejected.insert(uid);
+                self.settled.insert(uid);
             }
         }
     }
@@ -181,9 +276,11 @@ impl Manager {
     fn spawn(&mut self, key: ObjectKey, pod: Pod, wish: Wish) {
         let uid = pod.uid.clone();
         let (wish, wished) = watch::channel(wish);
+        let (latest, newer) = watch::channel(Arc::clone(&pod.source));
         let wake = Arc::new(Notify::new());
-        let worker = Worker::new(self.node.clone(), pod, wished, wake.clone());
-        self.workers.insert(uid.clone(), Handle { key, wish, wake });
+        let worker =
+            Worker::new(self.node.clone(), pod, Orders { wish: wished, latest: newer }, wake.clone());
+        self.workers.insert(uid.clone(), Handle { key, wish, latest, wake });
         self.running.spawn(async move {
             worker.run().await;
             uid

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::events::{Kind, Recorder};
 use crate::pod::model::Pod;
@@ -13,9 +13,11 @@ use crate::pod::model::Pod;
 #[derive(Clone, Debug, Default)]
 pub struct NodeReport {
     /// Spec and status, as a kubelet reports them; by namespace and name.
-    pub pods: Vec<v1::Pod>,
+    pub pods: Vec<Arc<v1::Pod>>,
+    /// Uids of pods of which nothing is left on this node, as long as they are desired: their objects can go.
+    pub finished: BTreeSet<String>,
     /// The last 1000, oldest first.
-    pub events: Vec<v1::Event>,
+    pub events: Vec<Arc<v1::Event>>,
     /// How the pods came up.
     pub starts: Vec<StartTimes>,
     /// Whether every pod that there was at the start has been told of: before, a missing pod may be one that still runs.
@@ -43,11 +45,13 @@ pub(crate) struct Reporter {
     node_name: String,
     state: Mutex<State>,
     sender: watch::Sender<Arc<NodeReport>>,
+    events: Option<mpsc::Sender<Arc<v1::Event>>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    pods: BTreeMap<String, v1::Pod>,
+    pods: BTreeMap<String, Arc<v1::Pod>>,
+    finished: BTreeSet<String>,
     starts: BTreeMap<String, StartTimes>,
     events: Recorder,
     /// Pods that are not told of yet, once it is known which there are.
@@ -55,8 +59,13 @@ struct State {
 }
 
 impl Reporter {
-    pub(crate) fn new(node_name: String, sender: watch::Sender<Arc<NodeReport>>) -> Self {
-        Self { node_name, state: Mutex::default(), sender }
+    /// `events` gets each event as it happens; without room there it is only reported.
+    pub(crate) fn new(
+        node_name: String,
+        sender: watch::Sender<Arc<NodeReport>>,
+        events: Option<mpsc::Sender<Arc<v1::Event>>>,
+    ) -> Self {
+        Self { node_name, state: Mutex::default(), sender, events }
     }
 
     /// From now on the report is complete once these pods have been told of.
@@ -73,9 +82,10 @@ impl Reporter {
             if let Some(awaited) = &mut state.awaited {
                 awaited.remove(uid);
             }
-            let same = state.pods.get(uid) == Some(&pod) && state.starts.get(uid) == Some(&start);
+            let same = state.pods.get(uid).is_some_and(|known| **known == pod)
+                && state.starts.get(uid) == Some(&start);
             if !same {
-                state.pods.insert(uid.to_owned(), pod);
+                state.pods.insert(uid.to_owned(), Arc::new(pod));
                 state.starts.insert(uid.to_owned(), start);
             }
             !same
@@ -94,6 +104,15 @@ impl Reporter {
         });
     }
 
+    /// Which of the desired pods have left nothing.
+    pub(crate) fn finished(&self, uids: &BTreeSet<String>) {
+        self.change(|state| {
+            let changed = state.finished != *uids;
+            state.finished.clone_from(uids);
+            changed
+        });
+    }
+
     /// Something happened.
     pub(crate) fn event(&self, pod: &Pod, kind: Kind, reason: &str, message: &str) {
         match kind {
@@ -101,7 +120,7 @@ impl Reporter {
             Kind::Warning => tracing::warn!(pod = pod.name, reason, message, "event"),
         }
         self.change(|state| {
-            state.events.note(&self.node_name, pod, kind, reason, message);
+            self.hand_on(state.events.note(&self.node_name, pod, kind, reason, message));
             true
         });
     }
@@ -113,9 +132,17 @@ impl Reporter {
             Kind::Warning => tracing::warn!(reason, message, "event of the node"),
         }
         self.change(|state| {
-            state.events.note_node(&self.node_name, kind, reason, message);
+            self.hand_on(state.events.note_node(&self.node_name, kind, reason, message));
             true
         });
+    }
+
+    fn hand_on(&self, event: Arc<v1::Event>) {
+        if let Some(events) = &self.events
+            && events.try_send(event).is_err()
+        {
+            tracing::debug!("an event is not sent: too many at once");
+        }
     }
 
     fn change(&self, change: impl FnOnce(&mut State) -> bool) {
@@ -123,7 +150,7 @@ impl Reporter {
         if !change(&mut state) {
             return;
         }
-        let mut pods: Vec<v1::Pod> = state.pods.values().cloned().collect();
+        let mut pods: Vec<Arc<v1::Pod>> = state.pods.values().cloned().collect();
         pods.sort_by(|a, b| {
             (&a.metadata.namespace, &a.metadata.name).cmp(&(&b.metadata.namespace, &b.metadata.name))
         });
@@ -131,6 +158,7 @@ impl Reporter {
         let complete = state.awaited.as_ref().is_some_and(BTreeSet::is_empty);
         self.sender.send_replace(Arc::new(NodeReport {
             pods,
+            finished: state.finished.clone(),
             events: state.events.list(),
             starts,
             complete,
@@ -145,7 +173,7 @@ mod tests {
     #[test]
     fn a_report_is_complete_when_every_pod_that_was_there_has_been_told_of() {
         let (sender, reports) = watch::channel(Arc::default());
-        let reporter = Reporter::new("n".into(), sender);
+        let reporter = Reporter::new("n".into(), sender, None);
         let tell = |uid: &str| reporter.pod(uid, v1::Pod::default(), StartTimes::default());
         let complete = || reports.borrow().complete;
         tell("early");

@@ -55,6 +55,8 @@ impl std::fmt::Display for LogLevel {
 pub(crate) enum Command {
     /// Run the pods and Services of manifest files on this machine, and the CRI socket
     Run(RunArgs),
+    /// Run this machine as a node of the cluster that a kubeconfig names
+    Agent(AgentArgs),
     /// Serve the container runtime interface (CRI v1) alone, for crictl or another kubelet
     Runtime(RuntimeArgs),
     /// Start a node in a network of its own, run three web pods behind a Service, show that it works
@@ -132,6 +134,40 @@ pub(crate) struct RunArgs {
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
+}
+
+/// `podwright agent`.
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// How to reach the API server, and as whom
+    #[arg(long, value_name = "FILE", default_value = "/etc/kubernetes/kubelet.conf")]
+    pub(crate) kubeconfig: PathBuf,
+    /// A KubeletConfiguration file (kubelet.config.k8s.io/v1beta1)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Who connects pods: CNI configuration files that the cluster brings, or our own bridge and routes
+    #[arg(long, value_enum, value_name = "WHO", default_value = "cni")]
+    pub(crate) pod_network: PodNetwork,
+    /// Labels of the node, as KEY=VALUE with commas between
+    #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
+    pub(crate) node_labels: Vec<(String, String)>,
+    #[command(flatten)]
+    pub(crate) node: NodeArgs,
+}
+
+/// The values of `--pod-network`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PodNetwork {
+    /// The node is ready once there is a configuration file in the CNI directory, as with a kubelet
+    Cni,
+    /// Our bridge with the range that the cluster gives the node
+    Builtin,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    pair.map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| format!("{text:?} is no label such as pool=edge"))
 }
 
 /// `podwright runtime`.

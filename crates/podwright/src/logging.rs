@@ -33,7 +33,7 @@ fn directive(args: &LogArgs, command: &Command, env: Option<String>) -> Result<S
 /// Long-running agents tell what changes on the node; commands for people only what is wrong.
 fn quiet_level(command: &Command) -> &'static str {
     match command {
-        Command::Run(_) | Command::Runtime(_) => "info",
+        Command::Run(_) | Command::Agent(_) | Command::Runtime(_) => "info",
         Command::Demo(_) => "error",
         Command::Status(_)
         | Command::Reset(_)

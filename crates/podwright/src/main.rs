@@ -56,6 +56,7 @@ fn command(cli: Cli) -> ExitCode {
     logging::init(&cli.log, &cli.command);
     let done = match cli.command {
         Command::Run(args) => agent::run(&args),
+        Command::Agent(args) => agent::agent(&args),
         Command::Runtime(args) => agent::runtime(&args),
         Command::Demo(args) => demo::main(&args),
         Command::Status(args) => status::main(&args),

@@ -255,7 +255,8 @@ pub fn admit(source: &Arc<v1::Pod>) -> Result<Pod, Vec<String>> {
         init_containers: init.collect(),
         containers: main.collect(),
         grace: Duration::from_secs(
-            spec.termination_grace_period_seconds
+            meta.deletion_grace_period_seconds
+                .or(spec.termination_grace_period_seconds)
                 .and_then(|seconds| u64::try_from(seconds).ok())
                 .unwrap_or(30),
         ),

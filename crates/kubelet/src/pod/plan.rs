@@ -56,9 +56,10 @@ impl WorkerState {
         match (self, is_wanted) {
             (Self::Syncing, false) => Self::Terminating { deadline },
             (Self::Completing { deadline }, false) => Self::Terminating { deadline },
+            // A shorter grace that is told later counts from then on.
+            (Self::Terminating { deadline: known }, _) => Self::Terminating { deadline: known.min(deadline) },
             (Self::Syncing, true) if outcome(pod, seen).is_some() => Self::Completing { deadline },
-            (Self::Syncing | Self::Completing { .. }, true)
-            | (Self::Terminating { .. } | Self::Finished, _) => self,
+            (Self::Syncing | Self::Completing { .. }, true) | (Self::Finished, _) => self,
         }
     }
 }

@@ -33,6 +33,8 @@ pub struct StatusFacts {
     pub memory: Memory,
     /// What ended containers left behind as their last words, by id.
     pub last_words: BTreeMap<String, String>,
+    /// Whether the pod is to go: what is not there any more has ended.
+    pub ending: bool,
 }
 
 /// Renders the status; conditions keep the transition times of `former` where they did not change.
@@ -47,8 +49,16 @@ pub fn render_status(
     let statuses = |containers: &[Container]| -> Vec<ContainerStatus> {
         containers.iter().map(|container| container_status(pod, container, seen, facts)).collect()
     };
-    let (init, main) = (statuses(&pod.init_containers), statuses(&pod.containers));
-    let phase = phase(pod, seen, &facts.memory);
+    let (mut init, mut main) = (statuses(&pod.init_containers), statuses(&pod.containers));
+    let mut phase = phase(pod, seen, &facts.memory);
+    if facts.ending {
+        let known = |known: Option<&Vec<ContainerStatus>>| known.cloned().unwrap_or_default();
+        last_known(&mut init, seen, &known(former.and_then(|one| one.init_container_statuses.as_ref())));
+        last_known(&mut main, seen, &known(former.and_then(|one| one.container_statuses.as_ref())));
+        if !seen.containers.values().flatten().any(is_running) {
+            phase = final_phase(&main);
+        }
+    }
     let why = unready(pod, phase, &init, &main);
     let has_sandbox = seen.sandboxes.first().is_some_and(|sandbox| sandbox.ready);
     let not_initialized = uninitialized(pod, phase, seen, &facts.memory);
@@ -153,6 +163,38 @@ fn phase(pod: &Pod, seen: &ObservedPod, memory: &Memory) -> &'static str {
             if started { "Running" } else { "Pending" }
         }
     }
+}
+
+/// Containers of a pod that goes, once they are removed: as they were last told, and ended where they were not.
+fn last_known(statuses: &mut [ContainerStatus], seen: &ObservedPod, former: &[ContainerStatus]) {
+    let is_there = |name: &str| seen.containers.get(name).is_some_and(|all| !all.is_empty());
+    for status in statuses.iter_mut().filter(|status| !is_there(&status.name)) {
+        if let Some(known) = former.iter().find(|known| known.name == status.name) {
+            status.clone_from(known);
+        }
+        status.ready = false;
+        status.started = Some(false);
+        if status.state.as_ref().is_none_or(|state| state.terminated.is_none()) {
+            // Upstream: the kubelet's words for a container of which nothing can be learned any more.
+            let terminated = ContainerStateTerminated {
+                exit_code: 137,
+                reason: Some("ContainerStatusUnknown".to_owned()),
+                message: Some("The container could not be located when the pod was terminated".to_owned()),
+                container_id: status.container_id.clone(),
+                ..ContainerStateTerminated::default()
+            };
+            status.state = Some(ContainerState { terminated: Some(terminated), ..ContainerState::default() });
+        }
+    }
+}
+
+/// The phase of a pod of which nothing runs any more and nothing will. Upstream: a pod reaches its end before its object goes.
+fn final_phase(main: &[ContainerStatus]) -> &'static str {
+    let succeeded = main.iter().all(|status| {
+        let terminated = status.state.as_ref().and_then(|state| state.terminated.as_ref());
+        terminated.is_some_and(|terminated| terminated.exit_code == 0)
+    });
+    if succeeded { "Succeeded" } else { "Failed" }
 }
 
 fn container_status(
@@ -461,6 +503,26 @@ mod tests {
             format!("{} {reason} {} {}", status.name, status.started == Some(true), status.ready)
         };
         (all.map(one).collect(), told)
+    }
+
+    #[test]
+    fn a_pod_that_goes_keeps_what_was_told_of_its_containers() {
+        let pod = pod(&["a"]);
+        let running = ObservedState::Running { started_at: 1_000_000_000 };
+        let first = render_status(&pod, &seen(Some(running)), &StatusFacts::default(), None, 0);
+        let ending = StatusFacts { ending: true, ..StatusFacts::default() };
+        let ended = render_status(&pod, &seen(Some(exited(0))), &ending, Some(&first), 0);
+        assert_eq!(ended.phase.as_deref(), Some("Succeeded"));
+        let removed = render_status(&pod, &ObservedPod::default(), &ending, Some(&ended), 0);
+        assert_eq!(removed.phase.as_deref(), Some("Succeeded"));
+        assert_eq!(
+            removed.container_statuses.as_ref().map(|all| all[0].state.clone()),
+            ended.container_statuses.map(|all| all[0].state.clone())
+        );
+        let lost = render_status(&pod, &ObservedPod::default(), &ending, Some(&first), 0);
+        assert_eq!(lost.phase.as_deref(), Some("Failed"));
+        let state = lost.container_statuses.and_then(|all| all[0].state.clone()).unwrap_or_default();
+        assert_eq!(state.terminated.and_then(|one| one.reason).as_deref(), Some("ContainerStatusUnknown"));
     }
 
     #[test]

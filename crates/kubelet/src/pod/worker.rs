@@ -24,7 +24,7 @@ use crate::cgroups::PodCgroups;
 use crate::downward::Capacity;
 use crate::events::Kind;
 use crate::pod::back_off::BackOff;
-use crate::pod::model::Pod;
+use crate::pod::model::{Pod, admit};
 use crate::pod::plan::{
     Memory, ObservedContainer, ObservedPod, ObservedState, PodAction, PodPlan, WorkerState, plan_pod,
 };
@@ -37,7 +37,8 @@ use crate::volumes::Volumes;
 use crate::{Config, Inputs};
 use probing::Probers;
 
-pub(crate) use remember::remembered_pods;
+pub(crate) use remember::is_remembered;
+pub use remember::remembered_pods;
 
 /// What all workers share.
 pub(crate) struct Node {
@@ -56,6 +57,14 @@ pub(crate) struct Node {
 pub(crate) enum Wish {
     Run,
     Stop,
+}
+
+/// What the manager tells a worker.
+pub(crate) struct Orders {
+    /// Whether the pod is wanted.
+    pub(crate) wish: watch::Receiver<Wish>,
+    /// The pod's object as its source has it now.
+    pub(crate) latest: watch::Receiver<Arc<v1::Pod>>,
 }
 
 /// What a task of a worker tells it.
@@ -102,7 +111,7 @@ pub(crate) struct Worker {
     /// The record as it was last written.
     written: Vec<u8>,
     former: Option<v1::PodStatus>,
-    wish: watch::Receiver<Wish>,
+    orders: Orders,
     wake: Arc<Notify>,
     times: StartTimes,
     seen_at: Instant,
@@ -110,7 +119,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     #[expect(clippy::disallowed_methods, reason = "how long a start takes is measured")]
-    pub(crate) fn new(node: Arc<Node>, pod: Pod, wish: watch::Receiver<Wish>, wake: Arc<Notify>) -> Self {
+    pub(crate) fn new(node: Arc<Node>, pod: Pod, orders: Orders, wake: Arc<Notify>) -> Self {
         let (sender, news) = mpsc::channel(16);
         let times = StartTimes {
             namespace: pod.namespace.clone(),
@@ -136,7 +145,7 @@ impl Worker {
             written: Vec::new(),
             start_time: wall_ns(),
             former: None,
-            wish,
+            orders,
             wake,
             times,
             seen_at: Instant::now(),
@@ -148,7 +157,7 @@ impl Worker {
     /// Rounds until nothing of the pod is left.
     pub(crate) async fn run(mut self) {
         loop {
-            let is_wanted = *self.wish.borrow_and_update() == Wish::Run;
+            let is_wanted = *self.orders.wish.borrow_and_update() == Wish::Run;
             let seen = match self.observe().await {
                 Ok(seen) => seen,
                 Err(error) => {
@@ -173,7 +182,6 @@ impl Worker {
             } else if plan.actions == [PodAction::Finish] {
                 if self.clean_up() {
                     self.state = WorkerState::Finished;
-                    self.node.reporter.gone(&self.pod.uid);
                     return;
                 }
                 self.wait(Some(BootTime::now().after(Duration::from_secs(1)))).await;
@@ -200,11 +208,26 @@ impl Worker {
         tokio::select! {
             () = timer => {}
             () = wake.notified() => {}
-            _ = self.wish.changed() => {}
+            _ = self.orders.wish.changed() => {}
+            Ok(()) = self.orders.latest.changed() => self.renew(),
             Some(news) = self.news.recv() => self.hear(news),
             Ok(()) = desired.changed() => self.objects_changed(),
             Ok(_) = services.wait_for(Option::is_some), if unread => self.objects_changed(),
         }
+    }
+
+    /// Takes over what changed of the pod's object while it runs: labels, annotations, ephemeral containers, images, its end.
+    fn renew(&mut self) {
+        let source = self.orders.latest.borrow_and_update().clone();
+        match admit(&source) {
+            Ok(pod) => self.pod = pod,
+            Err(problems) => {
+                let message = problems.join("; ");
+                tracing::warn!(pod = self.pod.name, message, "a change of the pod is not taken over");
+                return;
+            }
+        }
+        self.objects_changed();
     }
 
     fn hear(&mut self, news: News) {
@@ -271,6 +294,7 @@ impl Worker {
             backing_off: plan.backing_off.clone(),
             memory: self.memory.clone(),
             last_words: self.last_words.clone(),
+            ending: matches!(self.state, WorkerState::Terminating { .. }),
         };
         let status = render_status(&self.pod, seen, &facts, self.former.as_ref(), wall_ns());
         let is_ready =

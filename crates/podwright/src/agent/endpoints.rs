@@ -28,7 +28,8 @@ pub(crate) async fn follow(
     }
     let mut first = Some(first);
     loop {
-        let local: Vec<LocalPod> = reports.borrow_and_update().pods.iter().filter_map(local_pod).collect();
+        let local: Vec<LocalPod> =
+            reports.borrow_and_update().pods.iter().filter_map(|pod| local_pod(pod)).collect();
         pods.send_if_modified(|known| {
             let changed = **known != local;
             *known = Arc::new(local);
@@ -97,8 +98,9 @@ mod tests {
             "status": { "podIP": "10.85.0.2", "conditions": [{ "type": "Ready", "status": "True" }] },
         }))
         .expect("a pod");
-        let report =
-            |complete| Arc::new(NodeReport { pods: vec![pod.clone()], complete, ..NodeReport::default() });
+        let report = |complete| {
+            Arc::new(NodeReport { pods: vec![Arc::new(pod.clone())], complete, ..NodeReport::default() })
+        };
         reporter.send_replace(report(false));
         tokio::task::yield_now().await;
         assert!(known.try_recv().is_err() && pods.borrow().is_empty(), "another pod may still run");

@@ -10,6 +10,7 @@
 //!
 //! Stopping the agent stops no pod: that is what supervisors are for.
 
+mod cluster;
 mod endpoints;
 pub(crate) mod parts;
 mod problems;
@@ -29,7 +30,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::cli::{RunArgs, RuntimeArgs};
+use crate::cli::{AgentArgs, RunArgs, RuntimeArgs};
 use crate::lock::NodeLock;
 use crate::node::Node;
 use crate::{admin, config, image, signals};
@@ -47,6 +48,8 @@ pub(crate) enum Role {
         /// Files and directories, watched.
         manifests: Vec<PathBuf>,
     },
+    /// A node of a cluster.
+    Cluster(cluster::Membership),
 }
 
 /// `podwright run`: until a signal ends it; the pods stay.
@@ -60,6 +63,16 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     file.apply(&mut node);
     file.tell();
     until_signal(node, Role::Node { manifests: args.files.clone() })
+}
+
+/// `podwright agent`: until a signal ends it; the pods stay.
+pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
+    let file = config::kubelet(args.config.as_deref())?;
+    let mut node = Node::here(&file.complete(&args.node))?;
+    file.apply(&mut node);
+    file.tell();
+    let membership = cluster::Membership::of(args, &node, &file.settings);
+    until_signal(node, Role::Cluster(membership))
 }
 
 /// `podwright runtime`: until a signal ends it; the pods stay.
@@ -98,7 +111,12 @@ impl Agent {
     pub(crate) async fn start(node: Node, role: Role, stop: CancellationToken) -> anyhow::Result<Self> {
         let lock = NodeLock::take(&node)?;
         let writer = parts::netfilter();
-        let runtime = runtime::Runtime::open(parts::runtime(&node), writer.clone())
+        let default = match &role {
+            Role::Cluster(membership) => membership.remembered_network(&node),
+            Role::Runtime | Role::Node { .. } => Some(parts::network(&node, node.pod_cidrs.clone())),
+        };
+        let (network, networks) = watch::channel(default);
+        let runtime = runtime::Runtime::open(parts::runtime(&node, networks), writer.clone())
             .await
             .context("open the runtime")?;
         let listener = cri::bind(&node.listen)?;
@@ -123,6 +141,9 @@ impl Agent {
                     tracing::warn!(error = format!("{error:#}"), "no built-in image");
                 }
                 Some(start_node(&mut callers, &node, manifests, channel.clone(), writer, &stop)?)
+            }
+            Role::Cluster(membership) => {
+                Some(membership.start(&mut callers, &node, channel.clone(), network, &stop).await?)
             }
         };
         let sources = Arc::new(Sources { node, runtime, cri: channel, standalone });
@@ -178,7 +199,17 @@ fn start_node(
         telling.await;
         ("the addresses of Services", Ok(()))
     });
-    let kubelet = kubelet::run(parts::kubelet(node), inputs, cri, desired.clone(), kubelet_report, stopped());
+    // What files say is known as soon as they are read.
+    let synced = watch::channel(true).1;
+    let joined = kubelet::Parts {
+        cri,
+        desired: desired.clone(),
+        synced,
+        report: kubelet_report,
+        events: None,
+        inputs,
+    };
+    let kubelet = kubelet::run(parts::kubelet(node), joined, stopped());
     callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
     let (first, known) = oneshot::channel();
     let following = endpoints::follow(pods.clone(), local_pods, first, stopped());

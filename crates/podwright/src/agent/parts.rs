@@ -1,6 +1,7 @@
 //! What each part of the agent is configured with: the node's paths and names, in each part's own words.
 
 use hostnet::netfilter::{Writer, WriterHandle};
+use tokio::sync::watch;
 
 use crate::node::Node;
 
@@ -26,8 +27,11 @@ pub(crate) fn proxy(node: &Node) -> proxy::Config {
     }
 }
 
-/// The container runtime with its network.
-pub(crate) fn runtime(node: &Node) -> runtime::Config {
+/// The container runtime with its network: `default_network` is that of pods without a configuration file.
+pub(crate) fn runtime(
+    node: &Node,
+    default_network: watch::Receiver<Option<cni::DefaultNetwork>>,
+) -> runtime::Config {
     runtime::Config {
         root: node.root.clone(),
         state: node.state.clone(),
@@ -39,14 +43,15 @@ pub(crate) fn runtime(node: &Node) -> runtime::Config {
             bin_dirs: node.cni_bin_dirs.clone(),
             cache_dir: node.cni_cache_dir(),
             data_dir: node.leases_dir(),
-            default_network: Some(cni::DefaultNetwork {
-                bridge: node.bridge.clone(),
-                pod_cidrs: node.pod_cidrs.clone(),
-                mtu: None,
-            }),
+            default_network,
             patience: CNI_PATIENCE,
         },
     }
+}
+
+/// Our bridge, for pods of these ranges.
+pub(crate) fn network(node: &Node, pod_cidrs: Vec<ipnet::IpNet>) -> cni::DefaultNetwork {
+    cni::DefaultNetwork { bridge: node.bridge.clone(), pod_cidrs, mtu: None }
 }
 
 /// The kubelet.

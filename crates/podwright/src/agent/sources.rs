@@ -81,8 +81,8 @@ impl Standalone {
     fn add_to(&self, report: &mut Report) {
         let kubelet = Arc::clone(&self.kubelet.borrow());
         let proxy = Arc::clone(&self.proxy.borrow());
-        report.pods.clone_from(&kubelet.pods);
-        report.events.clone_from(&kubelet.events);
+        report.pods = kubelet.pods.iter().map(|pod| (**pod).clone()).collect();
+        report.events = kubelet.events.iter().map(|event| (**event).clone()).collect();
         report.services.clone_from(&proxy.services);
         report.endpoint_slices.clone_from(&proxy.endpoints);
         report.problems = self.manifests.borrow().problems.iter().map(ToString::to_string).collect();

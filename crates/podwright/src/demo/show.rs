@@ -81,7 +81,7 @@ async fn pods_ready(standalone: &Standalone, clock: Clock) -> anyhow::Result<()>
                 told.insert(pod.metadata.name.clone(), now);
             }
         }
-        if pods.len() >= wanted && pods.iter().all(is_ready) {
+        if pods.len() >= wanted && pods.iter().all(|pod| is_ready(pod)) {
             return Ok(());
         }
         reports.changed().await.context("the kubelet reports no more")?;
@@ -118,8 +118,8 @@ fn ready_endpoints(slice: &EndpointSlice) -> usize {
 }
 
 fn pods(standalone: &Standalone) -> String {
-    table::pods(&standalone.kubelet.borrow().pods, table::Width::Wide, crate::status::now())
-        .unwrap_or_default()
+    let pods: Vec<Pod> = standalone.kubelet.borrow().pods.iter().map(|pod| (**pod).clone()).collect();
+    table::pods(&pods, table::Width::Wide, crate::status::now()).unwrap_or_default()
 }
 
 fn pod_times(standalone: &Standalone) -> Vec<PodTimes> {

@@ -17,8 +17,10 @@ pub(crate) async fn remove_all(node: &Node) -> anyhow::Result<()> {
     if !Path::new(&node.state).join("sandboxes").exists() {
         return Ok(());
     }
+    // Nothing new is connected: no network is needed.
+    let network = tokio::sync::watch::channel(None).1;
     let runtime =
-        Runtime::open(parts::runtime(node), parts::netfilter()).await.context("read the records")?;
+        Runtime::open(parts::runtime(node, network), parts::netfilter()).await.context("read the records")?;
     let calls = std::sync::Arc::new(runtime.runtime_service());
     let listed = calls.list_pod_sandbox(Request::new(ListPodSandboxRequest::default())).await;
     let sandboxes = listed.context("list the pods")?.into_inner().items;

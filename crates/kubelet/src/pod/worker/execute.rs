@@ -37,7 +37,7 @@ impl Worker {
     /// starts.
     pub(super) async fn execute(&mut self, plan: PodPlan, seen: &ObservedPod) {
         for action in plan.actions {
-            let mut wish = self.wish.clone();
+            let mut wish = self.orders.wish.clone();
             wish.mark_unchanged();
             let is_start = matches!(
                 action,

@@ -21,8 +21,14 @@ struct Record {
     status: Option<v1::PodStatus>,
 }
 
-/// The pods that a former agent remembered.
-pub(crate) fn remembered_pods(state_dir: &Path) -> Vec<Arc<v1::Pod>> {
+/// Whether a former agent wrote down that it runs this pod.
+pub(crate) fn is_remembered(state_dir: &Path, uid: &str) -> bool {
+    state_dir.join(format!("{uid}.json")).exists()
+}
+
+/// The pods that a former agent of this boot remembered in [`crate::Config::state_dir`].
+#[must_use]
+pub fn remembered_pods(state_dir: &Path) -> Vec<Arc<v1::Pod>> {
     let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
     let is_record = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "json");
     let records = entries.map(|entry| entry.path()).filter(is_record);
@@ -38,6 +44,8 @@ impl Worker {
 
     /// Takes up what a former agent remembered; nothing when there is nothing.
     pub(super) fn recall(&mut self) {
+        // What another kubelet told of the pod, until there is a record of ours.
+        self.former = self.pod.source.status.clone().filter(|status| status.start_time.is_some());
         let Ok(text) = std::fs::read(self.record_path()) else { return };
         let Ok(record) = serde_json::from_slice::<Record>(&text) else { return };
         self.start_time = record.start_time;

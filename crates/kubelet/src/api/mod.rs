@@ -1,0 +1,86 @@
+//! The kubelet's side that speaks with an API server: the node's object and lease, the pods that are bound to it, what they refer
+//! to, their status and events.
+//!
+//! It decides nothing about containers: it turns the API into the same [`manifest::Loaded`] that manifests give, and the
+//! kubelet's report into patches. Everything here may be down for a while without a pod noticing.
+//!
+//! ```text
+//!   Pods, ConfigMaps, Secrets ──watch──► source ──► Loaded ──► kubelet ──► NodeReport ──► status ──► PATCH, DELETE
+//!   Node, Lease ◄── node (facts, conditions of the runtime)           └── events ──► event ──► POST, PATCH
+//! ```
+
+mod client;
+mod event;
+mod node;
+mod references;
+mod source;
+mod status;
+mod tokens;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1;
+use kube::Client;
+use manifest::Loaded;
+use tokio::sync::{mpsc, watch};
+use tonic::transport::Channel;
+
+pub use client::{ClientError, connect};
+pub use node::{NodeConfig, Reserved};
+pub use tokens::ApiTokens;
+
+use crate::report::NodeReport;
+
+/// What the kubelet needs to serve a cluster.
+#[derive(Clone, Debug)]
+pub struct ApiConfig {
+    /// The node as it is registered.
+    pub node: NodeConfig,
+    /// The pods that a former agent of this boot ran: they go on until the API server has been heard.
+    pub remembered: Vec<Arc<v1::Pod>>,
+    /// Where `podwright`'s images and the kubelet's volumes lie, for the node's capacity.
+    pub root_dir: PathBuf,
+}
+
+/// The other ends of what a kubelet is joined to.
+pub struct ApiParts {
+    /// Pods, and what they refer to.
+    pub desired: watch::Sender<Arc<Loaded>>,
+    /// Becomes true when every pod of the API server is in `desired`.
+    pub synced: watch::Sender<bool>,
+    /// What the kubelet tells.
+    pub report: watch::Receiver<Arc<NodeReport>>,
+    /// The kubelet's events.
+    pub events: mpsc::Receiver<Arc<v1::Event>>,
+    /// The runtime, whose conditions are the node's.
+    pub cri: Channel,
+    /// The node's own object, as the API server has it.
+    pub node: watch::Sender<Option<Arc<v1::Node>>>,
+    /// Every Service, for environment variables; none before they were listed once.
+    pub services: watch::Sender<Option<Arc<Vec<v1::Service>>>>,
+}
+
+/// How many events wait to be sent, at most; more are not sent.
+pub const EVENT_QUEUE: usize = 1000;
+
+/// Serves the cluster until `stop`. What fails is tried again, for ever.
+pub async fn run(config: ApiConfig, client: Client, parts: ApiParts, stop: impl Future<Output = ()>) {
+    let ApiParts { desired, synced, report, events, cri, node, services } = parts;
+    let name = config.node.name.clone();
+    let pods = desired.subscribe();
+    let serving = async {
+        tokio::join!(
+            node::keep(client.clone(), config.node, config.root_dir, cri),
+            node::follow(client.clone(), name.clone(), node),
+            source::follow(client.clone(), name, config.remembered, desired, synced),
+            source::follow_services(client.clone(), services),
+            status::keep(client.clone(), report, pods),
+            event::send(client, events),
+        );
+    };
+    tokio::select! {
+        () = serving => {}
+        () = stop => {}
+    }
+}

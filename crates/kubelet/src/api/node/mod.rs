@@ -1,0 +1,193 @@
+//! The node's own object and lease: registered once, its status told when it changes and every five minutes, its lease renewed
+//! every ten seconds.
+
+mod facts;
+mod lease;
+mod render;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::v1 as crv1;
+use cri::v1::image_service_client::ImageServiceClient;
+use cri::v1::runtime_service_client::RuntimeServiceClient;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::watcher::watch_object;
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use super::source::{again, chain};
+use crate::time::{BootTime, wall_ns};
+use render::{Observed, labels, node_object, status_of};
+
+/// How soon what failed is tried again. Upstream: the kubelet's retry of its registration.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// How long the API server may take for one answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How soon a node that is not ready looks again. Upstream: nodeReadyGracePeriod's fast status updates.
+const NOT_READY: Duration = Duration::from_millis(100);
+
+/// The node as it is registered.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// `metadata.name`.
+    pub name: String,
+    /// The node's address.
+    pub ip: Option<IpAddr>,
+    /// Labels beside those that every node has (`--node-labels`).
+    pub labels: Vec<(String, String)>,
+    /// Taints that it is registered with (`registerWithTaints`).
+    pub taints: Vec<v1::Taint>,
+    /// Whether the object is made when there is none (`registerNode`).
+    pub register: bool,
+    /// Pods at most (`maxPods`).
+    pub max_pods: u32,
+    /// What is kept from pods.
+    pub reserved: Reserved,
+    /// Where the kubelet's API listens, in `status.daemonEndpoints`.
+    pub port: u16,
+    /// How often the status is looked at (`nodeStatusUpdateFrequency`).
+    pub status_update: Duration,
+    /// How often an unchanged status is told (`nodeStatusReportFrequency`).
+    pub status_report: Duration,
+    /// How long the lease holds (`nodeLeaseDurationSeconds`).
+    pub lease: Duration,
+}
+
+/// `kubeReserved` and `systemReserved` together, and the memory below which pods are evicted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// Thousandths of a CPU.
+    pub millicpu: u64,
+    /// Bytes.
+    pub memory: u64,
+    /// Bytes.
+    pub ephemeral_storage: u64,
+}
+
+/// Keeps the node's object and lease, for ever.
+pub(super) async fn keep(client: Client, config: NodeConfig, root_dir: PathBuf, cri: Channel) {
+    let nodes = Api::<v1::Node>::all(client.clone());
+    let machine = facts::machine(&root_dir);
+    let mut known = register(&nodes, &config, &machine, &cri).await;
+    let uid = known.metadata.uid.clone().unwrap_or_default();
+    tokio::join!(lease::renew(client, config.name.clone(), uid, config.lease), async {
+        let mut told = BootTime(0);
+        loop {
+            let observed = observe(&cri).await;
+            let status = status_of(&config, &machine, &observed, known.status.as_ref(), wall_ns());
+            let due = BootTime::now() >= told.after(config.status_report);
+            if due || render::differs(known.status.as_ref(), &status) {
+                match tell(&nodes, &config.name, &status).await {
+                    Ok(node) => {
+                        known = node;
+                        told = BootTime::now();
+                    }
+                    Err(error) => {
+                        tracing::warn!(error, "the node's status is not told; trying again");
+                        tokio::time::sleep(AGAIN).await;
+                        continue;
+                    }
+                }
+            }
+            let wait = if render::is_ready(&status) { config.status_update } else { NOT_READY };
+            tokio::time::sleep(wait).await;
+        }
+    });
+}
+
+/// Follows the node's own object, for ever.
+pub(super) async fn follow(client: Client, name: String, node: watch::Sender<Option<Arc<v1::Node>>>) {
+    let mut object = std::pin::pin!(again(watch_object(Api::<v1::Node>::all(client), &name)));
+    while let Some(object) = object.next().await {
+        match object {
+            Ok(object) => drop(node.send_replace(object.map(Arc::new))),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the API server does not tell of this node; trying again");
+            }
+        }
+    }
+}
+
+/// Makes the node's object, or brings its labels up to date where there is one.
+async fn register(
+    nodes: &Api<v1::Node>,
+    config: &NodeConfig,
+    machine: &facts::Machine,
+    cri: &Channel,
+) -> v1::Node {
+    loop {
+        match try_register(nodes, config, machine, cri).await {
+            Ok(node) => {
+                tracing::info!(node = config.name, "registered");
+                return node;
+            }
+            Err(error) => {
+                tracing::warn!(node = config.name, error, "the node is not registered; trying again")
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn try_register(
+    nodes: &Api<v1::Node>,
+    config: &NodeConfig,
+    machine: &facts::Machine,
+    cri: &Channel,
+) -> Result<v1::Node, String> {
+    let observed = observe(cri).await;
+    let node = node_object(config, machine, &observed, wall_ns());
+    if config.register {
+        let parameters = PostParams::default();
+        match bounded(nodes.create(&parameters, &node)).await? {
+            Ok(node) => return Ok(node),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(chain(&error)),
+        }
+    }
+    let own = json!({ "metadata": {
+        "labels": labels(config),
+        "annotations": node.metadata.annotations,
+    } });
+    let (parameters, patch) = (PatchParams::default(), Patch::Strategic(own));
+    bounded(nodes.patch(&config.name, &parameters, &patch)).await?.map_err(|error| chain(&error))
+}
+
+async fn tell(nodes: &Api<v1::Node>, name: &str, status: &v1::NodeStatus) -> Result<v1::Node, String> {
+    let mut status = serde_json::to_value(status).unwrap_or_default();
+    if let Some(Value::Array(addresses)) = status.get_mut("addresses") {
+        // Their merge key is the type, of which there may be several.
+        addresses.insert(0, json!({ "$patch": "replace" }));
+    }
+    let body = json!({ "status": status });
+    let (parameters, patch) = (PatchParams::default(), Patch::Strategic(body));
+    bounded(nodes.patch_status(name, &parameters, &patch)).await?.map_err(|error| chain(&error))
+}
+
+async fn bounded<T>(request: impl Future<Output = T>) -> Result<T, String> {
+    let answer = tokio::time::timeout(PATIENCE, request).await;
+    answer.map_err(|_| "the API server does not answer".to_owned())
+}
+
+/// What the runtime says.
+async fn observe(cri: &Channel) -> Observed {
+    let mut runtime = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    let mut images = ImageServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    let version = runtime.version(crv1::VersionRequest::default()).await;
+    let status = runtime.status(crv1::StatusRequest::default()).await;
+    let listed = images.list_images(crv1::ListImagesRequest::default()).await;
+    Observed {
+        runtime: version.ok().map(tonic::Response::into_inner),
+        status: status.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned()),
+        images: listed.map(|listed| listed.into_inner().images).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,304 @@
+//! The node's pods from the API server, with the ConfigMaps and Secrets they refer to, each watched by name as a node may.
+//!
+//! A pod is handed on when everything it refers to was asked for once: whatever is missing then is missing. While the API
+//! server is away, what was last heard stands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::runtime::WatchStreamExt;
+use kube::runtime::utils::{Backoff, StreamBackoff};
+use kube::runtime::watcher::{self, Event, watch_object, watcher};
+use kube::{Api, Client};
+use manifest::{Loaded, ObjectKey};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+
+use super::references::{self, Kind, Reference};
+
+/// How soon a watch that broke is begun again, at first and at last.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// What an object that pods refer to is now; nothing where there is none.
+enum Found {
+    ConfigMap(Option<v1::ConfigMap>),
+    Secret(Option<v1::Secret>),
+}
+
+/// Follows the pods of node `name`, for ever. `synced` becomes true when the first list is complete.
+pub(super) async fn follow(
+    client: Client,
+    name: String,
+    remembered: Vec<Arc<v1::Pod>>,
+    desired: watch::Sender<Arc<Loaded>>,
+    synced: watch::Sender<bool>,
+) {
+    let (sender, mut found) = mpsc::channel(64);
+    let mut source = Source {
+        client: client.clone(),
+        found: sender,
+        pods: remembered.into_iter().map(|pod| (key_of(&*pod), pod)).collect(),
+        listing: None,
+        followed: BTreeMap::new(),
+        known: Loaded::default(),
+        answered: BTreeSet::new(),
+    };
+    let selector = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
+    let pods =
+        watcher(Api::<v1::Pod>::all(client), selector).modify(|pod| pod.metadata.managed_fields = None);
+    let mut pods = std::pin::pin!(again(pods));
+    loop {
+        // What pods of before refer to counts from the start, too.
+        source.publish(&desired);
+        tokio::select! {
+            Some(event) = pods.next() => match event {
+                Ok(event) => source.hear(event, &synced),
+                Err(error) => tracing::warn!(error = %chain(&error), "the API server does not tell of pods; trying again"),
+            },
+            Some((reference, object)) = found.recv() => source.take(reference, object),
+            else => return,
+        }
+        // One publication for all that has come meanwhile.
+        while let Ok((reference, object)) = found.try_recv() {
+            source.take(reference, object);
+        }
+    }
+}
+
+/// Follows every Service, for ever.
+pub(super) async fn follow_services(client: Client, services: watch::Sender<Option<Arc<Vec<v1::Service>>>>) {
+    let all = watcher(Api::<v1::Service>::all(client), watcher::Config::default())
+        .modify(|service| *service = addresses_of(service));
+    let mut all = std::pin::pin!(again(all));
+    let mut known: BTreeMap<ObjectKey, v1::Service> = BTreeMap::new();
+    let mut listing = None;
+    while let Some(event) = all.next().await {
+        match event {
+            Ok(Event::Init) => listing = Some(BTreeMap::new()),
+            Ok(Event::InitApply(service)) => {
+                listing.get_or_insert_default().insert(key_of(&service), service);
+            }
+            Ok(Event::InitDone) => known = listing.take().unwrap_or_default(),
+            Ok(Event::Apply(service)) => drop(known.insert(key_of(&service), service)),
+            Ok(Event::Delete(service)) => drop(known.remove(&key_of(&service))),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "the API server does not tell of Services; trying again");
+                continue;
+            }
+        }
+        if listing.is_none() {
+            services.send_replace(Some(Arc::new(known.values().cloned().collect())));
+        }
+    }
+}
+
+/// What variables are made of; the rest is not kept.
+fn addresses_of(service: &v1::Service) -> v1::Service {
+    let spec = service.spec.as_ref().map(|spec| v1::ServiceSpec {
+        cluster_ip: spec.cluster_ip.clone(),
+        cluster_ips: spec.cluster_ips.clone(),
+        ports: spec.ports.clone(),
+        type_: spec.type_.clone(),
+        ..v1::ServiceSpec::default()
+    });
+    let metadata = ObjectMeta {
+        name: service.metadata.name.clone(),
+        namespace: service.metadata.namespace.clone(),
+        uid: service.metadata.uid.clone(),
+        // By these a watch goes on.
+        resource_version: service.metadata.resource_version.clone(),
+        ..ObjectMeta::default()
+    };
+    v1::Service { metadata, spec, status: None }
+}
+
+struct Source {
+    client: Client,
+    found: mpsc::Sender<(Reference, Found)>,
+    pods: BTreeMap<ObjectKey, Arc<v1::Pod>>,
+    /// A list that is not complete yet.
+    listing: Option<BTreeMap<ObjectKey, Arc<v1::Pod>>>,
+    followed: BTreeMap<Reference, AbortHandle>,
+    /// What was found of what is followed; `pods` is filled when it is published.
+    known: Loaded,
+    answered: BTreeSet<Reference>,
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.followed.values().for_each(AbortHandle::abort);
+    }
+}
+
+impl Source {
+    fn hear(&mut self, event: Event<v1::Pod>, synced: &watch::Sender<bool>) {
+        match event {
+            Event::Init => self.listing = Some(BTreeMap::new()),
+            Event::InitApply(pod) => {
+                self.listing.get_or_insert_default().insert(key_of(&pod), Arc::new(pod));
+            }
+            Event::InitDone => {
+                self.pods = self.listing.take().unwrap_or_default();
+                synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+            }
+            Event::Apply(pod) => drop(self.pods.insert(key_of(&pod), Arc::new(pod))),
+            Event::Delete(pod) => {
+                let key = key_of(&pod);
+                // Another pod may have the name already.
+                if self.pods.get(&key).is_some_and(|known| known.metadata.uid == pod.metadata.uid) {
+                    self.pods.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, reference: Reference, object: Found) {
+        if !self.followed.contains_key(&reference) {
+            return;
+        }
+        let key = ObjectKey::new(&reference.namespace, &reference.name);
+        let objects = &mut self.known.objects;
+        match object {
+            Found::ConfigMap(Some(map)) => drop(objects.config_maps.insert(key, Arc::new(map))),
+            Found::ConfigMap(None) => drop(objects.config_maps.remove(&key)),
+            Found::Secret(Some(secret)) => drop(objects.secrets.insert(key, Arc::new(secret))),
+            Found::Secret(None) => drop(objects.secrets.remove(&key)),
+        }
+        self.answered.insert(reference);
+    }
+
+    /// Follows what the pods refer to, and hands on the pods of which everything was asked for.
+    fn publish(&mut self, desired: &watch::Sender<Arc<Loaded>>) {
+        let of_pods: BTreeMap<&ObjectKey, BTreeSet<Reference>> =
+            self.pods.iter().map(|(key, pod)| (key, references::of_pod(pod))).collect();
+        let wanted: BTreeSet<&Reference> = of_pods.values().flatten().collect();
+        self.followed.retain(|reference, task| {
+            let keep = wanted.contains(reference);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for reference in wanted {
+            if !self.followed.contains_key(reference) {
+                let task = follow_one(&self.client, reference.clone(), self.found.clone());
+                self.followed.insert(reference.clone(), task);
+            }
+        }
+        self.answered.retain(|reference| self.followed.contains_key(reference));
+        let is_wanted = |kind, key: &ObjectKey| {
+            self.answered.contains(&Reference {
+                kind,
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+            })
+        };
+        self.known.objects.config_maps.retain(|key, _| is_wanted(Kind::ConfigMap, key));
+        self.known.objects.secrets.retain(|key, _| is_wanted(Kind::Secret, key));
+        let before = desired.borrow().clone();
+        // Nothing waits that is to go, or that runs already.
+        let ready = |(key, pod): &(&ObjectKey, &Arc<v1::Pod>)| {
+            pod.metadata.deletion_timestamp.is_some()
+                || before.objects.pods.get(*key).is_some_and(|known| known.metadata.uid == pod.metadata.uid)
+                || of_pods[*key].iter().all(|reference| self.answered.contains(reference))
+        };
+        let pods = self.pods.iter().filter(ready).map(|(key, pod)| (key.clone(), pod.clone())).collect();
+        self.known.objects.pods = pods;
+        if *before != self.known {
+            desired.send_replace(Arc::new(self.known.clone()));
+        }
+    }
+}
+
+/// Watches one object by its name.
+fn follow_one(client: &Client, reference: Reference, found: mpsc::Sender<(Reference, Found)>) -> AbortHandle {
+    let (client, Reference { namespace, name, .. }) = (client.clone(), reference.clone());
+    let task = match reference.kind {
+        Kind::ConfigMap => {
+            let api = Api::<v1::ConfigMap>::namespaced(client, &namespace);
+            tokio::spawn(tell(api, name, reference, found, Found::ConfigMap))
+        }
+        Kind::Secret => {
+            let api = Api::<v1::Secret>::namespaced(client, &namespace);
+            tokio::spawn(tell(api, name, reference, found, Found::Secret))
+        }
+    };
+    task.abort_handle()
+}
+
+async fn tell<K>(
+    api: Api<K>,
+    name: String,
+    reference: Reference,
+    found: mpsc::Sender<(Reference, Found)>,
+    as_found: impl Fn(Option<K>) -> Found,
+) where
+    K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    let mut object = std::pin::pin!(again(watch_object(api, &name)));
+    while let Some(object) = object.next().await {
+        match object {
+            Ok(object) => {
+                if found.send((reference.clone(), as_found(object))).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!(
+                kind = ?reference.kind, namespace = reference.namespace, name, error = %chain(&error),
+                "an object that a pod refers to cannot be watched; trying again"
+            ),
+        }
+    }
+}
+
+/// A watch that is begun again when it broke, soon at first.
+pub(super) fn again<S>(stream: S) -> StreamBackoff<S, Again>
+where
+    S: futures::TryStream,
+{
+    StreamBackoff::new(stream, Again(AGAIN.0))
+}
+
+/// Waits that double; kube's own begin with a second, which is long where a node's rights follow a pod by milliseconds.
+#[derive(Debug)]
+pub(super) struct Again(Duration);
+
+impl Iterator for Again {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let now = self.0;
+        self.0 = (now * 2).min(AGAIN.1);
+        Some(now)
+    }
+}
+
+impl Backoff for Again {
+    fn reset(&mut self) {
+        self.0 = AGAIN.0;
+    }
+}
+
+fn key_of<K: kube::ResourceExt>(object: &K) -> ObjectKey {
+    ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// An error with its causes in one line.
+pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,203 @@
+//! Wiring of a node that belongs to a cluster: the kubelet gets its pods from the API server and tells it of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1;
+use kubelet::api::{ApiConfig, ApiParts, ApiTokens, NodeConfig, Reserved};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::{Parts, Standalone, parts};
+use crate::cli::{AgentArgs, PodNetwork};
+use crate::config::{Capacity, Settings};
+use crate::node::Node;
+
+/// Where the kubelet's API listens.
+const KUBELET_PORT: u16 = 10_250;
+
+/// What makes a node one of a cluster.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    kubeconfig: PathBuf,
+    pod_network: PodNetwork,
+    node: NodeConfig,
+}
+
+impl Membership {
+    /// As the command line has it.
+    pub(crate) fn of(args: &AgentArgs, node: &Node, settings: &Settings) -> Self {
+        let (status, capacity) = (settings.status, &settings.capacity);
+        Self {
+            kubeconfig: args.kubeconfig.clone(),
+            pod_network: args.pod_network,
+            node: NodeConfig {
+                name: node.name.clone(),
+                ip: node.address(),
+                labels: args.node_labels.clone(),
+                taints: settings.registration.taints.clone(),
+                register: settings.registration.register,
+                max_pods: capacity.max_pods,
+                reserved: reserved(capacity),
+                port: settings.server.as_ref().map_or(KUBELET_PORT, |server| server.address.port()),
+                status_update: status.update_frequency,
+                status_report: status.report_frequency,
+                lease: Duration::from_secs(status.lease_duration_seconds.into()),
+            },
+        }
+    }
+
+    /// The built-in network with the range that the cluster gave when it was last heard.
+    pub(crate) fn remembered_network(&self, node: &Node) -> Option<cni::DefaultNetwork> {
+        let cidrs = recall(&ranges_file(node)).filter(|_| self.pod_network == PodNetwork::Builtin)?;
+        Some(parts::network(node, cidrs))
+    }
+
+    /// Starts the kubelet and what joins it to the API server.
+    pub(crate) async fn start(
+        self,
+        callers: &mut Parts,
+        node: &Node,
+        cri: Channel,
+        network: watch::Sender<Option<cni::DefaultNetwork>>,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Standalone> {
+        let client = kubelet::api::connect(&self.kubeconfig).await?;
+        let kubelet_config = parts::kubelet(node);
+        let remembered = kubelet::remembered_pods(&kubelet_config.state_dir);
+        let (desired, pods) = watch::channel(Arc::default());
+        let (synced, is_synced) = watch::channel(false);
+        let (report, reports) = watch::channel(Arc::default());
+        let (events, happened) = mpsc::channel(kubelet::api::EVENT_QUEUE);
+        let (own, own_node) = watch::channel(None);
+        let (services, known_services) = watch::channel(None);
+        let tokens = Arc::new(ApiTokens::new(client.clone()));
+        let inputs = kubelet::Inputs { tokens: Some(tokens), services: known_services };
+        let stopped = || stop.clone().cancelled_owned();
+        let joined = kubelet::Parts {
+            cri: cri.clone(),
+            desired: pods.clone(),
+            synced: is_synced,
+            report,
+            events: Some(events),
+            inputs,
+        };
+        let running = kubelet::run(kubelet_config.clone(), joined, stopped());
+        callers.spawn(async move { ("the kubelet", running.await.map_err(Into::into)) });
+        let config = ApiConfig { node: self.node, remembered, root_dir: kubelet_config.root_dir };
+        let ends =
+            ApiParts { desired, synced, report: reports.clone(), events: happened, cri, node: own, services };
+        let serving = kubelet::api::run(config, client, ends, stopped());
+        callers.spawn(async move {
+            serving.await;
+            ("the API server's client", Ok(()))
+        });
+        let following = follow_ranges(node.clone(), self.pod_network, own_node, network, stopped());
+        callers.spawn(async move {
+            following.await;
+            ("the pod network", Ok(()))
+        });
+        let (_, proxy) = watch::channel(Arc::default());
+        Ok(Standalone { manifests: pods, kubelet: reports, proxy })
+    }
+}
+
+/// What is kept from pods, for the system and for us.
+fn reserved(capacity: &Capacity) -> Reserved {
+    let of = |name: &str| {
+        [&capacity.kube_reserved, &capacity.system_reserved]
+            .into_iter()
+            .filter_map(|all| all.get(name))
+            .copied()
+            .collect::<Vec<_>>()
+    };
+    let whole = |name: &str| of(name).iter().map(|amount| u64::try_from(amount.ceil()).unwrap_or(0)).sum();
+    Reserved {
+        millicpu: of("cpu").iter().map(|amount| u64::try_from(amount.milli()).unwrap_or(0)).sum(),
+        memory: whole("memory"),
+        ephemeral_storage: whole("ephemeral-storage"),
+    }
+}
+
+/// Gives the built-in network the range that the cluster gives the node, and remembers it.
+async fn follow_ranges(
+    node: Node,
+    pod_network: PodNetwork,
+    mut own: watch::Receiver<Option<Arc<v1::Node>>>,
+    network: watch::Sender<Option<cni::DefaultNetwork>>,
+    stop: impl Future<Output = ()>,
+) {
+    let mut stop = std::pin::pin!(stop);
+    let mut known = recall(&ranges_file(&node)).unwrap_or_default();
+    loop {
+        let cidrs = own.borrow_and_update().as_deref().map(ranges_of).unwrap_or_default();
+        if pod_network == PodNetwork::Builtin && !cidrs.is_empty() && cidrs != known {
+            remember(&ranges_file(&node), &cidrs);
+            network.send_replace(Some(parts::network(&node, cidrs.clone())));
+            tracing::info!(?cidrs, "the cluster gives this node a range for its pods");
+            known = cidrs;
+        }
+        tokio::select! {
+            Ok(()) = own.changed() => {}
+            () = &mut stop => return,
+        }
+    }
+}
+
+fn ranges_of(node: &v1::Node) -> Vec<IpNet> {
+    let Some(spec) = &node.spec else { return Vec::new() };
+    let all = spec.pod_cidrs.iter().flatten();
+    let all: Vec<IpNet> = all.filter_map(|cidr| cidr.parse().ok()).collect();
+    if all.is_empty() { spec.pod_cidr.iter().filter_map(|cidr| cidr.parse().ok()).collect() } else { all }
+}
+
+/// What the cluster gave, one range a line.
+fn ranges_file(node: &Node) -> PathBuf {
+    node.root.join("pod-cidrs")
+}
+
+fn recall(file: &Path) -> Option<Vec<IpNet>> {
+    let text = std::fs::read_to_string(file).ok()?;
+    text.lines().map(|line| line.parse().ok()).collect::<Option<Vec<IpNet>>>().filter(|all| !all.is_empty())
+}
+
+fn remember(file: &Path, cidrs: &[IpNet]) {
+    let text: String = cidrs.iter().map(|cidr| format!("{cidr}\n")).collect();
+    if let Err(error) = host::state_file::write_atomic(file, text.as_bytes(), 0o644) {
+        tracing::warn!(%error, file = %file.display(), "the range of this node's pods is not remembered");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_remembered_for_a_start_without_the_api_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pod-cidrs");
+        assert_eq!(recall(&file), None);
+        let cidrs: Vec<IpNet> = ["10.244.1.0/24", "fd00:1::/64"].map(|cidr| cidr.parse().unwrap()).into();
+        remember(&file, &cidrs);
+        assert_eq!(recall(&file), Some(cidrs));
+        std::fs::write(&file, "torn").unwrap();
+        assert_eq!(recall(&file), None);
+    }
+
+    #[test]
+    fn a_node_with_one_range_names_it_in_one_place_or_two() {
+        let node = |spec| v1::Node { spec: serde_json::from_value(spec).unwrap(), ..v1::Node::default() };
+        let text = |node: &v1::Node| ranges_of(node).iter().map(IpNet::to_string).collect::<Vec<_>>();
+        assert_eq!(text(&node(serde_json::json!({ "podCIDR": "10.1.0.0/24" }))), ["10.1.0.0/24"]);
+        assert_eq!(
+            text(&node(
+                serde_json::json!({ "podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd00::/64"] })
+            )),
+            ["10.1.0.0/24", "fd00::/64"]
+        );
+        assert!(ranges_of(&v1::Node::default()).is_empty());
+    }
+}
