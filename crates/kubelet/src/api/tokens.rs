@@ -24,10 +24,9 @@ impl TokenSource for ApiTokens {
     fn token(&self, request: TokenRequest) -> BoxFuture<'_, Result<Token, String>> {
         let accounts = Api::<v1::ServiceAccount>::namespaced(self.0.clone(), &request.namespace);
         Box::pin(async move {
-            let asked = asked(&request);
-            let answer =
-                accounts.create_token_request(&request.service_account, &PostParams::default(), &asked);
-            let status = answer.await.map_err(|error| chain(&error))?.status.unwrap_or_default();
+            let (asked, parameters) = (asked(&request), PostParams::default());
+            let answer = accounts.create_token_request(&request.service_account, &parameters, &asked).await;
+            let status = answer.map_err(|error| chain(&error))?.status.unwrap_or_default();
             let (Some(text), Some(expires)) = (status.token, status.expiration_timestamp) else {
                 return Err("the API server answered without a token".to_owned());
             };
