@@ -8,4 +8,5 @@ pub mod process;
 pub mod self_exe;
 pub mod state_file;
 pub mod sys;
+pub mod user_namespace;
 pub mod xtables;

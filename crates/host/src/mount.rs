@@ -46,6 +46,18 @@ pub fn set_attributes(fd: impl AsFd, depth: Depth, attributes: MountAttributes) 
     sys::mount_setattr(fd.as_fd(), depth == Depth::Recursive, attributes)
 }
 
+/// Shows ids as `namespace` maps them: what lies on disk under an id of the namespace shows under the id that it is outside. Only of a
+/// detached mount whose ids were not mapped before; EINVAL where its file system cannot do it.
+pub fn map_ids(mount: impl AsFd, depth: Depth, namespace: impl AsFd) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let userns_fd = namespace.as_fd().as_raw_fd() as u64;
+    set_attributes(
+        mount,
+        depth,
+        MountAttributes { set: libc::MOUNT_ATTR_IDMAP, userns_fd, ..Default::default() },
+    )
+}
+
 /// Whether the kernel can change the attributes of a whole tree of mounts (Linux 5.12): asked without changing anything.
 pub fn has_recursive_attributes() -> bool {
     use rustix::fs::{Mode, OFlags};

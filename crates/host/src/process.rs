@@ -72,6 +72,14 @@ pub fn pidfd_open(pid: i32) -> io::Result<Option<OwnedFd>> {
     }
 }
 
+/// The pid behind a pidfd, in the caller's pid namespace.
+pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|pid| pid.trim().parse().ok());
+    // -1 when the process was collected, 0 when it is in no namespace of ours.
+    pid.filter(|pid| *pid > 0).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
 /// Sends a signal (any number the kernel knows, real-time ones too) through a pidfd. A process that is gone is not an error: returns false.
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<bool> {
     match sys::pidfd_send_signal(pidfd, signal) {

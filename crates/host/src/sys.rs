@@ -94,20 +94,26 @@ struct CloneArgs {
 /// Sound only in a single-threaded process: a lock held by another thread would stay locked in the child forever. This is checked:
 /// the call refuses with EBUSY when the process has more than one thread.
 pub fn fork_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Forked> {
-    if !is_single_threaded()? {
-        return Err(io::Error::from_raw_os_error(libc::EBUSY));
-    }
-    let mut pidfd: RawFd = -1;
-    let mut args = CloneArgs {
-        flags: flags | u64::from(libc::CLONE_PIDFD as u32),
-        pidfd: (&raw mut pidfd) as u64,
-        exit_signal: libc::SIGCHLD as u64,
-        ..CloneArgs::default()
-    };
+    let mut args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
     if let Some(cgroup) = cgroup {
         args.flags |= 0x2_0000_0000; // CLONE_INTO_CGROUP
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
+    fork(args)
+}
+
+/// As [`fork_into`], but the new process is a child of the caller's parent, and ends as the caller would.
+pub fn fork_sibling(flags: u64) -> io::Result<Forked> {
+    fork(CloneArgs { flags: flags | u64::from(libc::CLONE_PARENT as u32), ..CloneArgs::default() })
+}
+
+fn fork(mut args: CloneArgs) -> io::Result<Forked> {
+    if !is_single_threaded()? {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    let mut pidfd: RawFd = -1;
+    args.flags |= u64::from(libc::CLONE_PIDFD as u32);
+    args.pidfd = (&raw mut pidfd) as u64;
     // SAFETY: `args` and `pidfd` live through the call; without CLONE_VM the child has its own copy of this stack, and the process
     // has one thread, so the child's memory is consistent.
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) })?;
@@ -135,7 +141,7 @@ pub struct MountAttributes {
     pub clear: u64,
     /// `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE`, or 0 to leave it.
     pub propagation: u64,
-    /// Not used; 0.
+    /// The user namespace of `MOUNT_ATTR_IDMAP`; else 0.
     pub userns_fd: u64,
 }
 

@@ -39,7 +39,7 @@ pub(super) fn exec(global: &Global, exec: &Exec) -> Result<u8, CliError> {
         plan::plan_session(spec, &process, Some(cgroup)).map_err(|error| CliError::new(error.to_string()))?;
     plan.process.preserve_fds = exec.preserve_fds;
     let init = record.init.ok_or_else(|| CliError::new("cannot exec in a stopped container"))?;
-    let target = ExecTarget { init, namespaces };
+    let target = ExecTarget { init, namespaces, user: None };
     let signals = match exec.detach {
         true => None,
         false => Some(

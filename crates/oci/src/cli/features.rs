@@ -43,7 +43,7 @@ fn features() -> Value {
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
             "intelRdt": { "enabled": false },
-            "mountExtensions": { "idmap": { "enabled": false } },
+            "mountExtensions": { "idmap": { "enabled": true } },
             "netDevices": { "enabled": false },
         },
         "annotations": { "dev.podwright.version": env!("CARGO_PKG_VERSION") },
@@ -76,7 +76,8 @@ fn mount_options() -> Vec<String> {
         "symfollow",
     ];
     let propagation = ["private", "slave", "shared", "unbindable"];
-    let mut options: Vec<String> = ["bind", "rbind", "defaults"].map(str::to_owned).to_vec();
+    let mut options: Vec<String> =
+        ["bind", "rbind", "defaults", "idmap", "ridmap"].map(str::to_owned).to_vec();
     for name in attributes.iter().chain(&propagation) {
         options.extend([(*name).to_owned(), format!("r{name}")]);
     }

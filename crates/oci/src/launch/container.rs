@@ -10,7 +10,7 @@ use host::{path, sys};
 use rustix::fs::{Mode, OFlags};
 
 use super::report::{Failure, Reporter, Step};
-use super::user::Prepared;
+use super::user::{MountNamespaces, Prepared};
 use super::{Gate, Joins, Stdio, credentials, hooks, program, rootfs};
 use crate::plan::{HookPoint, HooksPlan, LaunchPlan};
 
@@ -19,8 +19,8 @@ pub(super) struct Seed<'a> {
     pub(super) plan: &'a LaunchPlan,
     /// Where the starter says that it has done its part: mapped ids, run hooks. Only where there is such a part.
     pub(super) told: Option<&'a OwnedFd>,
-    /// With a user namespace only.
-    pub(super) prepared: Option<Prepared>,
+    /// User namespaces that stand for the ids of mounts, in the order of the plan's mounts.
+    pub(super) mount_ids: &'a MountNamespaces,
     pub(super) stdio: &'a Stdio,
     pub(super) gate: Option<&'a Gate>,
     pub(super) cgroup: Option<&'a Cgroup>,
@@ -29,9 +29,10 @@ pub(super) struct Seed<'a> {
     pub(super) filter: Option<(Vec<u8>, u32)>,
 }
 
-/// Becomes the container's init; comes back only with what went wrong.
-pub(super) fn run(seed: &Seed<'_>, reporter: &mut Reporter) -> Failure {
-    match set_up(seed, reporter) {
+/// Becomes the container's init; comes back only with what went wrong. With a user namespace, `prepared` is what its root could not
+/// have opened.
+pub(super) fn run(seed: &Seed<'_>, prepared: Option<&Prepared>, reporter: &mut Reporter) -> Failure {
+    match set_up(seed, prepared, reporter) {
         Ok(never) => match never {},
         Err(failure) => failure,
     }
@@ -39,21 +40,26 @@ pub(super) fn run(seed: &Seed<'_>, reporter: &mut Reporter) -> Failure {
 
 enum Never {}
 
-fn set_up(seed: &Seed<'_>, reporter: &mut Reporter) -> Result<Never, Failure> {
+fn set_up(seed: &Seed<'_>, prepared: Option<&Prepared>, reporter: &mut Reporter) -> Result<Never, Failure> {
     let plan = seed.plan;
     let process = &plan.process;
     shield(process.preserve_fds)?;
-    if let (Some(_), Some(told)) = (&plan.user, seed.told) {
+    if let (true, Some(told)) = (plan.new_namespaces.contains(&Namespace::User), seed.told) {
         wait_for(told).step(|| "wait for the mapping of ids".to_owned())?;
+    }
+    if plan.user.is_some() {
         become_root()?;
     }
     if let Some(entry) = seed.entry {
         entry.join_tasks().step(|| "join the cgroup".to_owned())?;
     }
-    join_namespaces(seed)?;
+    if plan.user.is_none() {
+        join_namespaces(seed.joins)?;
+    }
     name_host(plan)?;
-    let built = rootfs::build(plan, seed.cgroup, seed.stdio, seed.prepared.as_ref(), &|procfs| {
-        // In a user namespace the starter has done it.
+    let parts = rootfs::Parts { plan, cgroup: seed.cgroup, prepared, mount_ids: seed.mount_ids };
+    let built = rootfs::build(&parts, seed.stdio, &|procfs| {
+        // In a user namespace the go-between has done it.
         if let Some(score) = process.oom_score_adj.filter(|_| plan.user.is_none()) {
             set_oom_score(procfs, score)?;
         }
@@ -117,9 +123,10 @@ pub(super) fn become_root() -> Result<(), Failure> {
     rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).step(step)
 }
 
-fn join_namespaces(seed: &Seed<'_>) -> Result<(), Failure> {
-    for (kind, fd) in seed.joins {
-        if *kind != Namespace::Pid {
+/// All but that of processes, which the clone has done, and that of users, which is the last.
+pub(super) fn join_namespaces(joins: &Joins) -> Result<(), Failure> {
+    for (kind, fd) in joins {
+        if !matches!(kind, Namespace::Pid | Namespace::User) {
             namespace::join(fd, *kind).step(|| format!("join the {} namespace", kind.file_name()))?;
         }
     }
@@ -148,7 +155,7 @@ fn name_host(plan: &LaunchPlan) -> Result<(), Failure> {
 }
 
 /// Lowering it needs CAP_SYS_RESOURCE, which not every root has: then it stays, as with other runtimes.
-pub(super) fn set_oom_score(procfs: &OwnedFd, score: i32) -> Result<(), Failure> {
+fn set_oom_score(procfs: &OwnedFd, score: i32) -> Result<(), Failure> {
     let pid = rustix::process::getpid().as_raw_nonzero();
     match write_proc(procfs, &format!("{pid}/oom_score_adj"), score.to_string().as_bytes()) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(()),

@@ -2,7 +2,7 @@
 //! (runc CVE-2026-41579).
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use host::path::{self, Leaf};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
@@ -73,6 +73,36 @@ pub(super) fn bind(dev: &OwnedFd, devices: &[(&'static str, OwnedFd)]) -> Result
 /// Makes the device nodes of the spec, in root.
 pub(super) fn make_nodes(root: &OwnedFd, devices: &[DeviceNode]) -> Result<(), Failure> {
     devices.iter().try_for_each(|device| make_node(root, device))
+}
+
+/// Makes the nodes of the spec in a directory of nobody's, by their number in the list, for [`bind_nodes`]. They belong to whom
+/// `owner` says, by the ids of the spec.
+pub(super) fn make_nodes_by_number(
+    directory: &OwnedFd,
+    devices: &[DeviceNode],
+    owner: impl Fn(u32, u32) -> (u32, u32),
+) -> Result<Vec<OwnedFd>, Failure> {
+    let make = |(number, device): (usize, &DeviceNode)| {
+        let step = || format!("make device {}", device.path.display());
+        let name = number.to_string();
+        let (uid, gid) = owner(device.uid, device.gid);
+        let (path, device) = (PathBuf::from("/").join(&name), DeviceNode { uid, gid, ..device.clone() });
+        make_node(directory, &DeviceNode { path, ..device })?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let node = rustix::fs::openat(directory, &name, flags, Mode::empty()).step(step)?;
+        host::mount::clone_fd(&node, host::mount::Depth::One).step(step)
+    };
+    devices.iter().enumerate().map(make).collect()
+}
+
+/// Attaches the nodes that [`make_nodes_by_number`] has made where the spec wants them.
+pub(super) fn bind_nodes(root: &OwnedFd, devices: &[DeviceNode], nodes: &[OwnedFd]) -> Result<(), Failure> {
+    for (device, node) in devices.iter().zip(nodes) {
+        let step = || format!("bind device {}", device.path.display());
+        let target = path::make_in_root(root, &device.path, Leaf::File).step(step)?;
+        host::mount::attach(node, &target).step(step)?;
+    }
+    Ok(())
 }
 
 fn make_node(root: &OwnedFd, device: &DeviceNode) -> Result<(), Failure> {

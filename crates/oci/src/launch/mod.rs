@@ -3,6 +3,7 @@
 //! The caller makes the cgroup and clones once; the child sets itself up (`container`, `session`), tells over a close-on-exec pipe what
 //! went wrong (`report`), and executes the program. Nothing is mounted, joined or written on the host's side.
 
+mod between;
 mod container;
 mod credentials;
 mod dev;
@@ -155,6 +156,7 @@ fn start_in(
     let entry = cgroup.map(Cgroup::entry).transpose()?;
     let filter = read_filter(&plan.process)?;
     let joins = open_joins(plan)?;
+    let mount_ids = user::open_mount_ids(plan, &joins)?;
     let mut flags = 0;
     for kind in &plan.new_namespaces {
         // A cgroup namespace has its root where its maker stands, so the child makes it itself once it is inside.
@@ -163,16 +165,17 @@ fn start_in(
         }
     }
     let pid_namespace = joins.iter().find(|(kind, _)| *kind == Namespace::Pid).map(|(_, fd)| fd.as_fd());
-    let waits = plan.hooks.is_some() || plan.user.is_some();
+    let own_user = plan.user.as_ref().filter(|_| plan.new_namespaces.contains(&Namespace::User));
+    let waits = plan.hooks.is_some() || own_user.is_some();
     let sync = waits.then(Sync::new).transpose()?;
-    let prepared = plan.user.as_ref().map(|_| user::prepare(plan)).transpose()?;
+    let between = plan.user.as_ref().map(|_| between::Channel::new()).transpose()?;
     let (word, told) = sync.map_or((None, None), |Sync { word, told }| (Some(word), Some(told)));
     // The child has but its own end: when the starter dies, it reads the end of the file.
     let word = std::cell::Cell::new(word);
     let seed = container::Seed {
         plan,
         told: told.as_ref(),
-        prepared,
+        mount_ids: &mount_ids,
         stdio: &stdio,
         gate: gate.as_ref(),
         cgroup,
@@ -182,11 +185,15 @@ fn start_in(
     };
     let set_up = |reporter: &mut Reporter| {
         drop(word.take());
-        container::run(&seed, reporter)
+        match &between {
+            Some(channel) => between::run(&seed, channel, flags, reporter),
+            None => container::run(&seed, None, reporter),
+        }
     };
-    launch(flags, entry.as_ref(), pid_namespace, &plan.process, set_up, |moment, pid| {
-        match (moment, &plan.user, &plan.hooks) {
-            (Moment::Cloned, Some(user), _) => user::map_ids(pid, user, plan.process.oom_score_adj)?,
+    let birth = Birth { flags, entry: entry.as_ref(), pid_namespace, between: between.as_ref() };
+    launch(birth, &plan.process, set_up, |moment, pid| {
+        match (moment, own_user, &plan.hooks) {
+            (Moment::Cloned, Some(user), _) => user::map_ids(pid, user)?,
             (Moment::AtHooks, _, Some(hooks)) => {
                 hooks::run(hooks, HookPoint::Prestart, pid)?;
                 hooks::run(hooks, HookPoint::CreateRuntime, pid)?;
@@ -253,14 +260,23 @@ pub fn exec(
     let seed =
         session::Seed { plan, target, stdio: &stdio, init: init.as_fd(), entry: entry.as_ref(), filter };
     let set_up = |reporter: &mut Reporter| session::run(&seed, reporter);
-    launch(0, entry.as_ref(), pid_namespace, &plan.process, set_up, |_, _| Ok(()))
+    let birth = Birth { flags: 0, entry: entry.as_ref(), pid_namespace, between: None };
+    launch(birth, &plan.process, set_up, |_, _| Ok(()))
+}
+
+/// How a new process comes to be.
+struct Birth<'a> {
+    /// Of clone3.
+    flags: u64,
+    entry: Option<&'a Entry>,
+    pid_namespace: Option<std::os::fd::BorrowedFd<'a>>,
+    /// Where a go-between tells of the process that it has made in its place.
+    between: Option<&'a between::Channel>,
 }
 
 /// Clones, lets the child run `set_up`, and listens to what it says. `help` does, with its pid, what the child waits for.
 fn launch(
-    flags: u64,
-    entry: Option<&Entry>,
-    pid_namespace: Option<std::os::fd::BorrowedFd<'_>>,
+    birth: Birth<'_>,
     process: &ProcessPlan,
     set_up: impl FnOnce(&mut Reporter) -> report::Failure,
     mut help: impl FnMut(Moment, i32) -> Result<(), LaunchError>,
@@ -271,8 +287,11 @@ fn launch(
     };
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|error| starter("make a pipe")(error.into()))?;
-    let into = entry.and_then(|entry| entry.into.as_ref()).map(AsFd::as_fd);
-    let forked = in_pid_namespace(pid_namespace, || sys::fork_into(flags, into)).map_err(starter("clone"))?;
+    let into = birth.entry.and_then(|entry| entry.into.as_ref()).map(AsFd::as_fd);
+    // A go-between makes the namespaces.
+    let flags = if birth.between.is_some() { 0 } else { birth.flags };
+    let forked =
+        in_pid_namespace(birth.pid_namespace, || sys::fork_into(flags, into)).map_err(starter("clone"))?;
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(reader);
@@ -284,12 +303,19 @@ fn launch(
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(writer);
+    let mut listener = report::Listener::new(reader);
+    let (pid, pidfd) = match birth.between {
+        None => (pid, pidfd),
+        Some(channel) => match channel.adopt(&pidfd).map_err(starter("take over the new process"))? {
+            Some(adopted) => adopted,
+            None => return Err(listener.failure(process)),
+        },
+    };
     let kill = || {
         let _ = host::process::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL);
         let _ = host::process::wait(pidfd.as_fd());
     };
     help(Moment::Cloned, pid).inspect_err(|_| kill())?;
-    let mut listener = report::Listener::new(reader);
     let mut message = listener.receive();
     if matches!(message, Ok(Message::AtHooks)) {
         help(Moment::AtHooks, pid).inspect_err(|_| kill())?;

@@ -120,6 +120,18 @@ impl Listener {
         Self { pipe: pipe.into() }
     }
 
+    /// What a process that has ended before its time has said.
+    pub(super) fn failure(&mut self, process: &ProcessPlan) -> LaunchError {
+        match self.receive() {
+            Ok(Message::Failed(failure)) => failure.into_error(process),
+            Ok(_) => LaunchError::Starter {
+                step: "wait for the new process".to_owned(),
+                source: io::ErrorKind::UnexpectedEof.into(),
+            },
+            Err(source) => LaunchError::Starter { step: "wait for the new process".to_owned(), source },
+        }
+    }
+
     /// Waits for the next message.
     pub(super) fn receive(&mut self) -> io::Result<Message> {
         let mut message = Vec::new();

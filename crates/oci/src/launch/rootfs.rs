@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use host::cgroup::{Cgroup, Version};
 use host::mount::{self, Depth, MountAttributes, Parameter, Upper};
@@ -10,7 +11,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 
 use super::dev::Nodes;
 use super::report::{Failure, Step};
-use super::user::Prepared;
+use super::user::{MountNamespaces, Prepared};
 use super::{Stdio, dev, terminal};
 use crate::plan::{LaunchPlan, MountKind, MountPlan, Rootfs};
 
@@ -19,13 +20,8 @@ type Tune<'a> = dyn Fn(&OwnedFd) -> Result<(), Failure> + 'a;
 
 /// Mounts everything, masks what is to be masked; gives the topmost directory, ready to be entered. `tune` writes to a procfs of the
 /// container's pid namespace that is attached nowhere yet.
-pub(super) fn build(
-    plan: &LaunchPlan,
-    cgroup: Option<&Cgroup>,
-    stdio: &Stdio,
-    prepared: Option<&Prepared>,
-    tune: &Tune<'_>,
-) -> Result<Built, Failure> {
+pub(super) fn build(parts: &Parts<'_>, stdio: &Stdio, tune: &Tune<'_>) -> Result<Built, Failure> {
+    let Parts { plan, cgroup, prepared, mount_ids } = *parts;
     let host_root = open_host("/")?;
     let host_null = open_host_null()?;
     let copy = |fd: &OwnedFd| fd.try_clone().step(|| "copy a descriptor".to_owned());
@@ -34,7 +30,7 @@ pub(super) fn build(
             let sources = prepared.sources.iter().map(|source| source.as_ref().map(copy).transpose());
             (sources.collect::<Result<_, _>>()?, Tree::Detached(copy(&prepared.root)?))
         }
-        None => (clone_sources(&plan.mounts)?, root_tree(&plan.rootfs)?),
+        None => (clone_sources(&plan.mounts, mount_ids)?, root_tree(&plan.rootfs)?),
     };
     // Nothing that happens below may show on the host. Sources keep their peers: they were cloned before.
     let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
@@ -49,10 +45,7 @@ pub(super) fn build(
         }
         Tree::Attached(root) => root,
     };
-    let scratch = match &plan.rootfs {
-        Rootfs::Directory(directory) => directory,
-        Rootfs::Overlay { work, .. } => work,
-    };
+    let scratch = scratch(&plan.rootfs);
     let mut work =
         Work { root: &root, tune: Some(tune), read_only_later: Vec::new(), cgroup, prepared, scratch };
     if !plan.mounts.iter().any(|mount| mount.target == Path::new("/dev")) {
@@ -66,7 +59,10 @@ pub(super) fn build(
         // The container sees no procfs of its own; the settings need one all the same.
         tune(&mount::new_filesystem("proc", "proc", &[], 0).step(|| "mount a procfs".to_owned())?)?;
     }
-    dev::make_nodes(&root, &plan.devices)?;
+    match prepared {
+        Some(prepared) => dev::bind_nodes(&root, &plan.devices, &prepared.nodes)?,
+        None => dev::make_nodes(&root, &plan.devices)?,
+    }
     let terminal = match stdio {
         Stdio::Streams { .. } => None,
         Stdio::Terminal { console } => {
@@ -95,6 +91,23 @@ fn root_point(plan: &LaunchPlan) -> Result<Option<OwnedFd>, Failure> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let point = rustix::fs::open(directory, flags, Mode::empty());
     point.step(|| format!("open the root {}", directory.display())).map(Some)
+}
+
+/// What a root is made of.
+pub(super) struct Parts<'a> {
+    pub(super) plan: &'a LaunchPlan,
+    pub(super) cgroup: Option<&'a Cgroup>,
+    /// With a user namespace only.
+    pub(super) prepared: Option<&'a Prepared>,
+    pub(super) mount_ids: &'a MountNamespaces,
+}
+
+/// A directory of the host that is not needed any more once the root is there.
+pub(super) fn scratch(rootfs: &Rootfs) -> &Path {
+    match rootfs {
+        Rootfs::Directory(directory) => directory,
+        Rootfs::Overlay { work, .. } => work,
+    }
 }
 
 /// A root that is ready to be entered.
@@ -151,23 +164,33 @@ fn open_host_null() -> Result<OwnedFd, Failure> {
     ))
 }
 
-fn clone_sources(mounts: &[MountPlan]) -> Result<Vec<Option<OwnedFd>>, Failure> {
-    let clone = |mount: &MountPlan| match &mount.kind {
+/// What is bound, detached, with the ids that it is to show.
+pub(super) fn clone_sources(
+    mounts: &[MountPlan],
+    mount_ids: &MountNamespaces,
+) -> Result<Vec<Option<OwnedFd>>, Failure> {
+    let clone = |(mount, ids): (&MountPlan, &Option<Rc<OwnedFd>>)| match &mount.kind {
         MountKind::Bind { source, recursive } => {
             let depth = if *recursive { Depth::Recursive } else { Depth::One };
-            mount::clone_path(source, depth).step(|| format!("bind {}", source.display())).map(Some)
+            let tree = mount::clone_path(source, depth).step(|| format!("bind {}", source.display()))?;
+            if let (Some(wanted), Some(namespace)) = (&mount.ids, ids) {
+                let depth = if wanted.recursive { Depth::Recursive } else { Depth::One };
+                mount::map_ids(&tree, depth, &**namespace)
+                    .step(|| format!("map the ids of {} (can its file system do it?)", source.display()))?;
+            }
+            Ok(Some(tree))
         }
         MountKind::New { .. } | MountKind::Layers { .. } | MountKind::Cgroup => Ok(None),
     };
-    mounts.iter().map(clone).collect()
+    mounts.iter().zip(mount_ids).map(clone).collect()
 }
 
-enum Tree {
+pub(super) enum Tree {
     Detached(OwnedFd),
     Attached(OwnedFd),
 }
 
-fn root_tree(rootfs: &Rootfs) -> Result<Tree, Failure> {
+pub(super) fn root_tree(rootfs: &Rootfs) -> Result<Tree, Failure> {
     match rootfs {
         Rootfs::Directory(directory) => mount::clone_path(directory, Depth::Recursive)
             .step(|| format!("bind the root {}", directory.display()))
@@ -229,7 +252,10 @@ impl Work<'_> {
             MountKind::New { filesystem, source, options } => {
                 self.new_filesystem(plan, filesystem, source, options)
             }
-            MountKind::Layers { lower, sub_path } => self.layers(plan, lower, sub_path.as_deref()),
+            MountKind::Layers { .. } => match source {
+                Some(source) => self.bind(plan, &source),
+                None => self.bind(plan, &image_tree(plan, self.scratch)?),
+            },
             MountKind::Cgroup => self.cgroup(plan),
         }
     }
@@ -244,33 +270,6 @@ impl Work<'_> {
         let target = path::make_in_root(self.root, &plan.target, leaf).step(step)?;
         self.apply(plan, source)?;
         mount::attach(source, &target).step(step)
-    }
-
-    /// An image: assembled where only this mount namespace sees it, then the whole or a part of it is bound. The image's links
-    /// are resolved inside the image.
-    fn layers(&self, plan: &MountPlan, lower: &[PathBuf], sub_path: Option<&Path>) -> Result<(), Failure> {
-        let step = || format!("mount an image on {}", plan.target.display());
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).step(step);
-        let whole = match lower {
-            [only] => open(only)?,
-            _ => match mount::overlay(lower, None).step(step)? {
-                Some(overlay) => {
-                    mount::attach(&overlay, open(self.scratch)?).step(step)?;
-                    overlay
-                }
-                None => {
-                    mount::overlay_at(lower, None, self.scratch).step(step)?;
-                    open(self.scratch)?
-                }
-            },
-        };
-        let shown = match sub_path {
-            Some(part) => path::open_in_root(&whole, part, OFlags::PATH)
-                .step(|| format!("find {} in the image for {}", part.display(), plan.target.display()))?,
-            None => whole,
-        };
-        self.bind(plan, &mount::clone_fd(&shown, Depth::One).step(step)?)
     }
 
     fn new_filesystem(
@@ -391,6 +390,36 @@ impl Work<'_> {
             (propagation, false) => set(propagation, Depth::One),
         }
     }
+}
+
+/// An image: assembled where only this mount namespace sees it, then the whole or a part of it. The image's links are resolved inside
+/// the image.
+pub(super) fn image_tree(plan: &MountPlan, scratch: &Path) -> Result<OwnedFd, Failure> {
+    let MountKind::Layers { lower, sub_path } = &plan.kind else {
+        return Err(Failure::step("mount an image", &std::io::Error::from_raw_os_error(libc::EINVAL)));
+    };
+    let step = || format!("mount an image on {}", plan.target.display());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let open = |path: &Path| rustix::fs::open(path, flags, Mode::empty()).step(step);
+    let whole = match lower.as_slice() {
+        [only] => open(only)?,
+        _ => match mount::overlay(lower, None).step(step)? {
+            Some(overlay) => {
+                mount::attach(&overlay, open(scratch)?).step(step)?;
+                overlay
+            }
+            None => {
+                mount::overlay_at(lower, None, scratch).step(step)?;
+                open(scratch)?
+            }
+        },
+    };
+    let shown = match sub_path {
+        Some(part) => path::open_in_root(&whole, part, OFlags::PATH)
+            .step(|| format!("find {} in the image for {}", part.display(), plan.target.display()))?,
+        None => whole,
+    };
+    mount::clone_fd(&shown, Depth::One).step(step)
 }
 
 /// Read-only and masked paths. Both are made from what is there now, below a root that nobody else can change.

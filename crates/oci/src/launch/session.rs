@@ -4,12 +4,12 @@ use std::os::fd::BorrowedFd;
 
 use host::cgroup::Entry;
 use host::namespace::{self, Namespace};
-use host::{mount, sys};
+use host::sys;
 use rustix::fs::{Mode, OFlags};
 
-use super::container::{become_root, own_stdio, set_oom_score, shield, take_stdio};
+use super::container::{become_root, own_stdio, shield, take_stdio};
 use super::report::{Failure, Reporter, Step};
-use super::{Stdio, credentials, program, terminal};
+use super::{Stdio, between::set_oom_score, credentials, program, terminal};
 use crate::plan::{ExecPlan, ExecTarget};
 
 /// What the starter has prepared.
@@ -37,6 +37,10 @@ fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), F
     if let Some(entry) = seed.entry {
         entry.join_tasks().step(|| "join the cgroup".to_owned())?;
     }
+    // While /proc is the starter's: the container's may be anything, and none can be mounted anew where parts of it are masked.
+    if let Some(score) = process.oom_score_adj {
+        set_oom_score(score)?;
+    }
     // The clone has put this process into the pid namespace already.
     let kinds: Vec<Namespace> =
         seed.target.namespaces.iter().copied().filter(|kind| *kind != Namespace::Pid).collect();
@@ -45,10 +49,6 @@ fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), F
     }
     if kinds.contains(&Namespace::User) {
         become_root()?;
-    }
-    if let Some(score) = process.oom_score_adj {
-        let procfs = mount::new_filesystem("proc", "proc", &[], 0).step(|| "mount a procfs".to_owned())?;
-        set_oom_score(&procfs, score)?;
     }
     rustix::process::setsid().step(|| "start a session".to_owned())?;
     let terminal = match seed.stdio {

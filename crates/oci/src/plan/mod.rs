@@ -20,9 +20,10 @@ use oci_spec::runtime::{
 
 pub use capability::{CAPABILITY_NAMES, capability_mask};
 pub use hooks::{HookPlan, HookPoint, HooksPlan, plan_hooks};
+pub use host::user_namespace::IdMap;
 pub use mounts::SUB_PATH_OPTION;
 pub use types::{
-    Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, IdMap, LaunchPlan, MountKind, MountPlan,
+    Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountIds, MountKind, MountPlan,
     ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize, UserPlan,
 };
 
@@ -109,15 +110,17 @@ pub fn plan_launch(spec: &Spec, options: &LaunchOptions) -> Result<LaunchPlan, P
         uts: has(Namespace::Uts) || options.inherit.uts,
     };
     let filter = plan_filter(linux, options.seccomp.as_deref())?;
-    let own_user = new_namespaces.contains(&Namespace::User);
+    let user = user::plan_user(linux, user::Origin::of(&new_namespaces, &join_namespaces), options)?;
+    let mounts = mounts::plan_mounts(spec.mounts().as_deref().unwrap_or(&[]), &options.bundle)?;
+    user::check_mounts(&mounts, user.as_ref())?;
     Ok(LaunchPlan {
-        user: user::plan_user(linux, own_user, !join_namespaces.is_empty(), options)?,
+        user,
+        mounts,
         cgroup: plan_cgroup(linux, options.cgroup.as_deref())?,
         rootfs: options.rootfs.clone(),
         hooks: hooks::plan_hooks(spec, options.hooks_for.as_deref(), &options.bundle)?,
         readonly_rootfs: spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false),
         root_propagation: mounts::root_propagation(linux.rootfs_propagation().as_deref())?,
-        mounts: mounts::plan_mounts(spec.mounts().as_deref().unwrap_or(&[]), &options.bundle)?,
         devices: linux.devices().iter().flatten().map(plan_device).collect::<Result<_, _>>()?,
         masked_paths: absolute_paths("linux.maskedPaths", linux.masked_paths().as_deref())?,
         readonly_paths: absolute_paths("linux.readonlyPaths", linux.readonly_paths().as_deref())?,
@@ -180,9 +183,6 @@ fn plan_namespaces(linux: &Linux, inherit: InheritedNamespaces) -> Result<Namesp
         match entry.path().as_ref().filter(|path| !path.as_os_str().is_empty()) {
             None => new.push(kind),
             Some(_) if inherited => {}
-            Some(_) if kind == Namespace::User => {
-                return Err(PlanError::unsupported(FIELD, "joining a user namespace by path"));
-            }
             Some(_) if kind == Namespace::Mnt => {
                 return Err(PlanError::unsupported(FIELD, "joining a mount namespace by path"));
             }
@@ -327,4 +327,4 @@ fn plan_sysctls(linux: &Linux, reach: Reach) -> Result<Vec<(String, String)>, Pl
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
 
-use super::{MountKind, MountPlan, PlanError};
+use super::{MountIds, MountKind, MountPlan, PlanError, UserPlan, user};
 
 const ATIME_MASK: u64 = libc::MOUNT_ATTR__ATIME;
 
@@ -20,11 +20,6 @@ pub(crate) fn plan_mounts(mounts: &[Mount], bundle: &Path) -> Result<Vec<MountPl
 
 fn plan_mount(index: usize, mount: &Mount, bundle: &Path) -> Result<MountPlan, PlanError> {
     let field = format!("mounts[{index}]");
-    let mapped =
-        [mount.uid_mappings(), mount.gid_mappings()].into_iter().flatten().any(|maps| !maps.is_empty());
-    if mapped {
-        return Err(PlanError::unsupported(&format!("{field}.uidMappings"), "idmapped mounts"));
-    }
     let target = Path::new("/").join(mount.destination());
     if target.components().any(|part| part == std::path::Component::ParentDir) {
         return Err(PlanError::invalid(&format!("{field}.destination"), "it contains .."));
@@ -38,11 +33,13 @@ fn plan_mount(index: usize, mount: &Mount, bundle: &Path) -> Result<MountPlan, P
         clear_recursive: 0,
         propagation: 0,
         propagation_recursive: false,
+        ids: None,
     };
     let mut rest = Rest::default();
     for option in mount.options().iter().flatten() {
         apply(option, &mut plan, &mut rest, &format!("{field}.options"))?;
     }
+    let rest_ids = rest.ids;
     let kind = mount.typ().as_deref().unwrap_or("");
     let source = mount.source().clone().unwrap_or_default();
     plan.kind = if rest.bind.is_some() || kind == "bind" || kind == "rbind" {
@@ -60,7 +57,30 @@ fn plan_mount(index: usize, mount: &Mount, bundle: &Path) -> Result<MountPlan, P
     } else {
         new_filesystem(kind, &source, rest, &field)?
     };
+    plan.ids = ids(mount, rest_ids, &plan.kind, &field)?;
     Ok(plan)
+}
+
+/// By mappings, or by an option that asks for those of the container.
+fn ids(
+    mount: &Mount,
+    option: Option<bool>,
+    kind: &MountKind,
+    field: &str,
+) -> Result<Option<MountIds>, PlanError> {
+    let ids = UserPlan { uid: user::maps(mount.uid_mappings()), gid: user::maps(mount.gid_mappings()) };
+    let field = format!("{field}.uidMappings");
+    if ids == UserPlan::default() && option.is_none() {
+        return Ok(None);
+    }
+    if !matches!(kind, MountKind::Bind { .. }) {
+        return Err(PlanError::invalid(&field, "id-mapped mounts are only supported for bind-mounts"));
+    }
+    if ids.uid.is_empty() != ids.gid.is_empty() {
+        let reason = "id-mapped mounts must have both uid and gid mappings specified";
+        return Err(PlanError::invalid(&field, reason));
+    }
+    Ok(Some(MountIds { ids, recursive: option.unwrap_or(false) }))
 }
 
 /// The option with which podwright's runtime says that only a part of an image is wanted.
@@ -107,6 +127,8 @@ fn layers(rest: Rest) -> MountKind {
 struct Rest {
     /// Some(recursive).
     bind: Option<bool>,
+    /// Some(recursive).
+    ids: Option<bool>,
     data: Vec<(String, Option<String>)>,
 }
 
@@ -132,7 +154,9 @@ fn apply(option: &str, plan: &mut MountPlan, rest: &mut Rest, field: &str) -> Re
         "" | "defaults" => {}
         "bind" => rest.bind = Some(false),
         "rbind" => rest.bind = Some(true),
-        "remount" | "idmap" | "ridmap" | "tmpcopyup" => return Err(PlanError::unsupported(field, option)),
+        "idmap" => rest.ids = Some(false),
+        "ridmap" => rest.ids = Some(true),
+        "remount" | "tmpcopyup" => return Err(PlanError::unsupported(field, option)),
         _ if option.contains('\0') => return Err(PlanError::invalid(field, "NUL in an option")),
         _ => rest.data.push(match option.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),

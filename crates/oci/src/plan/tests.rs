@@ -44,10 +44,6 @@ fn what_is_not_done_is_refused_by_the_name_of_the_field() {
         ("hooks", json!({ "hooks": { "poststart": [{ "path": "/bin/true" }] } })),
         ("linux.mountLabel", json!({ "linux": { "mountLabel": "l" } })),
         (
-            "linux.namespaces",
-            json!({ "linux": { "namespaces": [{ "type": "mount" }, { "type": "user", "path": "/proc/1/ns/user" }] } }),
-        ),
-        (
             "linux.resources.blockIO.leafWeight",
             json!({ "linux": { "resources": { "blockIO": { "leafWeight": 10 } } } }),
         ),
@@ -108,10 +104,60 @@ fn ids_of_a_user_namespace_are_planned_and_needed() {
         plan(json!({ "linux": { "namespaces": own, "uidMappings": map, "gidMappings": map } })).unwrap();
     let wanted = IdMap { container: 0, host: 100_000, size: 65_536 };
     assert_eq!(planned.user, Some(UserPlan { uid: vec![wanted], gid: vec![wanted] }));
-    let joined =
-        json!([{ "type": "mount" }, { "type": "network", "path": "/proc/1/ns/net" }, { "type": "user" }]);
-    let error = plan(json!({ "linux": { "namespaces": joined, "uidMappings": map, "gidMappings": map } }));
-    assert!(matches!(error, Err(PlanError::Unsupported { .. })), "{error:?}");
+    let joined = json!([{ "type": "mount" }, { "type": "user", "path": "/proc/1/ns/user" }]);
+    let planned = plan(json!({ "linux": { "namespaces": joined } })).unwrap();
+    assert_eq!(planned.own_namespaces().len(), 2);
+    assert_eq!(planned.user, Some(UserPlan::default()));
+}
+
+#[test]
+fn mounts_show_ids_by_mappings_or_as_the_container_does() {
+    let map = json!([{ "containerID": 0, "hostID": 7, "size": 9 }]);
+    let own = UserPlan {
+        uid: vec![IdMap { container: 0, host: 7, size: 9 }],
+        gid: vec![IdMap { container: 0, host: 7, size: 9 }],
+    };
+    let of_container = UserPlan::default();
+    let mount = |extra: Value| {
+        let mut mount = json!({ "destination": "/m", "type": "bind", "source": "/s", "options": ["rbind"] });
+        merge(&mut mount, extra);
+        json!([{ "type": "mount" }, { "type": "user", "path": "/n" }])
+            .as_array()
+            .map(|namespaces| plan(json!({ "mounts": [mount], "linux": { "namespaces": namespaces } })))
+            .unwrap()
+            .map(|plan| plan.mounts[0].ids.clone())
+    };
+    let maps = json!({ "uidMappings": map, "gidMappings": map });
+    for (extra, expect) in [
+        (json!({}), Ok(None)),
+        (maps.clone(), Ok(Some((&own, false)))),
+        (json!({ "options": ["rbind", "idmap"] }), Ok(Some((&of_container, false)))),
+        (json!({ "options": ["rbind", "ridmap"] }), Ok(Some((&of_container, true)))),
+        (json!({ "uidMappings": map }), Err("must have both uid and gid mappings")),
+        (json!({ "type": "tmpfs", "options": ["idmap"] }), Err("only supported for bind-mounts")),
+    ] {
+        let planned = mount(extra.clone());
+        match expect {
+            Ok(expect) => {
+                let expect = expect.map(|(ids, recursive)| MountIds { ids: ids.clone(), recursive });
+                assert_eq!(planned, Ok(expect), "{extra}");
+            }
+            Err(reason) => assert!(planned.unwrap_err().to_string().contains(reason), "{extra}"),
+        }
+    }
+    let alone = json!({ "mounts": [{ "destination": "/m", "type": "bind", "source": "/s", "options": ["rbind", "idmap"] }] });
+    let error = plan(alone).unwrap_err().to_string();
+    assert!(error.contains("mounts[0].uidMappings"), "{error}");
+}
+
+/// A plan whose root has these layers.
+pub(crate) fn overlay(lower: &[&str]) -> LaunchPlan {
+    let rootfs = Rootfs::Overlay {
+        lower: lower.iter().map(PathBuf::from).collect(),
+        upper: "/u".into(),
+        work: "/w".into(),
+    };
+    plan_launch(&spec(json!({})), &LaunchOptions { rootfs, ..options() }).unwrap()
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use host::cgroup::Limits;
 use host::namespace::Namespace;
+use host::user_namespace::IdMap;
 use serde::{Deserialize, Serialize};
 
 use super::HooksPlan;
@@ -32,7 +33,7 @@ pub struct LaunchPlan {
     pub new_namespaces: Vec<Namespace>,
     /// Namespaces it joins by path. Kinds in neither list are inherited from the caller.
     pub join_namespaces: Vec<(Namespace, PathBuf)>,
-    /// Ids of its user namespace, if it has one.
+    /// Ids of its user namespace, if it has one: one of the new ones, or one that it joins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserPlan>,
     /// Its cgroup, made by `launch::start`; `None` = the caller's.
@@ -65,23 +66,12 @@ pub struct LaunchPlan {
 }
 
 /// Ids of a user namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserPlan {
-    /// Users.
+    /// Users; empty where the namespace is joined and the spec does not say.
     pub uid: Vec<IdMap>,
-    /// Groups.
+    /// Groups, likewise.
     pub gid: Vec<IdMap>,
-}
-
-/// A range of ids, inside and outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IdMap {
-    /// First id in the container.
-    pub container: u32,
-    /// First id on the host.
-    pub host: u32,
-    /// How many.
-    pub size: u32,
 }
 
 /// A cgroup and its limits.
@@ -112,6 +102,18 @@ pub struct MountPlan {
     pub propagation: u64,
     /// Whether the propagation holds for the mounts below too (`rprivate` and relatives).
     pub propagation_recursive: bool,
+    /// The mount shows other ids than there are on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ids: Option<MountIds>,
+}
+
+/// Ids of a bind mount: `container` is what is on disk, `host` what the mount shows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountIds {
+    /// Which; those of the container's user namespace where it does not say.
+    pub ids: UserPlan,
+    /// With the mounts below it.
+    pub recursive: bool,
 }
 
 /// What a mount shows.
@@ -264,6 +266,21 @@ pub struct ExecTarget {
     pub init: host::process::ProcessId,
     /// Namespaces that init has of its own and the caller does not share.
     pub namespaces: Vec<Namespace>,
+    /// Ids of its user namespace, as far as they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserPlan>,
+}
+
+impl UserPlan {
+    /// Which user of the host `uid` of the namespace is; itself where that is not known.
+    pub fn host_uid(&self, uid: u32) -> u32 {
+        host::user_namespace::on_host(&self.uid, uid).unwrap_or(uid)
+    }
+
+    /// Likewise for a group.
+    pub fn host_gid(&self, gid: u32) -> u32 {
+        host::user_namespace::on_host(&self.gid, gid).unwrap_or(gid)
+    }
 }
 
 impl LaunchPlan {

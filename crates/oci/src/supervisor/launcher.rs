@@ -11,7 +11,7 @@ use super::output;
 use super::protocol::{ErrorCode, ErrorReply};
 use crate::console;
 use crate::launch::{self, Child, LaunchError, Stdio};
-use crate::plan::{ExecPlan, ExecTarget, LaunchPlan, ProcessPlan};
+use crate::plan::{ExecPlan, ExecTarget, LaunchPlan, ProcessPlan, UserPlan};
 
 /// Starts what the supervisor is asked to start.
 #[derive(Debug)]
@@ -46,7 +46,9 @@ impl Launcher {
     }
 
     pub(super) fn start(&self, plan: &LaunchPlan, stdin: Stdin) -> Result<Launched, ErrorReply> {
-        connected(&plan.process, stdin, |stdio| launch::start(&self.cgroups, plan, stdio, None))
+        connected(&plan.process, plan.user.as_ref(), stdin, |stdio| {
+            launch::start(&self.cgroups, plan, stdio, None)
+        })
     }
 
     pub(super) fn exec(
@@ -55,7 +57,9 @@ impl Launcher {
         plan: &ExecPlan,
         stdin: Stdin,
     ) -> Result<Launched, ErrorReply> {
-        connected(&plan.process, stdin, |stdio| launch::exec(&self.cgroups, target, plan, stdio))
+        connected(&plan.process, target.user.as_ref(), stdin, |stdio| {
+            launch::exec(&self.cgroups, target, plan, stdio)
+        })
     }
 
     /// The cgroup of a container that was started from this plan.
@@ -69,15 +73,19 @@ impl Launcher {
 pub(super) fn exec_target(launched: &Launched, plan: &LaunchPlan) -> Result<ExecTarget, ErrorReply> {
     let boot_id = process::boot_id().map_err(|error| failed("read boot id", &error))?;
     let init = ProcessId { pid: launched.child.pid, start_time: launched.child.start_time, boot_id };
-    Ok(ExecTarget { init, namespaces: plan.own_namespaces() })
+    Ok(ExecTarget { init, namespaces: plan.own_namespaces(), user: plan.user.clone() })
 }
 
 fn connected(
     process: &ProcessPlan,
+    ids: Option<&UserPlan>,
     stdin: Stdin,
     start: impl FnOnce(Stdio) -> Result<Child, LaunchError>,
 ) -> Result<Launched, ErrorReply> {
-    if process.terminal.is_some() { with_terminal(start) } else { with_pipes(process.uid, stdin, start) }
+    if process.terminal.is_some() {
+        return with_terminal(start);
+    }
+    with_pipes(ids.map_or(process.uid, |ids| ids.host_uid(process.uid)), stdin, start)
 }
 
 fn with_terminal(start: impl FnOnce(Stdio) -> Result<Child, LaunchError>) -> Result<Launched, ErrorReply> {

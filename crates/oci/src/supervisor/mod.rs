@@ -13,6 +13,7 @@ mod launcher;
 mod lines;
 mod log;
 mod output;
+mod owned;
 mod pause;
 mod peer;
 pub mod protocol;

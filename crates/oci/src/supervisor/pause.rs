@@ -3,25 +3,43 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 use std::time::Duration;
 
+use host::mount::{self, MountAttributes, Parameter};
 use host::namespace::Namespace;
 use host::process::{pidfd_send_signal, try_wait, wait_ended};
 use host::sys::{Forked, fork_into};
 use rustix::fs::{Mode, OFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::sys;
 
 /// The user that pause containers run as.
 const PAUSE_ID: u32 = 65_535;
 
+/// Which ids there are for the pause process to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ids {
+    /// All.
+    Host,
+    /// So many from 0, those of a user namespace.
+    Namespace(u32),
+}
+
+impl Ids {
+    /// Root only where there is nobody else.
+    fn of_pause(self) -> u32 {
+        match self {
+            Self::Host => PAUSE_ID,
+            Self::Namespace(count) => PAUSE_ID.min(count.saturating_sub(1)),
+        }
+    }
+}
+
 /// A running pause process.
 #[derive(Debug)]
 pub(super) struct Pause {
     pub(super) pid: i32,
-    pidfd: OwnedFd,
+    pub(super) pidfd: OwnedFd,
 }
 
 /// How long [`Pause::end`] waits for everything in the namespace to be gone.
@@ -37,19 +55,22 @@ impl Pause {
     }
 }
 
-/// Starts the pause process; the caller has unshared the PID namespace and started nothing in it. `mount_point` is any
-/// directory; nothing is mounted on it outside the new process.
-pub(super) fn start(mount_point: &Path) -> io::Result<Pause> {
+/// Starts the pause process; the caller has unshared the PID namespace and started nothing in it.
+pub(super) fn start(ids: Ids) -> io::Result<Pause> {
     let (report, failure) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     let (pid, pidfd) = match fork_into(0, None)? {
-        Forked::Child => run(failure.as_raw_fd(), mount_point),
+        Forked::Child => run(failure.as_raw_fd(), ids),
         Forked::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(failure);
-    let pause = Pause { pid, pidfd };
+    started(Pause { pid, pidfd }, &report)
+}
+
+/// Waits until the process that is to be the pause process is set up.
+pub(super) fn started(pause: Pause, report: &OwnedFd) -> io::Result<Pause> {
     let mut errno = [0; 4];
     // The end of the pipe without a word means that the process is set up.
-    match rustix::io::read(&report, &mut errno)? {
+    match rustix::io::read(report, &mut errno)? {
         0 => Ok(pause),
         _ => {
             pause.end();
@@ -58,11 +79,12 @@ pub(super) fn start(mount_point: &Path) -> io::Result<Pause> {
     }
 }
 
-fn run(failure: std::os::fd::RawFd, mount_point: &Path) -> ! {
+/// Makes the calling process the pause process, which the first of its namespace must be. Writes to `failure` why it cannot.
+pub(super) fn run(failure: std::os::fd::RawFd, ids: Ids) -> ! {
     sys::reset_signal_handlers();
     // Number 3 is the only descriptor kept besides the null device on 0, 1 and 2.
     let Ok(failure) = keep_only(failure) else { host::sys::exit_now(1) };
-    if let Err(error) = isolate(mount_point) {
+    if let Err(error) = isolate(ids) {
         let _ = rustix::io::write(&failure, &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
         host::sys::exit_now(1);
     }
@@ -70,26 +92,24 @@ fn run(failure: std::os::fd::RawFd, mount_point: &Path) -> ! {
     sys::sleep_for_ever()
 }
 
-fn isolate(mount_point: &Path) -> io::Result<()> {
+fn isolate(ids: Ids) -> io::Result<()> {
     host::namespace::unshare(&[Namespace::Mnt])?;
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    rustix::mount::mount(
-        "tmpfs",
-        mount_point,
-        "tmpfs",
-        flags | MountFlags::RDONLY,
-        Some(c"size=0,nr_inodes=2,mode=555"),
-    )?;
-    let root =
-        rustix::fs::open(mount_point, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let old = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
+    mount::set_attributes(&old, mount::Depth::Recursive, private)?;
+    let attributes =
+        libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC | libc::MOUNT_ATTR_RDONLY;
+    let options = [
+        Parameter::String("size", "0"),
+        Parameter::String("nr_inodes", "2"),
+        Parameter::String("mode", "555"),
+    ];
+    let root = mount::new_filesystem("tmpfs", "tmpfs", &options, attributes)?;
+    mount::attach(&root, &old)?;
     rustix::process::fchdir(&root)?;
-    rustix::process::pivot_root(".", ".")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH)?;
-    rustix::process::chdir("/")?;
-    drop(root);
+    mount::pivot_to_working_directory()?;
     let _ = rustix::thread::set_name(c"pause");
-    sys::drop_privileges(PAUSE_ID)?;
+    sys::drop_privileges(ids.of_pause())?;
     sys::die_with_parent()
 }
 

@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use host::process::ProcessId;
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{ExecPlan, LaunchPlan};
+use crate::plan::{ExecPlan, LaunchPlan, UserPlan};
 
 /// Newest version of this protocol that the code in this tree speaks.
 ///
@@ -46,6 +46,9 @@ pub struct Setup {
     pub directory: PathBuf,
     /// Which namespaces are the pod's own.
     pub namespaces: PodNamespaces,
+    /// Ids of a user namespace of the pod's own, to which its other namespaces belong; both are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserPlan>,
     /// Host name, set only in a UTS namespace of the pod's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
@@ -314,6 +317,9 @@ pub struct Ready {
     /// The pause process of a pod PID namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause_pid: Option<i32>,
+    /// Where the pod's user namespace is opened, while the supervisor lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<PathBuf>,
 }
 
 /// Why set-up went wrong.

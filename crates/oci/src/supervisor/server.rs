@@ -51,6 +51,8 @@ pub(super) struct Server {
     /// Something larger than usual was on the heap and is not any more.
     pub(super) heap_is_loose: bool,
     pause: Option<Pause>,
+    /// Never read: it is there for those who open it by its path.
+    _user_namespace: Option<OwnedFd>,
     listener: OwnedFd,
     children: OwnedFd,
     orphans: Orphans,
@@ -94,6 +96,7 @@ impl Server {
             adopted: false,
             heap_is_loose: true,
             pause: pod.pause,
+            _user_namespace: pod.user_namespace,
             listener: pod.listener,
             children: pod.children,
             orphans: Orphans::AllCollected,

@@ -13,6 +13,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, 
 use rustix::process::DumpableBehavior;
 
 use super::frame::{FrameReader, Payload, encode_json};
+use super::owned;
 use super::pause::{self, Pause};
 use super::protocol::{NamespaceMode, PidMode, Ready, SOCKET_NAME, ServerMessage, Setup, SetupFailure};
 use super::{sys, sysctl};
@@ -23,6 +24,8 @@ pub(super) struct Pod {
     pub(super) setup: Setup,
     pub(super) ready: Ready,
     pub(super) pause: Option<Pause>,
+    /// Keeps the pod's user namespace open under the path that was told.
+    pub(super) user_namespace: Option<OwnedFd>,
     pub(super) cgroups: CgroupManager,
     /// The connection that brought the set-up.
     pub(super) agent: OwnedFd,
@@ -37,13 +40,13 @@ pub(super) fn run() -> Option<Pod> {
     let (agent, children) = isolate_process().ok()?;
     let setup = read_setup(&agent)?;
     match build(&setup) {
-        Ok(Built { ready, pause, listener, cgroups }) => {
+        Ok(Built { ready, pause, user_namespace, listener, cgroups }) => {
             // An agent that is gone never learns of this supervisor, so nobody would ever end it.
             if send(&agent, &ServerMessage::Ready(ready.clone())).is_err() {
                 remove_socket(&setup.directory);
                 return None;
             }
-            Some(Pod { setup, ready, pause, cgroups, agent, listener, children })
+            Some(Pod { setup, ready, pause, user_namespace, cgroups, agent, listener, children })
         }
         Err(failure) => {
             remove_socket(&setup.directory);
@@ -108,6 +111,7 @@ fn send(agent: &OwnedFd, message: &ServerMessage) -> io::Result<()> {
 struct Built {
     ready: Ready,
     pause: Option<Pause>,
+    user_namespace: Option<OwnedFd>,
     listener: OwnedFd,
     cgroups: CgroupManager,
 }
@@ -123,7 +127,32 @@ fn build(setup: &Setup) -> Result<Built, SetupFailure> {
     }
     // Before the pod's network namespace, whose /proc/net/unix would show it, and whose somaxconn the pod may choose.
     let listener = step("bind supervisor socket", bind_socket(&setup.directory))?;
-    step("unshare namespaces", namespace::unshare(&namespaces_to_unshare(setup)))?;
+    let (pause, user_namespace) = match &setup.user {
+        None => (unshared(setup)?, None),
+        Some(user) => owned::make(setup, user).map(|owned| (owned.pause, Some(owned.user_namespace)))?,
+    };
+    let process = step("read own identity", ProcessId::of(rustix::process::getpid().as_raw_nonzero().get()))?;
+    let opened_at = |fd: &OwnedFd| format!("/proc/{}/fd/{}", process.pid, fd.as_raw_fd()).into();
+    let ready = Ready {
+        pause_pid: pause.as_ref().map(|pause| pause.pid),
+        user_namespace: user_namespace.as_ref().map(opened_at),
+        process,
+    };
+    Ok(Built { ready, pause, user_namespace, listener, cgroups })
+}
+
+/// Namespaces that belong to the supervisor's own user namespace.
+fn unshared(setup: &Setup) -> Result<Option<Pause>, SetupFailure> {
+    step("unshare namespaces", namespace::unshare(&own_namespaces(setup)))?;
+    furnish(setup)?;
+    match setup.namespaces.pid {
+        PidMode::Pod => step("start pause process", pause::start(pause::Ids::Host)).map(Some),
+        PidMode::Container | PidMode::Node => Ok(None),
+    }
+}
+
+/// Gives the namespaces that the caller is in what the pod finds in them.
+pub(super) fn furnish(setup: &Setup) -> Result<(), SetupFailure> {
     if let (Some(hostname), NamespaceMode::Pod) = (&setup.hostname, setup.namespaces.uts) {
         let set = rustix::system::sethostname(hostname.as_bytes()).map_err(io::Error::from);
         step(&format!("set host name {hostname:?}"), set)?;
@@ -132,17 +161,11 @@ fn build(setup: &Setup) -> Result<Built, SetupFailure> {
         step("bring loopback up", sys::loopback_up())?;
     }
     sysctl::write_all(&setup.sysctls, setup.namespaces)
-        .map_err(|(name, error)| failure(&format!("write sysctl {name}"), &error))?;
-    let process = step("read own identity", ProcessId::of(rustix::process::getpid().as_raw_nonzero().get()))?;
-    let pause = match setup.namespaces.pid {
-        PidMode::Pod => Some(step("start pause process", pause::start(&setup.directory))?),
-        PidMode::Container | PidMode::Node => None,
-    };
-    let ready = Ready { process, pause_pid: pause.as_ref().map(|pause| pause.pid) };
-    Ok(Built { ready, pause, listener, cgroups })
+        .map_err(|(name, error)| failure(&format!("write sysctl {name}"), &error))
 }
 
-fn namespaces_to_unshare(setup: &Setup) -> Vec<Namespace> {
+/// Those that the pod does not share with the node.
+pub(super) fn own_namespaces(setup: &Setup) -> Vec<Namespace> {
     let namespaces = setup.namespaces;
     let own = [
         (Namespace::Net, namespaces.network == NamespaceMode::Pod),
@@ -158,7 +181,7 @@ fn enter_cgroup(cgroups: &CgroupManager, path: &str) -> io::Result<()> {
     cgroup.entry().map_err(io::Error::other)?.join()
 }
 
-fn step<T>(phase: &str, result: io::Result<T>) -> Result<T, SetupFailure> {
+pub(super) fn step<T>(phase: &str, result: io::Result<T>) -> Result<T, SetupFailure> {
     result.map_err(|error| failure(phase, &error))
 }
 

@@ -136,6 +136,7 @@ impl Running {
     /// Runs a process of the given spec inside and gives its output and end.
     pub(crate) fn exec(&self, bundle: &Bundle, process: Value) -> Result<(String, Exit), LaunchError> {
         let target = ExecTarget {
+            user: None,
             init: ProcessId::of(self.child.pid).unwrap(),
             namespaces: self.plan.own_namespaces(),
         };
@@ -150,6 +151,7 @@ impl Running {
     /// The same on a terminal.
     pub(crate) fn exec_on_terminal(&self, bundle: &Bundle, process: Value) -> (String, Exit) {
         let target = ExecTarget {
+            user: None,
             init: ProcessId::of(self.child.pid).unwrap(),
             namespaces: self.plan.own_namespaces(),
         };
