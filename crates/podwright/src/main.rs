@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     let argv0 = args.next().unwrap_or_default();
     match program(&argv0) {
         "podwright-supervisor" => oci::supervisor::main(),
+        oci::probe::ARGV0 => return oci::probe::main(&args.collect::<Vec<_>>()),
         name => {
             if let Some(code) = cni::plugin_main(name) {
                 return code;

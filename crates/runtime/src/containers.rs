@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use cri::v1;
 use cri::v1::{ContainerEventType, NamespaceMode};
-use oci::plan::{ExecPlan, InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, plan_exec, plan_launch};
+use oci::plan::{
+    ExecPlan, InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, UserPlan, plan_exec, plan_launch,
+};
 use oci::supervisor::protocol::{ExitRecord, LogFile, SignalScope, StartContainer};
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
@@ -116,6 +118,11 @@ impl Runtime {
         record.write(&directory)?;
         let layer = self.config.layer(id);
         make_directories(&[&layer, &layer.join("upper"), &layer.join("work")])?;
+        if let Some(user) = &plan.user {
+            for name in ["upper", "work"] {
+                give_to_root_of(user, &layer.join(name))?;
+            }
+        }
         let text = serde_json::to_vec(&spec)
             .map_err(|error| Error::io("write", directory.join("config.json"))(error.into()))?;
         let path = directory.join("config.json");
@@ -154,6 +161,7 @@ impl Runtime {
             image: &images.own.config,
             user: images.user,
             supervisor_pid: supervisor.process().pid,
+            user_namespace: supervisor.user_namespace().map(Path::to_owned),
             cgroup: &record.cgroup,
             sandbox_directory: sandbox.directory.clone(),
             directory,
@@ -556,6 +564,12 @@ fn make_directories(paths: &[&Path]) -> Result<(), Error> {
         std::fs::DirBuilder::new().mode(mode).create(path).map_err(Error::io("create", *path))?;
     }
     Ok(())
+}
+
+/// Gives a file to the root of a user namespace.
+pub(crate) fn give_to_root_of(user: &UserPlan, path: &Path) -> Result<(), Error> {
+    let (uid, gid) = (user.host_uid(0), user.host_gid(0));
+    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(Error::io("change the owner of", path))
 }
 
 fn remove_all(path: &Path) -> Result<(), Error> {

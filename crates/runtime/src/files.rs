@@ -3,15 +3,18 @@
 use std::path::Path;
 
 use cri::v1;
+use oci::plan::UserPlan;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::containers::give_to_root_of;
 use crate::error::Error;
 
-/// Writes the files and mounts `shm` (64 MiB, as everybody's). Nothing is mounted where the pod shares the host's IPC.
+/// Writes the files and mounts `shm` (64 MiB, as everybody's); they belong to the pod's root. Nothing is mounted where the pod shares the host's IPC.
 pub(crate) fn prepare(
     directory: &Path,
     config: &v1::PodSandboxConfig,
     shares_host_ipc: bool,
+    user: Option<&UserPlan>,
 ) -> Result<(), Error> {
     let hostname = match config.hostname.as_str() {
         "" => std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
@@ -25,12 +28,17 @@ pub(crate) fn prepare(
     for (name, text) in [("hostname", hostname + "\n"), ("hosts", hosts), ("resolv.conf", resolv_conf)] {
         let path = directory.join(name);
         std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+        if let Some(user) = user {
+            give_to_root_of(user, &path)?;
+        }
     }
     if !shares_host_ipc {
         let shm = directory.join("shm");
         std::fs::create_dir(&shm).map_err(Error::io("create", &shm))?;
         let flags = MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
-        mount("shm", &shm, "tmpfs", flags, c"mode=1777,size=65536k")
+        let (uid, gid) = user.map_or((0, 0), |user| (user.host_uid(0), user.host_gid(0)));
+        let options = std::ffi::CString::new(format!("mode=1777,size=65536k,uid={uid},gid={gid}"));
+        mount("shm", &shm, "tmpfs", flags, options.ok().as_deref())
             .map_err(|error| Error::io("mount a tmpfs on", &shm)(error.into()))?;
     }
     Ok(())

@@ -11,6 +11,7 @@ use oci_spec::runtime::LinuxDevice;
 use crate::config::Config;
 use crate::error::OpenError;
 use crate::events::Events;
+use crate::handlers::{Features, Probe};
 use crate::images::ImageStore;
 use crate::service::{Images, Pods};
 use crate::spec;
@@ -31,6 +32,7 @@ pub struct Runtime {
     pub(crate) host_devices: Vec<LinuxDevice>,
     pub(crate) stats: Stats,
     pub(crate) streaming: Streaming,
+    features: Features,
     index: Mutex<Index>,
 }
 
@@ -69,6 +71,7 @@ impl Runtime {
             host_devices: spec::host_devices(),
             stats: Stats::default(),
             streaming: Streaming::default(),
+            features: Features::default(),
             index: Mutex::default(),
             config,
         });
@@ -93,6 +96,16 @@ impl Runtime {
     #[must_use]
     pub fn images(&self) -> &Arc<ImageStore> {
         &self.images
+    }
+
+    /// Whether pods may have user namespaces of their own.
+    pub(crate) async fn has_user_namespaces(&self) -> bool {
+        let probe = Probe {
+            exe: self.exe.path.clone(),
+            layers: self.config.root.join("snapshots"),
+            containers: self.config.root.join("containers"),
+        };
+        self.features.user_namespaces(probe).await
     }
 
     pub(crate) fn index(&self) -> MutexGuard<'_, Index> {

@@ -6,16 +6,17 @@ use std::sync::Arc;
 
 use cri::v1;
 use cri::v1::{ContainerEventType, NamespaceMode as CriMode};
+use oci::plan::UserPlan;
 use oci::supervisor::protocol::{NamespaceMode, PidMode, PodNamespaces, Setup};
 
 use crate::error::Error;
 use crate::network;
 use crate::record::{SandboxPhase, SandboxRecord};
 use crate::runtime::{Runtime, now_ns};
-use crate::spec::{namespace_options, shares_host_uts};
+use crate::spec::{namespace_options, shares_host_uts, user_namespace};
 use crate::state::{Sandbox, new_id};
 use crate::supervisor::{Supervisor, kill_pod};
-use crate::{files, handlers, spec};
+use crate::{files, handlers};
 
 impl Runtime {
     /// All or nothing: on an error nothing of the sandbox is left.
@@ -70,8 +71,11 @@ impl Runtime {
         // Written before anything is acquired: a crash from here on is found and undone.
         sandbox.update(|_| {})?;
         let options = namespace_options(&record.config);
-        files::prepare(&sandbox.directory, &record.config, options.ipc() == CriMode::Node)?;
-        let supervisor = Supervisor::spawn(&self.exe.path, &self.set_up(sandbox, &record)).await?;
+        let user = user_namespace(&options)?;
+        let shares_ipc = options.ipc() == CriMode::Node;
+        files::prepare(&sandbox.directory, &record.config, shares_ipc, user.as_ref())?;
+        let set_up = self.set_up(sandbox, &record, user);
+        let supervisor = Supervisor::spawn(&self.exe.path, &set_up).await?;
         sandbox.set_supervisor(Some(supervisor.clone()));
         sandbox.update(|record| record.supervisor = Some(supervisor.process().clone()))?;
         if options.network() != CriMode::Node {
@@ -89,7 +93,7 @@ impl Runtime {
         Ok(())
     }
 
-    fn set_up(&self, sandbox: &Sandbox, record: &SandboxRecord) -> Setup {
+    fn set_up(&self, sandbox: &Sandbox, record: &SandboxRecord, user: Option<UserPlan>) -> Setup {
         let options = namespace_options(&record.config);
         let mode =
             |mode: CriMode| if mode == CriMode::Node { NamespaceMode::Node } else { NamespaceMode::Pod };
@@ -110,6 +114,7 @@ impl Runtime {
                 uts,
                 pid,
             },
+            user,
             hostname: Some(record.config.hostname.clone()).filter(|name| !name.is_empty()),
             sysctls,
             cgroup: Some(self.config.supervisor_cgroup(&sandbox.id)),
@@ -284,11 +289,7 @@ pub(crate) fn sandbox_name(config: &v1::PodSandboxConfig) -> Result<String, Erro
 
 fn check(config: &v1::PodSandboxConfig, handler: &str) -> Result<(), Error> {
     handlers::check(handler)?;
-    let unsupported = |what: &str| Err(Error::Spec(spec::SpecError::Unsupported(what.to_owned())));
-    let options = namespace_options(config);
-    if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == CriMode::Pod) {
-        return unsupported("a user namespace (userns_options)");
-    }
+    user_namespace(&namespace_options(config))?;
     Ok(())
 }
 

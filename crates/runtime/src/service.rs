@@ -265,11 +265,15 @@ impl RuntimeService for Pods {
             let loaded = loaded.err().map_or_else(|| "OK".to_owned(), |error| error.to_string());
             info = inspect::runtime(&self.0.config, self.0.cni.config_dump(), &loaded);
         }
+        let user_namespaces = self.0.has_user_namespaces().await;
         Ok(Response::new(v1::StatusResponse {
             status: Some(v1::RuntimeStatus { conditions: vec![condition("RuntimeReady", "", ""), network] }),
             info,
-            runtime_handlers: handlers::all(),
-            features: Some(v1::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
+            runtime_handlers: handlers::all(user_namespaces),
+            features: Some(v1::RuntimeFeatures {
+                supplemental_groups_policy: true,
+                user_namespaces_host_network: user_namespaces,
+            }),
         }))
     }
 

@@ -156,6 +156,11 @@ impl Supervisor {
         self.ready.pause_pid
     }
 
+    /// The pod's user namespace as a path, if it has one; of use only while the supervisor lives.
+    pub fn user_namespace(&self) -> Option<&Path> {
+        self.ready.user_namespace.as_deref()
+    }
+
     /// The pod's network namespace as a path; of use only while the supervisor lives.
     pub fn netns_path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/{}/ns/net", self.ready.process.pid))

@@ -6,6 +6,7 @@ mod mounts;
 mod process;
 mod resources;
 mod user;
+mod user_namespace;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -13,12 +14,14 @@ use std::path::PathBuf;
 use cri::v1;
 use cri::v1::NamespaceMode;
 use cri::v1::security_profile::ProfileType;
+use oci::plan::UserPlan;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Mount, Root, Spec};
 
 pub(crate) use process::add_term;
 pub(crate) use resources::host_devices;
 pub use user::{Accounts, ResolvedUser, resolve as resolve_user};
+pub use user_namespace::user_namespace;
 
 /// Why a container cannot be made as it was asked for: the client's mistake, or something we do not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -48,6 +51,8 @@ pub struct Request<'a> {
     pub user: &'a ResolvedUser,
     /// The supervisor, whose namespaces the container shares.
     pub supervisor_pid: i32,
+    /// Where the pod's user namespace is opened, if it has one.
+    pub user_namespace: Option<PathBuf>,
     /// The container's cgroup.
     pub cgroup: &'a str,
     /// `resolv.conf`, `hosts`, `hostname` and `shm` of the sandbox.
@@ -76,6 +81,7 @@ impl Request<'_> {
 pub fn render_spec(request: &Request<'_>) -> Result<Spec, SpecError> {
     let security = request.security();
     refuse_unsupported(request, &security)?;
+    let ids = pod_ids(request, &security)?;
     let (process, capabilities) = process::render(request, &security)?;
     let mut linux = Linux::default();
     linux
@@ -86,6 +92,11 @@ pub fn render_spec(request: &Request<'_>) -> Result<Spec, SpecError> {
         .set_seccomp(seccomp(request, &security, capabilities)?)
         .set_sysctl(None)
         .set_rootfs_propagation(mounts::root_propagation(request.config).map(str::to_owned));
+    if let Some(ids) = &ids {
+        linux
+            .set_uid_mappings(Some(user_namespace::mappings(&ids.uid)))
+            .set_gid_mappings(Some(user_namespace::mappings(&ids.gid)));
+    }
     let (masked, readonly) = paths(&security);
     linux.set_masked_paths(masked).set_readonly_paths(readonly);
     let mut root = Root::default();
@@ -110,10 +121,6 @@ fn refuse_unsupported(
     if !request.config.cdi_devices.is_empty() {
         return unsupported("CDI devices (cdi_devices)");
     }
-    let userns = security.namespace_options.as_ref().and_then(|options| options.userns_options.as_ref());
-    if userns.is_some_and(|options| options.mode() == NamespaceMode::Pod) {
-        return unsupported("a user namespace (userns_options)");
-    }
     if let Some(profile) = &security.apparmor
         && profile.profile_type() == ProfileType::Localhost
     {
@@ -124,6 +131,23 @@ fn refuse_unsupported(
         return unsupported("an SELinux label");
     }
     Ok(())
+}
+
+/// The ids of the pod's user namespace, which the container must ask for too.
+fn pod_ids(
+    request: &Request<'_>,
+    security: &v1::LinuxContainerSecurityContext,
+) -> Result<Option<UserPlan>, SpecError> {
+    let own = user_namespace(&security.namespace_options.clone().unwrap_or_default())?;
+    if own != user_namespace(&namespace_options(request.sandbox))? {
+        let problem = "user namespace config for sandbox is different from container";
+        return Err(SpecError::Invalid(problem.into()));
+    }
+    if own.is_some() != request.user_namespace.is_some() {
+        let problem = "user namespace config for sandbox is different from what it was made with";
+        return Err(SpecError::Invalid(problem.into()));
+    }
+    Ok(own)
 }
 
 /// Whose namespaces the container is in. Those of the sandbox have a path, as config.json's readers expect; the
@@ -162,6 +186,11 @@ fn namespaces(
     }
     if !security.privileged {
         namespaces.push(namespace(Type::Cgroup, None));
+    }
+    if let Some(path) = &request.user_namespace {
+        let mut user = namespace(Type::User, None);
+        user.set_path(Some(path.clone()));
+        namespaces.push(user);
     }
     Ok(namespaces)
 }

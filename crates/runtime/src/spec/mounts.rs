@@ -7,7 +7,7 @@ use cri::v1;
 use cri::v1::{MountPropagation, NamespaceMode};
 use oci_spec::runtime::Mount;
 
-use super::{Request, SpecError};
+use super::{Request, SpecError, user_namespace};
 
 /// In the order in which they are mounted: what lies below another comes after it.
 pub(super) fn render(
@@ -15,6 +15,12 @@ pub(super) fn render(
     security: &v1::LinuxContainerSecurityContext,
 ) -> Result<Vec<Mount>, SpecError> {
     let mut mounts = kernel_file_systems(security);
+    let options = security.namespace_options.clone().unwrap_or_default();
+    if request.user_namespace.is_some() && options.network() == NamespaceMode::Node {
+        // A sysfs shows a network namespace, and only its owner may mount it: so it is the node's, to read only.
+        mounts.retain(|mount| mount.destination() != Path::new("/sys"));
+        mounts.push(bind("/sys", Path::new("/sys"), &["rbind", "rro", "nosuid", "nodev", "noexec"]));
+    }
     mounts.extend(sandbox_files(request, security));
     let mut asked = Vec::new();
     for mount in &request.config.mounts {
@@ -76,9 +82,6 @@ fn client_mount(asked: &v1::Mount, request: &Request<'_>) -> Result<Mount, SpecE
     if !asked.image_sub_path.is_empty() {
         return Err(SpecError::Invalid(format!("mount at {target} has an image_sub_path and no image")));
     }
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return Err(SpecError::Unsupported(format!("an id-mapped mount (at {target})")));
-    }
     if asked.host_path.is_empty() {
         return Err(SpecError::Invalid(format!("mount at {target} has no host path")));
     }
@@ -98,7 +101,11 @@ fn client_mount(asked: &v1::Mount, request: &Request<'_>) -> Result<Mount, SpecE
     } else {
         options.push(if asked.readonly { "ro" } else { "rw" });
     }
-    Ok(bind(target, Path::new(&asked.host_path), &options))
+    let mut mount = bind(target, Path::new(&asked.host_path), &options);
+    mount
+        .set_uid_mappings(user_namespace::of_mount(&asked.uid_mappings))
+        .set_gid_mappings(user_namespace::of_mount(&asked.gid_mappings));
+    Ok(mount)
 }
 
 /// An image as a volume: only to read, and nothing in it can be run or is a device.

@@ -81,6 +81,7 @@ pub(crate) fn setup(directory: &Path) -> Setup {
         sandbox_id: "5".repeat(64),
         directory: directory.to_owned(),
         namespaces: PodNamespaces { pid: PidMode::Container, ..PodNamespaces::default() },
+        user: None,
         hostname: Some("story".into()),
         sysctls: [("net.core.somaxconn".to_owned(), "77".to_owned())].into(),
         cgroup: None,
@@ -150,6 +151,7 @@ fn bind(path: &Path) -> MountPlan {
         clear_recursive: 0,
         propagation: 0,
         propagation_recursive: false,
+        ids: None,
     }
 }
 
