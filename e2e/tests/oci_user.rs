@@ -11,6 +11,8 @@ e2e::oci_stories! {
     devices_mounts_and_limits_are_there,
     a_session_joins_the_user_namespace,
     mappings_are_needed,
+    mounts_show_other_ids_than_on_disk,
+    a_user_namespace_is_joined_by_path,
 }
 
 /// Where ids of the container begin on the host.
@@ -90,5 +92,59 @@ fn mappings_are_needed(runtime: OciRuntime) -> Result<()> {
     bundle.spec["linux"]["gidMappings"] = json!([]);
     let output = bundle.run()?;
     assert!(!output.status.success() && text_of(&output).contains("mapping"), "{}", text_of(&output));
+    Ok(())
+}
+
+/// By mappings of their own, also without a user namespace; by those of the container.
+fn mounts_show_other_ids_than_on_disk(runtime: OciRuntime) -> Result<()> {
+    let script = "stat -c '%u %g' /data/f; touch /data/made && stat -c %u /data/made";
+    let data = |bundle: &Bundle| -> Result<std::path::PathBuf> {
+        let data = bundle.path().join("data");
+        std::fs::create_dir(&data)?;
+        std::fs::write(data.join("f"), "")?;
+        std::os::unix::fs::chown(data.join("f"), Some(3), Some(4))?;
+        Ok(data)
+    };
+    use std::os::unix::fs::MetadataExt;
+    let mut bundle = Bundle::new(runtime, script)?;
+    let source = data(&bundle)?;
+    let map = |host: u32| json!([{ "containerID": 0, "hostID": host, "size": 1000 }]);
+    bundle.spec["mounts"].as_array_mut().context("mounts")?.push(json!({
+        "destination": "/data", "type": "bind", "source": source, "options": ["rbind"],
+        "uidMappings": map(5000), "gidMappings": map(6000),
+    }));
+    // The container's root is nobody that the mount knows.
+    assert_eq!(text_of(&bundle.run()?).lines().next(), Some("5003 6004"));
+    let mut bundle = mapped(runtime, script)?;
+    let source = data(&bundle)?;
+    bundle.spec["mounts"].as_array_mut().context("mounts")?.push(json!({
+        "destination": "/data", "type": "bind", "source": source, "options": ["rbind", "idmap"],
+    }));
+    assert_eq!(text_of(&bundle.run()?), "3 4\n0\n");
+    assert_eq!(std::fs::metadata(bundle.path().join("data/made"))?.uid(), 0);
+    Ok(())
+}
+
+fn a_user_namespace_is_joined_by_path(runtime: OciRuntime) -> Result<()> {
+    let first = mapped(runtime, "exec sleep 1000")?;
+    first.create()?;
+    output_of(&mut first.command(&["start", &first.id])?)?;
+    let pid = first.state()?["pid"].to_string();
+    let script = "id -u; readlink /proc/self/ns/user; readlink /proc/self/ns/net; ls /sys/class/net; echo x > /dev/null";
+    let mut second = mapped(runtime, script)?;
+    for namespace in second.spec["linux"]["namespaces"].as_array_mut().context("namespaces")? {
+        for (kind, file) in [("user", "user"), ("network", "net")] {
+            if namespace["type"] == kind {
+                namespace["path"] = json!(format!("/proc/{pid}/ns/{file}"));
+            }
+        }
+    }
+    let linux = second.spec["linux"].as_object_mut().context("linux")?;
+    linux.remove("uidMappings");
+    linux.remove("gidMappings");
+    let text = text_of(&second.run()?);
+    let link = |file: &str| std::fs::read_link(format!("/proc/{pid}/ns/{file}"));
+    let wanted = format!("0\n{}\n{}\nlo\n", link("user")?.display(), link("net")?.display());
+    assert_eq!(text, wanted);
     Ok(())
 }
