@@ -162,6 +162,7 @@ impl Runtime {
             user: images.user,
             supervisor_pid: supervisor.process().pid,
             user_namespace: supervisor.user_namespace().map(Path::to_owned),
+            target_pid: self.target_of(sandbox, &record.config)?,
             cgroup: &record.cgroup,
             sandbox_directory: sandbox.directory.clone(),
             directory,
@@ -170,6 +171,23 @@ impl Runtime {
             localhost_profile: localhost_profile(&security_of(&record.config))?,
         };
         Ok(render_spec(&request)?)
+    }
+
+    /// The process of the container that another one of its sandbox is to look at.
+    fn target_of(&self, sandbox: &Sandbox, config: &v1::ContainerConfig) -> Result<Option<i32>, Error> {
+        let options = security_of(config).namespace_options.unwrap_or_default();
+        if options.pid() != NamespaceMode::Target {
+            return Ok(None);
+        }
+        let target = self.index().container(&options.target_id)?;
+        if target.sandbox.id != sandbox.id {
+            let message = format!("container {} is not in sandbox {}", target.id, sandbox.id);
+            return Err(Error::Invalid(message));
+        }
+        match target.phase() {
+            ContainerPhase::Running { pid, .. } => Ok(Some(pid)),
+            _ => Err(Error::WrongState(format!("container {} is not running", target.id))),
+        }
     }
 
     /// What the supervisor carries out.

@@ -53,6 +53,8 @@ pub struct Request<'a> {
     pub supervisor_pid: i32,
     /// Where the pod's user namespace is opened, if it has one.
     pub user_namespace: Option<PathBuf>,
+    /// The process whose pid namespace it shares, where the client names a container (`target_id`).
+    pub target_pid: Option<i32>,
     /// The container's cgroup.
     pub cgroup: &'a str,
     /// `resolv.conf`, `hosts`, `hostname` and `shm` of the sandbox.
@@ -179,9 +181,12 @@ fn namespaces(
         NamespaceMode::Pod => namespaces.push(namespace(Type::Pid, Some("pid_for_children"))),
         NamespaceMode::Node => {}
         NamespaceMode::Target => {
-            return Err(SpecError::Unsupported(
-                "the process namespace of another container (target_id)".into(),
-            ));
+            let pid = request
+                .target_pid
+                .ok_or_else(|| SpecError::Invalid("target_id names no container".into()))?;
+            let mut target = namespace(Type::Pid, None);
+            target.set_path(Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))));
+            namespaces.push(target);
         }
     }
     if !security.privileged {
