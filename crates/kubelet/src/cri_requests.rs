@@ -8,7 +8,7 @@ use cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, DnsConfig, ImageSpec, Int64Value, KeyValue,
     LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
     Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
-    SecurityProfile, SupplementalGroupsPolicy,
+    SecurityProfile, Signal, SupplementalGroupsPolicy,
 };
 use k8s_openapi::api::core::v1;
 
@@ -148,20 +148,33 @@ fn groups_policy(pod: &Pod) -> SupplementalGroupsPolicy {
     }
 }
 
-/// A container. `image` is the id that the pull gave; seccomp profiles of the node lie in `profiles`.
+/// What a container is made of beside the manifest.
+pub(crate) struct Ingredients<'a> {
+    pub(crate) attempt: u32,
+    /// The id that the pull gave.
+    pub(crate) image: &'a str,
+    pub(crate) env: &'a [(String, String)],
+    pub(crate) mounts: Vec<Mount>,
+    /// Where seccomp profiles of the node lie.
+    pub(crate) profiles: &'a Path,
+    /// The id of the container at whose processes it looks.
+    pub(crate) target: Option<String>,
+}
+
+/// A container.
 ///
 /// # Errors
 /// When its seccomp profile has no name.
 pub(crate) fn container(
     pod: &Pod,
     container: &Container,
-    attempt: u32,
-    image: &str,
-    env: &[(String, String)],
-    mounts: Vec<Mount>,
-    profiles: &Path,
+    ingredients: Ingredients<'_>,
 ) -> Result<ContainerConfig, String> {
     let spec = &container.spec;
+    let Ingredients { attempt, image, env, mounts, profiles, target } = ingredients;
+    let mut security = security_context(pod, spec, profiles)?;
+    security.namespace_options = Some(namespaces_of(pod, target));
+    let stop_signal = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
     let expanded =
         |words: &Option<Vec<String>>| words.iter().flatten().map(|word| expand(word, env)).collect();
     let labels = [
@@ -189,8 +202,12 @@ pub(crate) fn container(
         log_path: format!("{}/{attempt}.log", container.name),
         linux: Some(LinuxContainerConfig {
             resources: Some(container_resources(pod, spec)),
-            security_context: Some(security_context(pod, spec, profiles)?),
+            security_context: Some(security),
         }),
+        stdin: spec.stdin.unwrap_or(false),
+        stdin_once: spec.stdin_once.unwrap_or(false),
+        tty: spec.tty.unwrap_or(false),
+        stop_signal: stop_signal.and_then(Signal::from_str_name).unwrap_or_default().into(),
         ..Default::default()
     })
 }
@@ -289,6 +306,15 @@ fn namespaces(pod: &Pod) -> NamespaceOption {
     }
 }
 
+/// Those of one container: with a target, whose processes are not the whole pod's or node's, it sees that one's.
+fn namespaces_of(pod: &Pod, target: Option<String>) -> NamespaceOption {
+    let options = namespaces(pod);
+    match target.filter(|_| options.pid() == NamespaceMode::Container) {
+        Some(target_id) => NamespaceOption { pid: NamespaceMode::Target.into(), target_id, ..options },
+        None => options,
+    }
+}
+
 fn profile(kind: ProfileType) -> SecurityProfile {
     SecurityProfile { profile_type: kind.into(), ..Default::default() }
 }
@@ -341,6 +367,35 @@ mod tests {
         assert_eq!(made.namespace_options.as_ref().map(NamespaceOption::pid), Some(NamespaceMode::Pod));
         let unmasked = security(json!({}), json!({ "procMount": "Unmasked" })).expect("made");
         assert!(unmasked.masked_paths.is_empty() && unmasked.readonly_paths.is_empty());
+    }
+
+    #[test]
+    fn who_looks_at_a_container_sees_its_processes() {
+        let made = |spec: Value, target: Option<&str>| {
+            let pod =
+                pod(spec, json!({ "stdin": true, "tty": true, "lifecycle": { "stopSignal": "SIGUSR1" } }));
+            let ingredients = Ingredients {
+                attempt: 0,
+                image: "i",
+                env: &[],
+                mounts: Vec::new(),
+                profiles: Path::new("/"),
+                target: target.map(str::to_owned),
+            };
+            container(&pod, &pod.containers[0], ingredients).expect("made")
+        };
+        let pid = |spec: Value, target: Option<&str>| {
+            let security = made(spec, target).linux.and_then(|linux| linux.security_context);
+            let options = security.and_then(|security| security.namespace_options).unwrap_or_default();
+            (options.pid(), options.target_id)
+        };
+        assert_eq!(pid(json!({}), None), (NamespaceMode::Container, String::new()));
+        assert_eq!(pid(json!({}), Some("c")), (NamespaceMode::Target, "c".into()));
+        let shared = json!({ "shareProcessNamespace": true });
+        assert_eq!(pid(shared, Some("c")), (NamespaceMode::Pod, String::new()));
+        let config = made(json!({}), None);
+        assert!(config.stdin && config.tty && !config.stdin_once);
+        assert_eq!(config.stop_signal(), Signal::Sigusr1);
     }
 
     #[test]

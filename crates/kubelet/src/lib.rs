@@ -18,6 +18,7 @@ mod manager;
 mod names;
 pub mod pod;
 mod probe;
+mod pull_secrets;
 mod report;
 mod services;
 mod static_pod;
@@ -34,6 +35,9 @@ pub use log_rotation::LogRotationPolicy;
 pub use manager::{Parts, run};
 pub use pod::worker::remembered_pods;
 pub use report::{NodeReport, StartTimes};
+pub use static_pod::{
+    CONFIG_HASH, CONFIG_MIRROR, CONFIG_SOURCE, is_mirror, is_mirror_of, mirror_pod, static_pod,
+};
 pub use time::BootTime;
 pub use tokens::{Token, TokenRequest, TokenSource};
 

@@ -19,6 +19,8 @@ pub struct Pod {
     pub init_containers: Vec<Container>,
     /// The pod's containers.
     pub containers: Vec<Container>,
+    /// Those that were added to look at a pod that runs (`kubectl debug`).
+    pub ephemeral_containers: Vec<Container>,
     /// From the stop signal to SIGKILL.
     pub grace: Duration,
     /// The cgroup class.
@@ -28,9 +30,15 @@ pub struct Pod {
 }
 
 impl Pod {
-    /// The init containers, then the main ones.
+    /// The init containers, then the main ones, then the ephemeral ones.
     pub fn all_containers(&self) -> impl Iterator<Item = &Container> {
-        self.init_containers.iter().chain(&self.containers)
+        self.init_containers.iter().chain(&self.containers).chain(&self.ephemeral_containers)
+    }
+
+    /// The container of that name.
+    #[must_use]
+    pub fn container(&self, name: &str) -> Option<&Container> {
+        self.all_containers().find(|container| container.name == name)
     }
 }
 
@@ -56,6 +64,8 @@ pub enum Role {
     Sidecar,
     /// The pod's purpose: the pod ends with these.
     Main,
+    /// Started once whenever it is added, never again; the pod's readiness and end do not depend on it.
+    Ephemeral,
 }
 
 /// `restartPolicy`.
@@ -110,6 +120,7 @@ const SUPPORTED: &[&str] = &[
     "containers[].imagePullPolicy",
     "containers[].lifecycle.postStart.HOOK",
     "containers[].lifecycle.preStop.HOOK",
+    "containers[].lifecycle.stopSignal",
     "containers[].livenessProbe.PROBE",
     "containers[].name",
     "containers[].ports[].containerPort",
@@ -133,9 +144,13 @@ const SUPPORTED: &[&str] = &[
     "containers[].securityContext.runAsUser",
     "containers[].securityContext.seccompProfile.type",
     "containers[].startupProbe.PROBE",
+    "containers[].stdin",
+    "containers[].stdinOnce",
+    "containers[].targetContainerName",
     "containers[].terminationMessagePath",
     "containers[].terminationMessagePolicy",
     "containers[].securityContext.seccompProfile.localhostProfile",
+    "containers[].tty",
     "containers[].volumeMounts[].mountPath",
     "containers[].volumeMounts[].mountPropagation",
     "containers[].volumeMounts[].name",
@@ -146,13 +161,16 @@ const SUPPORTED: &[&str] = &[
     "containers[].workingDir",
     "dnsConfig.**",
     "dnsPolicy",
+    "enableServiceLinks",
     "hostAliases.**",
     "hostIPC",
     "hostNetwork",
     "hostPID",
     "hostUsers",
     "hostname",
+    "imagePullSecrets.**",
     "os.name",
+    "readinessGates.**",
     "restartPolicy",
     "securityContext.appArmorProfile.type",
     "securityContext.appArmorProfile.localhostProfile",
@@ -205,7 +223,7 @@ const HOOK: &[&str] = &["exec.command", "httpGet.**", "sleep.seconds"];
 const IGNORED: &[&str] = &[
     "affinity.**",
     "automountServiceAccountToken",
-    "enableServiceLinks",
+    "containers[].resizePolicy.**",
     "nodeName",
     "nodeSelector.*",
     "preemptionPolicy",
@@ -217,7 +235,6 @@ const IGNORED: &[&str] = &[
     "serviceAccountName",
     "tolerations.**",
     "topologySpreadConstraints.**",
-    "imagePullSecrets.**",
 ];
 
 /// Values that ask for nothing.
@@ -247,6 +264,7 @@ pub fn admit(source: &Arc<v1::Pod>) -> Result<Pod, Vec<String>> {
         restart_policy: policy_of(container.restart_policy.as_deref()).unwrap_or(policy),
         spec: container.clone(),
     });
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(ephemeral_container);
     let meta = &source.metadata;
     Ok(Pod {
         namespace: meta.namespace.clone().unwrap_or_else(|| "default".into()),
@@ -254,6 +272,7 @@ pub fn admit(source: &Arc<v1::Pod>) -> Result<Pod, Vec<String>> {
         uid: meta.uid.clone().unwrap_or_default(),
         init_containers: init.collect(),
         containers: main.collect(),
+        ephemeral_containers: ephemeral.collect(),
         grace: Duration::from_secs(
             meta.deletion_grace_period_seconds
                 .or(spec.termination_grace_period_seconds)
@@ -273,6 +292,14 @@ fn init_container(spec: &v1::Container, policy: RestartPolicy) -> Container {
         (None | Some(RestartPolicy::OnFailure), _) => (Role::Init, RestartPolicy::OnFailure),
     };
     Container { name: spec.name.clone(), role, restart_policy, spec: spec.clone() }
+}
+
+/// An ephemeral container is a container but for what it is for; whom it looks at is only in the manifest.
+fn ephemeral_container(source: &v1::EphemeralContainer) -> Container {
+    // The fields are the same ones, which a container does not refuse.
+    let value = serde_json::to_value(source).unwrap_or_default();
+    let spec: v1::Container = serde_json::from_value(value).unwrap_or_default();
+    Container { name: spec.name.clone(), role: Role::Ephemeral, restart_policy: RestartPolicy::Never, spec }
 }
 
 fn policy_of(text: Option<&str>) -> Option<RestartPolicy> {
@@ -307,8 +334,9 @@ fn named_hosts(spec: &v1::PodSpec, problems: &mut Vec<String>) {
 }
 
 fn unsupported(value: &Value, path: &str, problems: &mut Vec<String>) {
-    let path = path
-        .strip_prefix("initContainers")
+    let path = ["initContainers", "ephemeralContainers"]
+        .iter()
+        .find_map(|prefix| path.strip_prefix(prefix))
         .map_or_else(|| path.to_owned(), |rest| format!("containers{rest}"));
     if !path.is_empty() && (allows(&path) || is_idle(value)) {
         return;
@@ -420,10 +448,6 @@ pub(crate) mod tests {
                 "spec.containers[].lifecycle.preStop.tcpSocket.port",
             ),
             (
-                container(serde_json::json!({ "lifecycle": { "stopSignal": "SIGUSR1" } })),
-                "spec.containers[].lifecycle.stopSignal",
-            ),
-            (
                 container(serde_json::json!({ "restartPolicyRules": [{ "action": "Restart" }] })),
                 "spec.containers[].restartPolicyRules[].action",
             ),
@@ -433,7 +457,7 @@ pub(crate) mod tests {
                 ),
                 "container a: the host \"db\"",
             ),
-            (container(serde_json::json!({ "tty": true })), "spec.containers[].tty"),
+            (serde_json::json!({ "resourceClaims": [{ "name": "gpu" }] }), "spec.resourceClaims[].name"),
         ] {
             let problems = admit(&source(spec)).expect_err(field);
             assert!(problems.iter().any(|problem| problem.contains(field)), "{problems:?}");
@@ -454,6 +478,32 @@ pub(crate) mod tests {
         spec["securityContext"] = serde_json::json!({});
         spec["tolerations"] = serde_json::json!([{ "operator": "Exists" }]);
         assert_eq!(admit(&source(spec)).map(|pod| pod.qos), Ok::<_, Vec<String>>(QosClass::Burstable));
+    }
+
+    #[test]
+    fn a_pod_as_an_api_server_gives_it_is_admitted() {
+        let mut spec = container(serde_json::json!({
+            "stdin": true, "stdinOnce": true, "tty": true, "imagePullPolicy": "Always",
+            "lifecycle": { "stopSignal": "SIGUSR1" }, "resizePolicy": [{ "resourceName": "cpu", "restartPolicy": "NotRequired" }],
+        }));
+        let more = serde_json::json!({
+            "dnsPolicy": "ClusterFirst", "enableServiceLinks": true, "nodeName": "n", "nodeSelector": { "a": "b" },
+            "preemptionPolicy": "PreemptLowerPriority", "priority": 0, "schedulerName": "default-scheduler",
+            "imagePullSecrets": [{ "name": "s" }], "readinessGates": [{ "conditionType": "x/y" }],
+            "serviceAccount": "default", "serviceAccountName": "default", "terminationGracePeriodSeconds": 30,
+            "tolerations": [{ "key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300 }],
+            "ephemeralContainers": [{ "name": "debug", "image": "i", "stdin": true, "tty": true, "targetContainerName": "a" }],
+            "volumes": [{ "name": "kube-api-access-x", "projected": { "defaultMode": 420, "sources": [
+                { "serviceAccountToken": { "expirationSeconds": 3607, "path": "token" } },
+                { "configMap": { "name": "kube-root-ca.crt", "items": [{ "key": "ca.crt", "path": "ca.crt" }] } },
+                { "downwardAPI": { "items": [{ "path": "namespace", "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.namespace" } }] } },
+            ] } }],
+        });
+        spec.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        let pod = admit(&source(spec)).expect("admitted");
+        let debug = &pod.ephemeral_containers[0];
+        assert_eq!((debug.name.as_str(), debug.role, debug.spec.tty), ("debug", Role::Ephemeral, Some(true)));
+        assert_eq!(pod.container("debug").map(|one| one.restart_policy), Some(RestartPolicy::Never));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::back_off::BackOff;
+use crate::pod::container_details::Details;
 use crate::pod::model::{Container, Pod, RestartPolicy};
 use crate::time::BootTime;
 
@@ -99,6 +100,8 @@ pub struct ObservedContainer {
     pub attempt: u32,
     /// The image's id.
     pub image_id: String,
+    /// What is told of it and decides nothing.
+    pub details: Details,
     /// What it is doing.
     pub state: ObservedState,
 }

@@ -8,11 +8,13 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::admission::Rejection;
+use crate::pod::container_details;
 use crate::pod::model::{Container, Pod, Role};
 use crate::pod::plan::{
     Memory, ObservedContainer, ObservedPod, ObservedState, Outcome, is_initialized, is_running, is_started,
     newest, outcome,
 };
+use crate::pod::readiness_gates;
 use crate::time::api_time as time;
 
 /// Bytes of all messages of ended containers of one pod together.
@@ -35,6 +37,8 @@ pub struct StatusFacts {
     pub last_words: BTreeMap<String, String>,
     /// Whether the pod is to go: what is not there any more has ended.
     pub ending: bool,
+    /// Whether the runtime makes mounts read-only with all below them.
+    pub recursive_read_only: bool,
 }
 
 /// Renders the status; conditions keep the transition times of `former` where they did not change.
@@ -50,27 +54,36 @@ pub fn render_status(
         containers.iter().map(|container| container_status(pod, container, seen, facts)).collect()
     };
     let (mut init, mut main) = (statuses(&pod.init_containers), statuses(&pod.containers));
+    let mut ephemeral = statuses(&pod.ephemeral_containers);
     let mut phase = phase(pod, seen, &facts.memory);
-    if facts.ending {
-        let known = |known: Option<&Vec<ContainerStatus>>| known.cloned().unwrap_or_default();
-        last_known(&mut init, seen, &known(former.and_then(|one| one.init_container_statuses.as_ref())));
-        last_known(&mut main, seen, &known(former.and_then(|one| one.container_statuses.as_ref())));
-        if !seen.containers.values().flatten().any(is_running) {
-            phase = final_phase(&main);
+    for (statuses, role) in
+        [(&mut init, Role::Init), (&mut main, Role::Main), (&mut ephemeral, Role::Ephemeral)]
+    {
+        container_details::keep_mounts(statuses, role, former);
+        if facts.ending {
+            last_known(statuses, seen, container_details::former_statuses(role, former));
         }
     }
+    if facts.ending && !seen.containers.values().flatten().any(is_running) {
+        phase = final_phase(&main);
+    }
     let why = unready(pod, phase, &init, &main);
+    let not_ready = why.clone().or_else(|| readiness_gates::unready(pod));
     let has_sandbox = seen.sandboxes.first().is_some_and(|sandbox| sandbox.ready);
     let not_initialized = uninitialized(pod, phase, seen, &facts.memory);
     let initialized = not_initialized.as_ref().is_none_or(|(reason, _)| *reason == "PodCompleted");
     let conditions = [
         ("PodReadyToStartContainers", has_sandbox, None),
         ("Initialized", initialized, not_initialized),
-        ("Ready", why.is_none(), why.clone()),
+        ("Ready", not_ready.is_none(), not_ready),
         ("ContainersReady", why.is_none(), why),
         ("PodScheduled", true, None),
     ];
-    let conditions = conditions.map(|(kind, status, why)| condition(kind, status, why, former, now));
+    let generation = pod.source.metadata.generation;
+    let conditions = conditions.map(|(kind, status, why)| PodCondition {
+        observed_generation: generation,
+        ..condition(kind, status, why, former, now)
+    });
     let newest_sandbox = seen.sandboxes.first().filter(|sandbox| sandbox.ready);
     let mut ips = newest_sandbox.map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
     if ips.is_empty() && newest_sandbox.is_some() && crate::cri_requests::on_host_network(pod) {
@@ -81,6 +94,8 @@ pub fn render_status(
         conditions: Some(conditions.into()),
         container_statuses: Some(main),
         init_container_statuses: (!init.is_empty()).then_some(init),
+        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
+        observed_generation: generation,
         host_ip: facts.host_ip.clone(),
         host_ips: facts.host_ip.clone().map(|ip| vec![HostIP { ip }]),
         pod_ip: ips.first().cloned(),
@@ -140,7 +155,9 @@ fn uninitialized(
     let incomplete = pod.init_containers.iter().filter(|init| {
         newest(seen, &init.name).is_none_or(|one| match init.role {
             Role::Sidecar => !is_started(init, one, memory),
-            Role::Init | Role::Main => !matches!(one.state, ObservedState::Exited { code: 0, .. }),
+            Role::Init | Role::Main | Role::Ephemeral => {
+                !matches!(one.state, ObservedState::Exited { code: 0, .. })
+            }
         })
     });
     let names: Vec<&str> = incomplete.map(|init| init.name.as_str()).collect();
@@ -214,7 +231,8 @@ fn container_status(
         name: container.name.clone(),
         image: container.spec.image.clone().unwrap_or_default(),
         last_state: Some(ContainerState::default()),
-        started: Some(false),
+        started: (container.role != Role::Ephemeral).then_some(false),
+        volume_mounts: container_details::mounts(container, facts.recursive_read_only),
         ..ContainerStatus::default()
     };
     let Some(current) = attempts.first() else {
@@ -228,7 +246,8 @@ fn container_status(
     status.restart_count = i32::try_from(current.attempt).unwrap_or(i32::MAX);
     status.container_id = Some(format!("podwright://{}", current.id));
     status.image_id.clone_from(&current.image_id);
-    let longest = MAX_MESSAGES / (pod.init_containers.len() + pod.containers.len()).max(1);
+    container_details::add(&mut status, container, &current.details);
+    let longest = MAX_MESSAGES / pod.all_containers().count().max(1);
     let ended = |container| terminated(container, &facts.last_words, longest);
     let previous = attempts.get(1).and_then(ended);
     match &current.state {
@@ -245,9 +264,9 @@ fn container_status(
             });
             let started = is_started(container, current, &facts.memory);
             let gated = container.spec.readiness_probe.is_some();
-            status.started = Some(started);
+            status.started = (container.role != Role::Ephemeral).then_some(started);
             status.ready = started
-                && container.role != Role::Init
+                && !matches!(container.role, Role::Init | Role::Ephemeral)
                 && (!gated || facts.memory.ready.contains(&current.id));
             status.last_state = Some(previous.unwrap_or_default());
         }
@@ -343,6 +362,7 @@ mod tests {
 
     use super::*;
     use crate::pod::back_off::BackOff;
+    use crate::pod::container_details::Details;
     use crate::pod::model::tests::{pod, pod_of};
     use crate::pod::plan::ObservedSandbox;
     use crate::time::BootTime;
@@ -360,6 +380,7 @@ mod tests {
             sandbox: "s".into(),
             attempt: 2,
             image_id: "i".into(),
+            details: Details::default(),
             state,
         };
         ObservedPod {
@@ -541,6 +562,7 @@ mod tests {
                     sandbox: "s".into(),
                     attempt: 0,
                     image_id: "i".into(),
+                    details: Details::default(),
                     state: (*state).clone(),
                 };
                 all.containers.insert((*name).to_owned(), vec![one]);
@@ -593,6 +615,80 @@ mod tests {
             &memory,
             ["s  false false", "i  false true", "a  false false"],
             "Succeeded; Initialized=True PodCompleted; Ready=False PodCompleted",
+        );
+    }
+
+    #[test]
+    fn an_ephemeral_container_has_a_status_of_its_own() {
+        let pod = pod_of(json!({
+            "containers": [{ "name": "a", "image": "i" }],
+            "ephemeralContainers": [{ "name": "debug", "image": "i" }],
+        }));
+        let running = seen(Some(ObservedState::Running { started_at: 1 }));
+        let status = render_status(&pod, &running, &StatusFacts::default(), None, 1);
+        assert!(is_true(&status, "Ready"), "nobody waits for it");
+        let debug = &status.ephemeral_container_statuses.expect("told")[0];
+        assert_eq!((debug.name.as_str(), debug.ready, debug.started), ("debug", false, None));
+    }
+
+    #[test]
+    fn a_pod_waits_for_the_conditions_that_it_names() {
+        let gated = |conditions: serde_json::Value| {
+            let mut pod = pod_of(json!({
+                "containers": [{ "name": "a", "image": "i" }], "readinessGates": [{ "conditionType": "x/y" }],
+            }));
+            let mut source = (*pod.source).clone();
+            source.metadata.generation = Some(3);
+            source.status = serde_json::from_value(json!({ "conditions": conditions })).expect("a status");
+            pod.source = source.into();
+            let running = seen(Some(ObservedState::Running { started_at: 1 }));
+            let status = render_status(&pod, &running, &StatusFacts::default(), None, 1);
+            assert!(is_true(&status, "ContainersReady"));
+            assert_eq!(status.observed_generation, Some(3));
+            status.conditions.unwrap_or_default().into_iter().find(|one| one.type_ == "Ready").expect("told")
+        };
+        assert_eq!(gated(json!([{ "type": "x/y", "status": "True" }])).status, "True");
+        for (conditions, expect) in [
+            (json!([]), "corresponding condition of pod readiness gate \"x/y\" does not exist."),
+            (
+                json!([{ "type": "x/y", "status": "False" }]),
+                "the status of pod readiness gate \"x/y\" is not \"True\", but False",
+            ),
+        ] {
+            let ready = gated(conditions);
+            assert_eq!(ready.reason.as_deref(), Some("ReadinessGatesNotReady"));
+            assert_eq!(ready.message.as_deref(), Some(expect));
+        }
+    }
+
+    #[test]
+    fn a_container_tells_its_resources_its_user_and_its_mounts() {
+        let pod = pod_of(json!({
+            "volumes": [{ "name": "v", "emptyDir": {} }],
+            "containers": [{
+                "name": "a", "image": "i", "resources": { "requests": { "cpu": "1" } },
+                "volumeMounts": [{ "name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": "IfPossible" }],
+            }],
+        }));
+        let mut running = seen(Some(ObservedState::Running { started_at: 1 }));
+        let details = Details { user: Some((5, 6, vec![7])), stop_signal: "SIGUSR1".into() };
+        running.containers.get_mut("a").expect("there")[0].details = details;
+        let facts = StatusFacts { recursive_read_only: true, ..StatusFacts::default() };
+        let first = render_status(&pod, &running, &facts, None, 1);
+        let told = &first.container_statuses.as_ref().expect("told")[0];
+        assert_eq!(told.allocated_resources.as_ref().map(|all| all["cpu"].0.as_str()), Some("1"));
+        assert_eq!(told.user.as_ref().and_then(|user| user.linux.as_ref()).map(|linux| linux.uid), Some(5));
+        assert_eq!(told.stop_signal.as_deref(), Some("SIGUSR1"));
+        let mode = |status: &PodStatus| {
+            let mounts = status.container_statuses.as_ref()?[0].volume_mounts.as_ref()?;
+            mounts[0].recursive_read_only.clone()
+        };
+        assert_eq!(mode(&first).as_deref(), Some("Enabled"));
+        let later = render_status(&pod, &running, &StatusFacts::default(), Some(&first), 1);
+        assert_eq!(
+            mode(&later).as_deref(),
+            Some("Enabled"),
+            "a kubelet that begins again keeps what was told"
         );
     }
 }

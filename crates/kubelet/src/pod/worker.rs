@@ -105,6 +105,8 @@ pub(crate) struct Worker {
     announced: BTreeSet<String>,
     /// The attempt whose back-off was told, by container name.
     told_back_off: BTreeMap<String, u32>,
+    /// Whether a container was mounted read-only with all below.
+    recursive_read_only: bool,
     start_time: i64,
     /// Nanoseconds since 1970 when the pod is to be gone, once it is to go.
     deletion: Option<i64>,
@@ -141,6 +143,7 @@ impl Worker {
             last_words: BTreeMap::new(),
             announced: BTreeSet::new(),
             told_back_off: BTreeMap::new(),
+            recursive_read_only: false,
             deletion: None,
             written: Vec::new(),
             start_time: wall_ns(),
@@ -246,8 +249,7 @@ impl Worker {
     fn hear_last_words(&mut self, seen: &ObservedPod) {
         let ended = |one: &&ObservedContainer| matches!(one.state, ObservedState::Exited { .. });
         let mut known = BTreeMap::new();
-        let all = self.pod.init_containers.iter().chain(&self.pod.containers);
-        for container in all {
+        for container in self.pod.all_containers() {
             for one in seen.containers.get(&container.name).into_iter().flatten().filter(ended) {
                 let words = match self.last_words.remove(&one.id) {
                     Some(words) => words,
@@ -282,8 +284,12 @@ impl Worker {
                 && self.memory.held.get(name).is_some_and(|until| *until > now)
                 && self.former.is_some()
             {
+                let image = self.pod.container(name).and_then(|container| container.spec.image.clone());
+                let back_off = format!("Back-off pulling image {:?}", image.unwrap_or_default());
+                self.node.reporter.event(&self.pod, Kind::Normal, "BackOff", &back_off);
+                self.node.reporter.event(&self.pod, Kind::Warning, "Failed", "Error: ImagePullBackOff");
+                *message = format!("{back_off}: ErrImagePull: {message}");
                 *reason = "ImagePullBackOff".into();
-                *message = format!("Back-off pulling image: {message}");
             }
         }
         self.tell_back_offs(seen, plan);
@@ -295,6 +301,7 @@ impl Worker {
             memory: self.memory.clone(),
             last_words: self.last_words.clone(),
             ending: matches!(self.state, WorkerState::Terminating { .. }),
+            recursive_read_only: self.recursive_read_only,
         };
         let status = render_status(&self.pod, seen, &facts, self.former.as_ref(), wall_ns());
         let is_ready =

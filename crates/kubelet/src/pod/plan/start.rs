@@ -21,6 +21,10 @@ impl Round<'_> {
             return stops;
         }
         let mut plan = PodPlan::of(self.old_attempts());
+        // Before all others: they are for looking at a pod that does not come up.
+        for ephemeral in &self.pod.ephemeral_containers {
+            self.container(ephemeral, newest(self.seen, &ephemeral.name), &mut plan);
+        }
         if self.init_containers(sandbox, &mut plan) {
             for container in &self.pod.containers {
                 self.container(container, newest(self.seen, &container.name), &mut plan);
@@ -140,7 +144,9 @@ fn is_done(init: &Container, current: Option<&ObservedContainer>, memory: &Memor
     let Some(current) = current else { return false };
     match init.role {
         Role::Sidecar => is_started(init, current, memory),
-        Role::Init | Role::Main => matches!(current.state, ObservedState::Exited { code: 0, .. }),
+        Role::Init | Role::Main | Role::Ephemeral => {
+            matches!(current.state, ObservedState::Exited { code: 0, .. })
+        }
     }
 }
 

@@ -41,9 +41,11 @@ impl Round<'_> {
         kill: Kill,
     ) -> Option<PodPlan> {
         let mut plan = PodPlan::default();
-        let mut runs_later = false;
-        // Main containers first: they are what sidecars wait for. Then from the last init container to the first.
-        let all = self.pod.containers.iter().chain(self.pod.init_containers.iter().rev());
+        let (mut runs, mut runs_later) = (false, false);
+        // Main containers first: they are what sidecars wait for. Then from the last init container to the first. Nobody
+        // waits for ephemeral ones.
+        let all = self.pod.ephemeral_containers.iter().chain(&self.pod.containers);
+        let all = all.chain(self.pod.init_containers.iter().rev());
         for container in all {
             let attempts = self.seen.containers.get(&container.name).map(Vec::as_slice).unwrap_or_default();
             for running in attempts.iter().filter(|one| is_running(one) && which(one)) {
@@ -56,10 +58,11 @@ impl Round<'_> {
                 if !is_over {
                     plan.wake(kill.deadline);
                 }
-                runs_later = true;
+                runs = true;
+                runs_later |= container.role != Role::Ephemeral;
             }
         }
-        runs_later.then_some(plan)
+        runs.then_some(plan)
     }
 
     /// The hook at once, the signal when it is the container's turn.

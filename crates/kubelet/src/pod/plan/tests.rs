@@ -25,6 +25,7 @@ fn container(name: &str, attempt: u32, state: ObservedState) -> ObservedContaine
         sandbox: "s".into(),
         attempt,
         image_id: "i".into(),
+        details: Details::default(),
         state,
     }
 }
@@ -296,5 +297,30 @@ fn what_does_not_run_any_more_is_forgotten() {
     assert_eq!(
         (memory.started, memory.ready, memory.post_start),
         (Clone::clone(&kept), Clone::clone(&kept), kept)
+    );
+}
+
+#[test]
+fn an_ephemeral_container_is_started_once_and_decides_nothing() {
+    let pod = pod_of(json!({
+        "restartPolicy": "Never",
+        "initContainers": [{ "name": "i", "image": "i" }],
+        "containers": [{ "name": "a", "image": "i" }],
+        "ephemeralContainers": [{ "name": "debug", "image": "i" }],
+    }));
+    let plan = |observed: &ObservedPod, state: WorkerState| {
+        plan_pod(&pod, state, observed, &Memory::default(), NOW).actions
+    };
+    let start = |name: &str| PodAction::StartContainer { name: name.into(), attempt: 0 };
+    let stuck = seen(true, &[("i", running())]);
+    assert_eq!(plan(&stuck, WorkerState::Syncing), [start("debug")], "before the pod is initialized");
+    let done = seen(true, &[("i", exited(0)), ("a", running()), ("debug", exited(1))]);
+    assert_eq!(plan(&done, WorkerState::Syncing), [], "it is not started again");
+    let left = seen(true, &[("i", exited(0)), ("a", exited(0)), ("debug", running())]);
+    assert_eq!(outcome(&pod, &left), Some(Outcome::Succeeded));
+    let completing = plan(&left, WorkerState::Completing { deadline: NOW.after(Duration::from_secs(9)) });
+    assert!(
+        matches!(&completing[..], [PodAction::StopContainer { name, .. }] if name == "debug"),
+        "{completing:?}"
     );
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use cri::v1;
 use k8s_openapi::api::core::v1 as api;
+use manifest::ObjectKey;
 
 use super::{Wish, Worker};
 use crate::cri_requests;
@@ -12,8 +13,9 @@ use crate::downward::PodFacts;
 use crate::environment;
 use crate::events::Kind;
 use crate::hosts;
-use crate::pod::model::{Container, Pod};
-use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan};
+use crate::pod::model::{Container, Pod, Role};
+use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan, is_running, newest};
+use crate::pull_secrets::{self, Credential};
 use crate::time::BootTime;
 use crate::volumes::{MountContext, wants_recursive_read_only};
 
@@ -29,6 +31,10 @@ struct Obstacle {
 impl Obstacle {
     fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
+    }
+
+    fn is_of_image(&self) -> bool {
+        matches!(self.reason, "ErrImagePull" | "ErrImageNeverPull" | "InvalidImageName" | "ImageInspectError")
     }
 }
 
@@ -93,8 +99,21 @@ impl Worker {
     }
 
     fn container_of(&self, name: &str) -> Option<Container> {
-        let mut all = self.pod.init_containers.iter().chain(&self.pod.containers);
-        all.find(|container| container.name == name).cloned()
+        self.pod.container(name).cloned()
+    }
+
+    /// The running container at whose processes an ephemeral one looks.
+    fn target_of(&self, container: &Container, seen: &ObservedPod) -> Result<Option<String>, Obstacle> {
+        let spec = self.pod.source.spec.as_ref();
+        let mut all = spec.into_iter().flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+        let own = all.find(|one| container.role == Role::Ephemeral && one.name == container.name);
+        let named = own.and_then(|own| own.target_container_name.as_deref()).filter(|name| !name.is_empty());
+        let Some(name) = named else { return Ok(None) };
+        let running = newest(seen, name).filter(|one| is_running(one));
+        let refused = || {
+            Obstacle::new("CreateContainerConfigError", format!("unable to find target container {name:?}"))
+        };
+        Ok(Some(running.ok_or_else(refused)?.id.clone()))
     }
 
     async fn create_sandbox(&mut self, attempt: u32) {
@@ -183,7 +202,9 @@ impl Worker {
                 }
             }
             Err(obstacle) => {
-                let message = format!("Error: {}", obstacle.message);
+                // An image's trouble was told before: its reason is enough.
+                let told = if obstacle.is_of_image() { obstacle.reason } else { &obstacle.message };
+                let message = format!("Error: {told}");
                 self.node.reporter.event(&self.pod, Kind::Warning, "Failed", &message);
                 let until = if obstacle.reason == "ErrImagePull" {
                     let now = BootTime::now();
@@ -222,6 +243,7 @@ impl Worker {
         let images = self.volume_images(&container.spec).await?;
         let recursive_read_only =
             wants_recursive_read_only(&container.spec) && self.runtime_has_recursive_read_only().await;
+        self.recursive_read_only |= recursive_read_only;
         let context = MountContext { env: &env, images: &images, recursive_read_only };
         let mut mounts = self.node.volumes.mounts(&self.pod, &container.spec, context).map_err(refused)?;
         let places = self.places(&container.name, attempt);
@@ -229,10 +251,15 @@ impl Worker {
         mounts.extend(message.map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?);
         self.write_hosts(&sandbox.ips)
             .map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?;
-        let profiles = self.node.config.root_dir.join("seccomp");
-        let config =
-            cri_requests::container(&self.pod, container, attempt, &image.id, &env, mounts, &profiles)
-                .map_err(refused)?;
+        let ingredients = cri_requests::Ingredients {
+            attempt,
+            image: &image.id,
+            env: &env,
+            mounts,
+            profiles: &self.node.config.root_dir.join("seccomp"),
+            target: self.target_of(container, seen)?,
+        };
+        let config = cri_requests::container(&self.pod, container, ingredients).map_err(refused)?;
         let dns = hosts::dns_of(&self.pod, &self.node.config).config;
         let request = v1::CreateContainerRequest {
             pod_sandbox_id: sandbox.id.clone(),
@@ -318,6 +345,7 @@ impl Worker {
             (Some("Always"), _) | (_, None) if policy != Some("Never") => {}
             (Some("Never"), None) => {
                 let message = format!("Container image {name:?} is not present with pull policy of Never");
+                reporter.event(&self.pod, Kind::Warning, "ErrImageNeverPull", &message);
                 return Err(Obstacle::new("ErrImageNeverPull", message));
             }
             (_, Some(image)) => {
@@ -329,8 +357,7 @@ impl Worker {
         }
         reporter.event(&self.pod, Kind::Normal, "Pulling", &format!("Pulling image {name:?}"));
         let timer = now();
-        let request = v1::PullImageRequest { image: Some(wanted.clone()), auth: None, sandbox_config: None };
-        if let Err(status) = self.images().pull_image(request).await {
+        if let Err(status) = self.pull(&wanted).await {
             let message = format!("Failed to pull image {name:?}: {}", status.message());
             reporter.event(&self.pod, Kind::Warning, "Failed", &message);
             let reason = if status.code() == tonic::Code::InvalidArgument {
@@ -346,6 +373,55 @@ impl Worker {
         image.ok_or_else(|| {
             Obstacle::new("ErrImagePull", format!("image {name:?} vanished after it was pulled"))
         })
+    }
+
+    /// Pulls with each of the credentials that are for the image, until one is taken; without any if there are none.
+    async fn pull(&self, wanted: &v1::ImageSpec) -> Result<(), tonic::Status> {
+        let mut tries: Vec<Option<v1::AuthConfig>> = self
+            .credentials(&wanted.image)
+            .into_iter()
+            .map(|one| {
+                let Credential { username, password } = one;
+                Some(v1::AuthConfig { username, password, ..Default::default() })
+            })
+            .collect();
+        if tries.is_empty() {
+            tries.push(None);
+        }
+        let mut failures = Vec::new();
+        for auth in tries {
+            let request = v1::PullImageRequest { image: Some(wanted.clone()), auth, sandbox_config: None };
+            match self.images().pull_image(request).await {
+                Ok(_) => return Ok(()),
+                Err(status) => failures.push(status),
+            }
+        }
+        match failures.len() {
+            1 => Err(failures.remove(0)),
+            _ => {
+                let messages: Vec<&str> = failures.iter().map(tonic::Status::message).collect();
+                Err(tonic::Status::new(failures[0].code(), format!("[{}]", messages.join(", "))))
+            }
+        }
+    }
+
+    /// Those of the pod's imagePullSecrets. Secrets that are not there are told of.
+    fn credentials(&self, image: &str) -> Vec<Credential> {
+        let names = self.pod.source.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        let names: Vec<&str> = names.map(|one| one.name.as_str()).filter(|name| !name.is_empty()).collect();
+        let desired = self.node.desired.borrow().clone();
+        let find = |name: &&str| desired.objects.secrets.get(&ObjectKey::new(&self.pod.namespace, *name));
+        let missing: Vec<&str> = names.iter().filter(|name| find(name).is_none()).copied().collect();
+        if !missing.is_empty() {
+            let message = format!(
+                "Unable to retrieve some image pull secrets ({}); attempting to pull the image may not succeed.",
+                missing.join(", ")
+            );
+            let reporter = &self.node.reporter;
+            reporter.event(&self.pod, Kind::Warning, "FailedToRetrieveImagePullSecret", &message);
+        }
+        let secrets: Vec<&api::Secret> = names.iter().filter_map(find).map(AsRef::as_ref).collect();
+        pull_secrets::credentials(&secrets, image)
     }
 
     async fn image_status(&self, wanted: &v1::ImageSpec) -> Result<Option<v1::Image>, Obstacle> {

@@ -8,6 +8,7 @@ use tonic::Status;
 
 use super::Worker;
 use crate::cri_requests::{CONTAINER_NAME, POD_UID, on_host_network};
+use crate::pod::container_details::Details;
 use crate::pod::plan::{ObservedContainer, ObservedPod, ObservedSandbox, ObservedState};
 use crate::time::boot_of_wall;
 
@@ -75,6 +76,10 @@ impl Worker {
             Err(status) if status.code() == tonic::Code::NotFound => return Ok(None),
             other => other?.into_inner().status.unwrap_or_default(),
         };
+        let stop_signal = match status.stop_signal() {
+            v1::Signal::RuntimeDefault => String::new(),
+            signal => signal.as_str_name().to_owned(),
+        };
         let state = match status.state() {
             ContainerState::ContainerRunning => ObservedState::Running { started_at: status.started_at },
             ContainerState::ContainerExited => ObservedState::Exited {
@@ -87,11 +92,15 @@ impl Worker {
             },
             ContainerState::ContainerCreated | ContainerState::ContainerUnknown => ObservedState::Created,
         };
+        let user = status.user.and_then(|user| user.linux);
+        let details =
+            Details { user: user.map(|user| (user.uid, user.gid, user.supplemental_groups)), stop_signal };
         Ok(Some(ObservedContainer {
             id: listed.id,
             sandbox: listed.pod_sandbox_id,
             attempt: listed.metadata.map_or(0, |metadata| metadata.attempt),
             image_id: status.image_ref,
+            details,
             state,
         }))
     }
