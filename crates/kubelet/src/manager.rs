@@ -65,6 +65,15 @@ fn asks_for_more(known: &v1::Pod, newer: &v1::Pod) -> bool {
         || old.annotations != new.annotations
         || old.deletion_timestamp != new.deletion_timestamp
         || old.deletion_grace_period_seconds != new.deletion_grace_period_seconds
+        || gates(known) != gates(newer)
+}
+
+/// What others say of the conditions for which the pod waits.
+fn gates(pod: &v1::Pod) -> Vec<Option<&str>> {
+    let told = pod.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let status = |kind: &str| told.iter().find(|one| one.type_ == kind).map(|one| one.status.as_str());
+    gates.map(|gate| status(&gate.condition_type)).collect()
 }
 
 /// Whether the pod's own status says that it is over for good.
