@@ -430,7 +430,7 @@ fn exec_gives_output_and_exit_code(server: CriServer) -> Result<()> {
         let pod = pod(server.host.path(), "exec");
         let pod_id = run_pod(&mut runtime, &pod).await?;
         let mut config = container("c", &["sleep", "1000"]);
-        config.envs = vec![cri::v1::KeyValue { key: "GREETING".into(), value: "hi there".into() }];
+        config.envs = vec![cri::v1::KeyValue { key: "GREETING".into(), value: b"hi there".to_vec() }];
         config.working_dir = "/tmp".into();
         let id = create(&mut runtime, &pod_id, &pod, &config).await?;
         start(&mut runtime, &id).await?;

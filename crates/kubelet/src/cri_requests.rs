@@ -193,7 +193,10 @@ pub(crate) fn container(
         command: expanded(&spec.command),
         args: expanded(&spec.args),
         working_dir: spec.working_dir.clone().unwrap_or_default(),
-        envs: env.iter().map(|(key, value)| KeyValue { key: key.clone(), value: value.clone() }).collect(),
+        envs: env
+            .iter()
+            .map(|(key, value)| KeyValue { key: key.clone(), value: value.clone().into_bytes() })
+            .collect(),
         mounts,
         labels: labels.map(|(key, value)| (key.to_owned(), value.clone())).into(),
         annotations: [(RESTART_COUNT, attempt.to_string()), (GRACE, pod.grace.as_secs().to_string())]

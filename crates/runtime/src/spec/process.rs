@@ -164,7 +164,7 @@ fn environment(request: &Request<'_>) -> Vec<String> {
         set(TERM.to_owned());
     }
     of_image.into_iter().for_each(&mut set);
-    request.config.envs.iter().for_each(|env| set(format!("{}={}", env.key, env.value)));
+    request.config.envs.iter().for_each(|env| set(variable(env)));
     if !variables.iter().any(|variable| variable.starts_with("HOME=")) {
         variables.push(format!("HOME={}", request.user.home));
     }
@@ -172,6 +172,11 @@ fn environment(request: &Request<'_>) -> Vec<String> {
         variables.retain(|variable| variable != "HOSTNAME=");
     }
     variables
+}
+
+/// A value is bytes, but a container's config.json is text: what is not UTF-8 becomes U+FFFD, as other runtimes have it.
+fn variable(env: &v1::KeyValue) -> String {
+    format!("{}={}", env.key, String::from_utf8_lossy(&env.value))
 }
 
 /// The bounding and the ambient set as masks. Adding or dropping ALL comes before the single names.
@@ -244,6 +249,12 @@ mod tests {
         assert_eq!(mask(&["KILL"], &["ALL"]), 1 << 5);
         assert_eq!(mask(&["CAP_SYS_ADMIN"], &["KILL"]), (0xa804_25fb | 1 << 21) & !(1 << 5));
         assert_eq!(mask(&["ALL"], &["NET_RAW"]) & (1 << 13), 0);
+    }
+
+    #[test]
+    fn a_variable_that_is_not_utf8_is_kept_as_far_as_text_can() {
+        let env = v1::KeyValue { key: "NAME".into(), value: b"caf\xe9".to_vec() };
+        assert_eq!(variable(&env), "NAME=caf\u{fffd}");
     }
 
     #[test]
