@@ -42,12 +42,25 @@ impl Containerd {
         Self::start_as(host, &parts::tool("runc"), cni, conflist)
     }
 
+    /// Starts containerd without a network: its CRI says so until [`write_network`] gives one.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_without_network(host: &TestHost) -> Result<Self> {
+        std::fs::create_dir_all(net_d(host)).context("create net.d")?;
+        Self::launch(host, &parts::tool("runc"), &parts::upstream_cni())
+    }
+
     fn start_as(host: &TestHost, runc: &Path, cni: &Path, conflist: &serde_json::Value) -> Result<Self> {
+        write_network(host, conflist)?;
+        Self::launch(host, runc, cni)
+    }
+
+    fn launch(host: &TestHost, runc: &Path, cni: &Path) -> Result<Self> {
         let socket = host.path().join("c.sock");
         let config = host.path().join("containerd.toml");
         std::fs::write(&config, config_text(host.path(), runc, cni))
             .context("write containerd's configuration")?;
-        write_conflist(&host.path().join("net.d"), conflist)?;
         let tools = parts::tool("containerd").parent().map(Path::to_owned).unwrap_or_default();
         let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap_or_default());
         let mut command = host.command(parts::tool("containerd"));
@@ -188,7 +201,18 @@ fn reference_network(directory: &Path) -> serde_json::Value {
     })
 }
 
-fn write_conflist(net_d: &Path, conflist: &serde_json::Value) -> Result<()> {
-    std::fs::create_dir_all(net_d).context("create net.d")?;
-    std::fs::write(net_d.join("10-net.conflist"), conflist.to_string()).context("write the conflist")
+/// Gives the containerd of `host` a network, or another one.
+///
+/// # Errors
+/// When the conflist cannot be written.
+pub fn write_network(host: &TestHost, conflist: &serde_json::Value) -> Result<()> {
+    let net_d = net_d(host);
+    std::fs::create_dir_all(&net_d).context("create net.d")?;
+    let temporary = net_d.join(".new");
+    std::fs::write(&temporary, conflist.to_string()).context("write the conflist")?;
+    std::fs::rename(temporary, net_d.join("10-net.conflist")).context("write the conflist")
+}
+
+fn net_d(host: &TestHost) -> PathBuf {
+    host.path().join("net.d")
 }

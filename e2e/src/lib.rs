@@ -4,10 +4,13 @@
 //! Nothing here decides whether a story passes; the stories stand in `tests/`.
 
 pub mod bundle;
+pub mod cluster;
 pub mod containerd;
 pub mod cri_server;
 pub mod critest;
+pub mod daemon;
 pub mod image;
+pub mod lab;
 pub mod node;
 pub mod parts;
 pub mod program;
@@ -19,6 +22,7 @@ pub mod test_host;
 pub mod uml;
 
 pub use cri_server::CriServer;
+pub use lab::Lab;
 pub use node::Node;
 pub use story::Story;
 pub use test_host::{Daemon, TestHost};

@@ -19,11 +19,20 @@ pub fn podwright() -> PathBuf {
 /// When it is not there: run the tests by `hack/e2e.sh`, which builds it.
 #[must_use]
 pub fn tool(name: &str) -> PathBuf {
-    let dir = std::env::var_os("PODWRIGHT_TOOLS")
-        .unwrap_or_else(|| panic!("PODWRIGHT_TOOLS is not set; run the tests by hack/e2e.sh"));
-    let path = Path::new(&dir).join(name);
+    let path = tools().join(name);
     assert!(path.exists(), "{} is missing; run hack/tools.sh", path.display());
     path
+}
+
+/// The directory that `hack/tools.sh` prints.
+///
+/// # Panics
+/// When `PODWRIGHT_TOOLS` does not say where it is.
+#[must_use]
+pub fn tools() -> PathBuf {
+    std::env::var_os("PODWRIGHT_TOOLS")
+        .unwrap_or_else(|| panic!("PODWRIGHT_TOOLS is not set; run the tests by hack/e2e.sh"))
+        .into()
 }
 
 /// The directory of the upstream CNI plugins.

@@ -1,4 +1,4 @@
-//! Debian's docker-registry on the loopback of a test host, filled by skopeo.
+//! Debian's docker-registry on a test host, filled by skopeo.
 
 use std::path::Path;
 
@@ -6,13 +6,14 @@ use anyhow::{Context, Result};
 
 use crate::test_host::{Daemon, TestHost};
 
-/// A registry on `127.0.0.1:5000` of its host.
+/// A running registry, by default on `127.0.0.1:5000` of its host.
 pub struct Registry {
     daemon: Daemon,
+    address: String,
 }
 
 impl Registry {
-    /// Where it listens, inside the host.
+    /// Where it listens, inside the host, when nothing else is said.
     pub const ADDRESS: &str = "127.0.0.1:5000";
     /// Who may use one with a password, and the password.
     pub const USER: (&str, &str) = ("pod", "s3cr3t-w0rd");
@@ -37,6 +38,7 @@ impl Registry {
         let storage = host.path().join("registry");
         Self::serve_with(
             host,
+            Self::ADDRESS,
             &storage,
             &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display()),
         )
@@ -47,22 +49,29 @@ impl Registry {
     /// # Errors
     /// As there.
     pub fn serve(host: &TestHost, storage: &Path) -> Result<Self> {
-        Self::serve_with(host, storage, "")
+        Self::serve_at(host, Self::ADDRESS, storage)
     }
 
-    fn serve_with(host: &TestHost, storage: &Path, more: &str) -> Result<Self> {
+    /// As [`Registry::serve`], on another address of the host.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn serve_at(host: &TestHost, address: &str, storage: &Path) -> Result<Self> {
+        Self::serve_with(host, address, storage, "")
+    }
+
+    fn serve_with(host: &TestHost, address: &str, storage: &Path, more: &str) -> Result<Self> {
         let config = host.path().join("registry.yml");
         std::fs::create_dir_all(storage).context("create the registry's storage")?;
         let text = format!(
-            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {}\n{more}",
+            "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{more}",
             storage.display(),
-            Self::ADDRESS
         );
         std::fs::write(&config, text).context("write the registry's configuration")?;
         let mut daemon = host.spawn("registry", host.command("docker-registry").arg("serve").arg(&config))?;
-        let url = format!("http://{}/v2/", Self::ADDRESS);
+        let url = format!("http://{address}/v2/");
         daemon.wait_until("listening", || host.run("curl", &["-s", &url]).ok())?;
-        Ok(Self { daemon })
+        Ok(Self { daemon, address: address.to_owned() })
     }
 
     /// Pushes the one image of an OCI layout as `name` (`repository:tag`).
@@ -71,7 +80,7 @@ impl Registry {
     /// When skopeo fails: with its output.
     pub fn push(&self, host: &TestHost, layout: &Path, name: &str) -> Result<()> {
         let from = format!("oci:{}", layout.display());
-        let to = format!("docker://{}/{name}", Self::ADDRESS);
+        let to = format!("docker://{}/{name}", self.address);
         // A registry without a password does not mind one.
         let creds = format!("{}:{}", Self::USER.0, Self::USER.1);
         let copied = host.run(

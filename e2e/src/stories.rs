@@ -61,3 +61,21 @@ pub fn tell_cri(implementation: Implementation, story: fn(CriServer) -> Result<(
         panic!("{error:?}");
     }
 }
+
+/// Declares stories of a node in a cluster, `fn(&ClusterStory) -> Result<()>`, as tests on podwright and on the stock
+/// kubelet. All stories of a test file share one cluster with a node of each kind.
+#[macro_export]
+macro_rules! cluster_stories {
+    ($($name:ident),* $(,)?) => {
+        mod on_podwright {
+            $(#[test] #[ignore = "needs a cluster"] fn $name() {
+                $crate::cluster::story::tell($crate::cluster::NodeKind::Podwright, stringify!($name), super::$name);
+            })*
+        }
+        mod on_stock {
+            $(#[test] #[ignore = "needs a cluster"] fn $name() {
+                $crate::cluster::story::tell($crate::cluster::NodeKind::Stock, stringify!($name), super::$name);
+            })*
+        }
+    };
+}

@@ -5,12 +5,16 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+
+pub use crate::daemon::Daemon;
+use crate::daemon::{Front, child_of, now};
 
 /// The node address inside every test host (TEST-NET-1: never routed anywhere).
 pub const NODE_ADDRESS: &str = "192.0.2.2";
@@ -27,10 +31,16 @@ echo 1 > /proc/sys/net/ipv4/ip_forward
 echo ready
 exec cat";
 
+const MACHINE: &str = include_str!("lab/machine.sh");
+
 /// See the module.
 pub struct TestHost {
     directory: TempDir,
     holder: Child,
+    /// The process whose namespaces commands enter.
+    inside: u32,
+    namespaces: &'static [&'static str],
+    front: Front,
 }
 
 impl TestHost {
@@ -39,24 +49,28 @@ impl TestHost {
     /// # Errors
     /// When this process is not root, or `unshare` and `ip` are missing.
     pub fn new() -> Result<Self> {
-        let directory = tempfile::Builder::new()
-            .prefix("pw-")
-            .tempdir_in("/tmp")
-            .context("create the host's directory")?;
-        let mut holder = program("unshare")
-            .args(["--net", "--mount", "--propagation", "private", "sh", "-c", SET_UP])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start unshare")?;
-        let mut line = String::new();
-        let stdout = holder.stdout.take().context("the holder's stdout is piped")?;
-        BufReader::new(stdout).read_line(&mut line).context("read from the holder")?;
-        if line.trim() != "ready" {
-            let status = holder.wait().context("wait for the holder")?;
-            bail!("set up the test host's namespaces: {status}; this needs root");
-        }
-        Ok(Self { directory, holder })
+        let mut holder = program("unshare");
+        holder.args(["--net", "--mount", "--propagation", "private", "sh", "-c", SET_UP]);
+        let (directory, holder) = hold(directory()?, &mut holder)?;
+        let inside = holder.id();
+        Ok(Self { directory, holder, inside, namespaces: &["--net", "--mount"], front: Front::Replaced })
+    }
+
+    /// A machine of a lab, with no link yet: also processes, its name and IPC are its own, and `/etc`, `/opt`, `/run`,
+    /// `/var/lib` and `/var/log` are private. When it ends, its processes and the cgroups `cgroup` end with it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub(crate) fn machine(name: &str, cgroup: &str) -> Result<Self> {
+        let directory = directory()?;
+        let mut holder = program("bash");
+        // In a process group of its own: it must live to tidy up when Ctrl-C ends the test.
+        holder.args(["-c", MACHINE, "machine"]).arg(directory.path()).args([name, cgroup]).process_group(0);
+        let (directory, holder) = hold(directory, &mut holder)?;
+        let unshare = child_of(holder.id()).context("find unshare")?;
+        let inside = child_of(unshare).context("find the machine's first process")?;
+        let namespaces = &["--net", "--mount", "--pid", "--uts", "--ipc"];
+        Ok(Self { directory, holder, inside, namespaces, front: Front::Waits })
     }
 
     /// The host's directory: visible from inside and outside.
@@ -68,17 +82,14 @@ impl TestHost {
     /// The pid of the process that holds the namespaces.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.holder.id()
+        self.inside
     }
 
     /// A command that will run inside the host.
     #[must_use]
     pub fn command(&self, name: impl AsRef<OsStr>) -> Command {
         let mut command = program("nsenter");
-        command
-            .arg(format!("--target={}", self.holder.id()))
-            .args(["--net", "--mount", "--"])
-            .arg(name.as_ref());
+        command.arg(format!("--target={}", self.inside)).args(self.namespaces).arg("--").arg(name.as_ref());
         command.stdin(Stdio::null());
         command
     }
@@ -96,15 +107,7 @@ impl TestHost {
     /// # Errors
     /// When it cannot be started.
     pub fn spawn(&self, name: &str, command: &mut Command) -> Result<Daemon> {
-        let log = self.path().join(format!("{name}.log"));
-        let file =
-            std::fs::File::options().create(true).append(true).open(&log).context("open the daemon's log")?;
-        let child = command
-            .stdout(file.try_clone().context("clone the log's descriptor")?)
-            .stderr(file)
-            .spawn()
-            .with_context(|| format!("start {name}"))?;
-        Ok(Daemon { name: name.to_owned(), child, log })
+        Daemon::start(name, command, self.path().join(format!("{name}.log")), self.front)
     }
 }
 
@@ -115,78 +118,23 @@ impl Drop for TestHost {
     }
 }
 
-/// A process started by a test; it is killed with the value.
-pub struct Daemon {
-    name: String,
-    child: Child,
-    log: PathBuf,
+fn directory() -> Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix("pw-").tempdir_in("/tmp").context("create the host's directory")
 }
 
-impl Daemon {
-    /// Its pid (`nsenter` replaces itself by the program).
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.child.id()
+/// Starts the process that holds the namespaces, and waits until they are set up.
+fn hold(directory: TempDir, command: &mut Command) -> Result<(TempDir, Child)> {
+    let mut holder =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start the host's holder")?;
+    let mut line = String::new();
+    let stdout = holder.stdout.take().context("the holder's stdout is piped")?;
+    BufReader::new(stdout).read_line(&mut line).context("read from the holder")?;
+    if line.trim() != "ready" {
+        let status = holder.wait().context("wait for the holder")?;
+        bail!("set up the test host's namespaces: {status}; this needs root");
     }
-
-    /// What it wrote so far.
-    #[must_use]
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Waits until `ready` gives a value; fails early when the daemon ends.
-    ///
-    /// # Errors
-    /// When the daemon ended or 30 s have passed: with its log.
-    pub fn wait_until<T>(&mut self, what: &str, mut ready: impl FnMut() -> Option<T>) -> Result<T> {
-        let deadline = now() + Duration::from_secs(30);
-        loop {
-            if let Some(value) = ready() {
-                return Ok(value);
-            }
-            if let Some(status) = self.child.try_wait().context("look at the daemon")? {
-                bail!("{} ended ({status}) before {what}:\n{}", self.name, self.log());
-            }
-            if now() > deadline {
-                bail!("{} was not {what} after 30 s:\n{}", self.name, self.log());
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// Sends SIGKILL and waits for the end: what a crash looks like.
-    pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-
-    /// Sends SIGTERM and waits for the end.
-    ///
-    /// # Errors
-    /// When it does not end within 30 s.
-    pub fn terminate(&mut self) -> Result<std::process::ExitStatus> {
-        let pid =
-            i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw).context("a pid")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)
-            .with_context(|| format!("send SIGTERM to {}, which wrote\n{}", self.name, self.log()))?;
-        let deadline = now() + Duration::from_secs(30);
-        loop {
-            if let Some(status) = self.child.try_wait().context("look at the daemon")? {
-                return Ok(status);
-            }
-            if now() > deadline {
-                bail!("{} did not end 30 s after SIGTERM:\n{}", self.name, self.log());
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.kill();
-    }
+    Ok((directory, holder))
 }
 
 /// Polls `check` until it gives a value; for what no event tells a test.
@@ -229,9 +177,4 @@ pub fn text_of(output: &Output) -> String {
 #[must_use]
 pub fn program(name: impl AsRef<OsStr>) -> Command {
     Command::new(name)
-}
-
-#[expect(clippy::disallowed_methods, reason = "bounds of waits in the harness")]
-fn now() -> Instant {
-    Instant::now()
 }

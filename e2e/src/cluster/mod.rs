@@ -1,0 +1,99 @@
+//! A real cluster in a lab: the control plane as kubeadm makes it, a registry with the public images' names, and nodes of
+//! several kinds, all driven by kubectl.
+//!
+//! It ends with the value or with the test process, whichever is first: see [`crate::lab`].
+
+pub mod certificates;
+pub mod control_plane;
+pub mod flags;
+pub mod images;
+pub mod kubeconfig;
+pub mod kubectl;
+pub mod node;
+pub mod objects;
+pub mod podwright;
+pub mod stock;
+pub mod story;
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use anyhow::{Context, Result};
+
+pub use control_plane::ControlPlane;
+pub use flags::Component;
+pub use node::{ClusterNode, NodeKind};
+pub use story::ClusterStory;
+
+use crate::lab::{Lab, ROUTER};
+use crate::registry::Registry;
+
+/// The number of the control plane's machine in the lab; nodes have the next ones.
+const CONTROL_PLANE: u8 = 10;
+
+/// See the module.
+pub struct Cluster {
+    next: AtomicU8,
+    /// The control plane: components can be killed and started again.
+    pub control_plane: ControlPlane,
+    _registry: Registry,
+    /// The network: links can be cut and healed.
+    pub lab: Lab,
+}
+
+impl Cluster {
+    /// Starts the control plane and applies what kubeadm would. Takes about ten seconds; there is no node yet.
+    ///
+    /// # Errors
+    /// When a part is missing (`hack/tools.sh` builds them) or does not come up.
+    pub fn start() -> Result<Self> {
+        let images = images::storage().context("make the test images")?;
+        let lab = Lab::new().context("make the lab")?;
+        let registry = Registry::serve_at(lab.router(), &format!("{ROUTER}:{}", images::PORT), &images)?;
+        let machine = lab.machine("control-plane", CONTROL_PLANE)?;
+        let control_plane = ControlPlane::start(machine).context("start the control plane")?;
+        let next = AtomicU8::new(CONTROL_PLANE + 1);
+        let cluster = Self { next, control_plane, _registry: registry, lab };
+        cluster.set_up().context("set the cluster up")?;
+        Ok(cluster)
+    }
+
+    fn set_up(&self) -> Result<()> {
+        self.control_plane.start_controllers()?;
+        self.kubectl_as("super-admin", &["apply", "-f", "-"], Some(&objects::kubeadm(&self.control_plane)))?;
+        self.control_plane.wait(Component::ControllerManager)?;
+        self.control_plane.wait(Component::Scheduler)?;
+        // Without it no pod is admitted.
+        self.kubectl(&["wait", "--for=create", "serviceaccount/default", "--timeout=60s"]).map(drop)
+    }
+
+    /// Adds a node, and waits until it is Ready.
+    ///
+    /// # Errors
+    /// When it does not get Ready: with its log.
+    pub fn node(&self, kind: NodeKind, name: &str) -> Result<ClusterNode> {
+        let machine = self.lab.machine(name, self.next.fetch_add(1, Ordering::Relaxed))?;
+        images::write_mirrors(&machine.host.path().join("certs.d"))?;
+        ClusterNode::start(self, kind, machine)
+    }
+
+    /// Runs CoreDNS as pods and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn run_dns(&self) -> Result<()> {
+        self.apply(&objects::coredns())?;
+        self.kubectl(&["-n", "kube-system", "rollout", "status", "deployment/coredns", "--timeout=120s"])
+            .map(drop)
+    }
+
+    /// Makes a bootstrap token, as `kubeadm token create` does, and waits until cluster-info is signed with it.
+    ///
+    /// # Errors
+    /// When that does not happen.
+    pub fn create_token(&self, id: &str, secret: &str) -> Result<String> {
+        self.apply(&objects::bootstrap_token(id, secret, "2124-01-01T00:00:00Z"))?;
+        let signed = format!("--for=jsonpath={{.data.jws-kubeconfig-{id}}}");
+        self.kubectl(&["-n", "kube-public", "wait", &signed, "configmap/cluster-info", "--timeout=60s"])?;
+        Ok(format!("{id}.{secret}"))
+    }
+}

@@ -1,0 +1,45 @@
+//! What is applied to a new cluster: the files of `objects/`, filled in.
+
+use super::control_plane::ControlPlane;
+use super::flags::{DNS_SERVICE, DOMAIN, POD_CIDR, SERVICE_CIDR};
+use super::kubeconfig;
+
+/// The ConfigMaps and rights that kubeadm makes.
+#[must_use]
+pub fn kubeadm(control_plane: &ControlPlane) -> String {
+    let authority = control_plane.authority().identity().certificate;
+    let info = kubeconfig::of_cluster(&control_plane.server(), &authority).to_string();
+    filled(include_str!("objects/kubeadm.yaml")).replace("CLUSTER_INFO", &info)
+}
+
+/// CoreDNS.
+#[must_use]
+pub fn coredns() -> String {
+    filled(include_str!("objects/coredns.yaml"))
+}
+
+/// The Secret that is a bootstrap token of kubeadm's default group.
+#[must_use]
+pub fn bootstrap_token(id: &str, secret: &str, expiration: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Secret
+metadata: {{name: bootstrap-token-{id}, namespace: kube-system}}
+type: bootstrap.kubernetes.io/token
+stringData:
+  token-id: {id}
+  token-secret: {secret}
+  expiration: {expiration}
+  usage-bootstrap-authentication: 'true'
+  usage-bootstrap-signing: 'true'
+  auth-extra-groups: system:bootstrappers:kubeadm:default-node-token
+"
+    )
+}
+
+fn filled(text: &str) -> String {
+    text.replace("DNS_SERVICE", DNS_SERVICE)
+        .replace("POD_CIDR", POD_CIDR)
+        .replace("SERVICE_CIDR", SERVICE_CIDR)
+        .replace("DOMAIN", DOMAIN)
+}

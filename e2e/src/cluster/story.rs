@@ -1,0 +1,162 @@
+//! One story on a shared cluster: a namespace of its own, whose pods run on the node that the story is about.
+
+use std::sync::{LazyLock, OnceLock};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use super::{Cluster, ClusterNode, NodeKind};
+
+/// See the module. The namespace goes with the value.
+pub struct ClusterStory {
+    /// The cluster that stories share.
+    pub cluster: &'static Cluster,
+    /// The node on which the namespace's pods run.
+    pub node: &'static ClusterNode,
+    /// The namespace.
+    pub namespace: String,
+}
+
+/// The cluster of this test process, which starts with the first story and ends with the process.
+///
+/// # Panics
+/// When it does not come up: no story could be told.
+pub fn shared() -> &'static Cluster {
+    static SHARED: LazyLock<Cluster> = LazyLock::new(|| {
+        Cluster::start().unwrap_or_else(|error| panic!("start the shared cluster: {error:?}"))
+    });
+    &SHARED
+}
+
+/// The shared cluster's node of that kind.
+///
+/// # Panics
+/// When it does not get Ready.
+pub fn shared_node(kind: NodeKind) -> &'static ClusterNode {
+    static PODWRIGHT: OnceLock<ClusterNode> = OnceLock::new();
+    static STOCK: OnceLock<ClusterNode> = OnceLock::new();
+    let (node, name) = match kind {
+        NodeKind::Podwright => (&PODWRIGHT, "podwright"),
+        NodeKind::Stock => (&STOCK, "stock"),
+    };
+    node.get_or_init(|| {
+        shared().node(kind, name).unwrap_or_else(|error| panic!("start the node {name}: {error:?}"))
+    })
+}
+
+/// Tells a story on the shared cluster's node of that kind.
+///
+/// # Panics
+/// When it fails: with its chain of causes, and what the namespace looks like.
+pub fn tell(kind: NodeKind, name: &str, story: fn(&ClusterStory) -> Result<()>) {
+    let node = shared_node(kind);
+    let namespace = format!("{}-{}", name.replace('_', "-"), node.name());
+    // Names of namespaces end at 63 characters.
+    let namespace = namespace[namespace.len().saturating_sub(63)..].trim_start_matches('-').to_owned();
+    let told = ClusterStory::start(shared(), node, &namespace).and_then(|told| {
+        let result = story(&told);
+        result.with_context(|| told.picture())
+    });
+    if let Err(error) = told {
+        panic!("{error:?}");
+    }
+}
+
+impl ClusterStory {
+    /// Makes the namespace.
+    ///
+    /// # Errors
+    /// When the API server does not take it.
+    pub fn start(cluster: &'static Cluster, node: &'static ClusterNode, namespace: &str) -> Result<Self> {
+        cluster.apply(&format!(
+            "apiVersion: v1
+kind: Namespace
+metadata:
+  name: {namespace}
+  annotations:
+    scheduler.alpha.kubernetes.io/node-selector: kubernetes.io/hostname={}
+",
+            node.name()
+        ))?;
+        let told = Self { cluster, node, namespace: namespace.to_owned() };
+        told.kubectl(&["wait", "--for=create", "serviceaccount/default", "--timeout=60s"])?;
+        Ok(told)
+    }
+
+    /// kubectl in the namespace.
+    ///
+    /// # Errors
+    /// When it fails: with what it wrote.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.cluster.kubectl(&self.words(arguments))
+    }
+
+    /// kubectl in the namespace as a command, to be run with pipes of one's own.
+    #[must_use]
+    pub fn kubectl_command(&self, arguments: &[&str]) -> std::process::Command {
+        self.cluster.kubectl_command(&self.words(arguments))
+    }
+
+    /// `kubectl apply` in the namespace.
+    ///
+    /// # Errors
+    /// When the API server does not take the manifests.
+    pub fn apply(&self, manifests: &str) -> Result<()> {
+        self.cluster.kubectl_as("admin", &self.words(&["apply", "-f", "-"]), Some(manifests)).map(drop)
+    }
+
+    /// An object of the namespace.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get(&self, object: &str) -> Result<Value> {
+        self.cluster.get(&self.words(&[object]))
+    }
+
+    /// `kubectl wait --for=CONDITION`, for two minutes; an object that is not there yet is waited for too.
+    ///
+    /// # Errors
+    /// When it does not get so.
+    pub fn wait(&self, object: &str, condition: &str) -> Result<()> {
+        if condition != "delete" {
+            self.kubectl(&["wait", "--for=create", object, "--timeout=60s"])?;
+        }
+        self.kubectl(&["wait", &format!("--for={condition}"), object, "--timeout=120s"]).map(drop)
+    }
+
+    /// Waits until a pod is Ready.
+    ///
+    /// # Errors
+    /// When it does not get so.
+    pub fn ready(&self, pod: &str) -> Result<()> {
+        self.wait(&format!("pod/{pod}"), "condition=Ready")
+    }
+
+    /// What a shell script in a pod's container prints.
+    ///
+    /// # Errors
+    /// When it fails: with what it wrote.
+    pub fn exec(&self, pod: &str, script: &str) -> Result<String> {
+        self.kubectl(&["exec", pod, "--", "sh", "-c", script])
+    }
+
+    /// What the namespace looks like, for whoever reads that a story failed.
+    fn picture(&self) -> String {
+        let pods = self.kubectl(&["get", "pods", "-o", "wide"]).unwrap_or_else(|error| error.to_string());
+        let described = self.kubectl(&["describe", "pods"]).unwrap_or_default();
+        let log = self.node.log();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines[lines.len().saturating_sub(60)..].join("\n");
+        format!("{pods}\n{described}\n--- the last lines of the agent ---\n{last}")
+    }
+
+    fn words<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
+        [&["-n", self.namespace.as_str()], arguments].concat()
+    }
+}
+
+impl Drop for ClusterStory {
+    fn drop(&mut self) {
+        let _ = self.cluster.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]);
+    }
+}

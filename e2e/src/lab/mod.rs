@@ -1,0 +1,117 @@
+//! A network of machines made of namespaces: each has a name, an address and one link to the switch in the middle, as
+//! machines in a rack have. Nothing of it is linked to this machine's own interfaces.
+//!
+//! The switch is also the router: every machine's default route, and the place of whatever "the internet" offers. It is
+//! the whole outside world of a lab.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use anyhow::{Context, Result};
+
+use crate::TestHost;
+use crate::test_host::{output_of, program};
+
+/// The network's prefix (TEST-NET-1: never routed anywhere).
+pub const NETWORK: &str = "192.0.2";
+/// The router's address: where the lab's registry and name server are.
+pub const ROUTER: &str = "192.0.2.1";
+
+/// A router with machines around it. The machines end on their own: a lab knows only their links.
+pub struct Lab {
+    router: TestHost,
+}
+
+/// One machine of a lab.
+pub struct Machine {
+    /// Its name, and host name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// The cgroup under which everything of this machine lies, in every hierarchy: `/NAME`.
+    pub cgroup: String,
+    /// Its namespaces and directory.
+    pub host: TestHost,
+    port: String,
+}
+
+impl Lab {
+    /// Makes the router.
+    ///
+    /// # Errors
+    /// When this process is not root, or `unshare` and `ip` are missing.
+    pub fn new() -> Result<Self> {
+        let router = TestHost::machine("router", "podwright-lab-router")?;
+        let set_up = format!(
+            "set -e
+             ip link add br0 type bridge
+             ip address add {ROUTER}/24 dev br0
+             ip link set br0 up
+             # A machine's way to another one's pods goes through here: it need not learn a shorter one.
+             echo 0 > /proc/sys/net/ipv4/conf/all/send_redirects
+             echo 0 > /proc/sys/net/ipv4/conf/br0/send_redirects"
+        );
+        router.run("sh", &["-c", &set_up])?;
+        Ok(Self { router })
+    }
+
+    /// The router.
+    #[must_use]
+    pub fn router(&self) -> &TestHost {
+        &self.router
+    }
+
+    /// Makes a machine with the address `192.0.2.NUMBER`.
+    ///
+    /// # Errors
+    /// When its namespaces or its link cannot be made.
+    pub fn machine(&self, name: &str, number: u8) -> Result<Machine> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("podwright-e2e-{}-m{count}", std::process::id());
+        let host = TestHost::machine(name, &cgroup)?;
+        let (address, port) = (format!("{NETWORK}.{number}"), format!("port{number}"));
+        let plug = format!(
+            "set -e
+             ip link add {port} type veth peer name up0 netns {}
+             ip link set {port} master br0 up",
+            host.pid()
+        );
+        // Only the router's network is entered: the pid is one of this side.
+        let enter = format!("--net=/proc/{}/ns/net", self.router.pid());
+        output_of(program("nsenter").args([&enter, "sh", "-c", &plug]))
+            .with_context(|| format!("plug {name} in"))?;
+        let start = format!(
+            "set -e
+             ip address add {address}/24 dev up0
+             ip link set up0 up
+             ip route add default via {ROUTER} dev up0
+             echo 'nameserver {ROUTER}' > /etc/resolv.conf"
+        );
+        host.run("sh", &["-c", &start])?;
+        Ok(Machine { name: name.to_owned(), address, cgroup: format!("/{cgroup}"), host, port })
+    }
+
+    /// Sends what is for `cidr` to that machine, as the routes of a cloud do.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn route(&self, cidr: &str, to: &Machine) -> Result<()> {
+        self.router.run("ip", &["route", "replace", cidr, "via", &to.address]).map(drop)
+    }
+
+    /// Pulls a machine's cable, as the machine does not see it.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn cut(&self, machine: &Machine) -> Result<()> {
+        self.router.run("ip", &["link", "set", &machine.port, "nomaster"]).map(drop)
+    }
+
+    /// Plugs it in again.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn heal(&self, machine: &Machine) -> Result<()> {
+        self.router.run("ip", &["link", "set", &machine.port, "master", "br0"]).map(drop)
+    }
+}

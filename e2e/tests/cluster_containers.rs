@@ -1,0 +1,381 @@
+//! What becomes of the containers of a pod in a cluster, seen by kubectl: order, probes, hooks, ends, limits, rights and
+//! files. Told on our node and on the stock kubelet with containerd.
+
+use std::io::{BufRead, BufReader, Read as _};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::ClusterStory;
+use e2e::cluster::images::{AGNHOST, BUSYBOX};
+use e2e::test_host::eventually;
+use serde_json::Value;
+
+e2e::cluster_stories![
+    probes_gate_the_endpoints_of_a_service,
+    init_containers_and_sidecars_keep_their_order,
+    a_crashing_container_backs_off_and_tells_its_last_words,
+    a_container_beyond_its_memory_is_oom_killed,
+    an_end_runs_the_hook_then_the_signal_and_keeps_the_grace,
+    a_changed_config_map_reaches_the_file,
+    a_security_context_is_what_the_process_has,
+    limits_are_what_the_cgroup_has,
+    a_projected_token_works_against_the_api,
+    an_image_that_is_not_there_can_be_mended,
+];
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// The state of a pod's first container.
+fn container(story: &ClusterStory, pod: &str) -> Option<Value> {
+    Some(story.get(&format!("pod/{pod}")).ok()?["status"]["containerStatuses"][0].clone())
+}
+
+fn probes_gate_the_endpoints_of_a_service(story: &ClusterStory) -> Result<()> {
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec: {{selector: {{app: web}}, ports: [{{port: 80, targetPort: 8080}}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: web, labels: {{app: web}}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: web
+    image: {AGNHOST}
+    args: [netexec, --http-port=8080]
+    startupProbe: {{tcpSocket: {{port: 8080}}, periodSeconds: 1}}
+    readinessProbe: {{exec: {{command: [test, -e, /tmp/open]}}, periodSeconds: 1}}
+    livenessProbe: {{exec: {{command: [test, '!', -e, /tmp/dead]}}, periodSeconds: 1, failureThreshold: 2}}
+"
+    ))?;
+    story.wait("pod/web", "jsonpath={.status.containerStatuses[0].started}=true")?;
+    let ready = || {
+        let slices = story.kubectl(&[
+            "get",
+            "endpointslices",
+            "-l",
+            "kubernetes.io/service-name=web",
+            "-o",
+            "jsonpath={.items[0].endpoints[*].conditions.ready}",
+        ]);
+        slices.unwrap_or_default()
+    };
+    eventually("the endpoint is there and not ready", || (ready() == "false").then_some(()))?;
+    story.exec("web", "touch /tmp/open")?;
+    story.ready("web")?;
+    eventually("the endpoint is ready", || (ready() == "true").then_some(()))?;
+    story.exec("web", "rm /tmp/open")?;
+    story.wait("pod/web", "condition=Ready=false")?;
+    eventually("the endpoint is not ready again", || (ready() == "false").then_some(()))?;
+    story.exec("web", "touch /tmp/dead")?;
+    story.wait("pod/web", "jsonpath={.status.containerStatuses[0].restartCount}=1")?;
+    story.exec("web", "touch /tmp/open")?;
+    story.ready("web")
+}
+
+fn init_containers_and_sidecars_keep_their_order(story: &ClusterStory) -> Result<()> {
+    let container = |name: &str, script: &str, more: &str| {
+        format!(
+            "{{name: {name}, image: {BUSYBOX}, command: [sh, -c, {script:?}], volumeMounts: [{{name: w, mountPath: /w}}]{more}}}"
+        )
+    };
+    let sidecar_end =
+        "trap 'echo sidecar ends; exit 0' TERM; echo sidecar >> /w/log; while :; do sleep 0.1; done";
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: ordered}}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 5
+  volumes: [{{name: w, emptyDir: {{}}}}]
+  initContainers:
+  - {}
+  - {}
+  - {}
+  containers:
+  - {}
+",
+        container("first", "echo first >> /w/log", ""),
+        container(
+            "sidecar",
+            sidecar_end,
+            ", restartPolicy: Always, startupProbe: {exec: {command: [test, -e, /w/log]}, periodSeconds: 1}"
+        ),
+        container("second", "echo second >> /w/log", ""),
+        container("main", "echo main >> /w/log; cat /w/log", ""),
+    ))?;
+    story.wait("pod/ordered", "jsonpath={.status.phase}=Succeeded")?;
+    assert_eq!(story.kubectl(&["logs", "ordered", "-c", "main"])?, "first\nsidecar\nsecond\nmain\n");
+    assert_eq!(story.kubectl(&["logs", "ordered", "-c", "sidecar"])?, "sidecar ends\n");
+    let status = story.get("pod/ordered")?["status"].clone();
+    let reasons: Vec<&str> = status["initContainerStatuses"]
+        .as_array()
+        .context("init containers")?
+        .iter()
+        .map(|one| text(&one["state"]["terminated"]["reason"]))
+        .collect();
+    assert_eq!(reasons, ["Completed", "Completed", "Completed"]);
+    Ok(())
+}
+
+fn a_crashing_container_backs_off_and_tells_its_last_words(story: &ClusterStory) -> Result<()> {
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: crash}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, 'echo try; echo the reason > /dev/termination-log; exit 3']
+"
+    ))?;
+    story.wait("pod/crash", "jsonpath={.status.containerStatuses[0].restartCount}=1")?;
+    story
+        .wait("pod/crash", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CrashLoopBackOff")?;
+    let status = container(story, "crash").context("a status")?;
+    let last = &status["lastState"]["terminated"];
+    assert_eq!((&last["exitCode"], &last["reason"]), (&3.into(), &"Error".into()));
+    assert_eq!(last["message"], "the reason\n");
+    assert!(text(&status["state"]["waiting"]["message"]).starts_with("back-off "), "{status}");
+    assert_eq!(story.kubectl(&["logs", "crash", "--previous"])?, "try\n");
+    eventually("an event tells it", || {
+        let selector = "--field-selector=involvedObject.name=crash,reason=BackOff";
+        let events =
+            story.kubectl(&["get", "events", selector, "-o", "jsonpath={.items[*].message}"]).ok()?;
+        events.contains("Back-off restarting failed container main in pod crash").then_some(())
+    })
+}
+
+fn a_container_beyond_its_memory_is_oom_killed(story: &ClusterStory) -> Result<()> {
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: hungry}}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, 'exec tail /dev/zero']
+    resources: {{limits: {{memory: 32Mi}}}}
+"
+    ))?;
+    story.wait("pod/hungry", "jsonpath={.status.phase}=Failed")?;
+    let ended = container(story, "hungry").context("a status")?["state"]["terminated"].clone();
+    assert_eq!((&ended["reason"], &ended["exitCode"]), (&"OOMKilled".into(), &137.into()), "{ended}");
+    Ok(())
+}
+
+fn an_end_runs_the_hook_then_the_signal_and_keeps_the_grace(story: &ClusterStory) -> Result<()> {
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: polite}}
+spec:
+  terminationGracePeriodSeconds: 30
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, 'trap \"echo signal; exit 0\" TERM; echo up; while :; do sleep 0.1; done']
+    lifecycle: {{preStop: {{exec: {{command: [sh, -c, 'echo hook > /proc/1/fd/1']}}}}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: stubborn}}
+spec:
+  terminationGracePeriodSeconds: 2
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, 'trap \"echo no\" TERM; echo up; while :; do sleep 0.1; done']
+"
+    ))?;
+    for (pod, lines) in [("polite", "up\nhook\nsignal\n"), ("stubborn", "up\nno\n")] {
+        story.ready(pod)?;
+        let mut logs = story.kubectl_command(&["logs", "-f", pod]).stdout(Stdio::piped()).spawn()?;
+        let mut stdout = BufReader::new(logs.stdout.take().context("piped")?);
+        let mut written = String::new();
+        stdout.read_line(&mut written)?;
+        story.kubectl(&["delete", "pod", pod, "--timeout=60s"])?;
+        stdout.read_to_string(&mut written)?;
+        logs.wait()?;
+        assert_eq!(written, lines, "{pod}");
+    }
+    Ok(())
+}
+
+fn a_changed_config_map_reaches_the_file(story: &ClusterStory) -> Result<()> {
+    story.kubectl(&["create", "configmap", "settings", "--from-literal=colour=red"])?;
+    story.kubectl(&["create", "secret", "generic", "word", "--from-literal=word=xyzzy"])?;
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: reader}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sleep, '1000']
+    env: [{{name: COLOUR, valueFrom: {{configMapKeyRef: {{name: settings, key: colour}}}}}}]
+    volumeMounts:
+    - {{name: settings, mountPath: /settings}}
+    - {{name: word, mountPath: /word, readOnly: true}}
+  volumes:
+  - name: settings
+    configMap: {{name: settings}}
+  - name: word
+    secret: {{secretName: word, defaultMode: 0400}}
+"
+    ))?;
+    story.ready("reader")?;
+    assert_eq!(
+        story.exec(
+            "reader",
+            "cat /settings/colour; echo; cat /word/word; echo; stat -Lc %a /word/word; echo $COLOUR"
+        )?,
+        "red\nxyzzy\n400\nred\n"
+    );
+    story
+        .kubectl(&[
+            "create",
+            "configmap",
+            "settings",
+            "--from-literal=colour=blue",
+            "--dry-run=client",
+            "-o",
+            "yaml",
+        ])
+        .and_then(|changed| story.apply(&changed))?;
+    // A stock kubelet looks at the volumes again when the pod changes, else once a minute.
+    story.kubectl(&["annotate", "pod", "reader", "looked=again"])?;
+    eventually("the file says blue", || {
+        (story.exec("reader", "cat /settings/colour").ok()? == "blue").then_some(())
+    })?;
+    assert_eq!(story.exec("reader", "echo $COLOUR")?, "red\n", "the environment does not change");
+    Ok(())
+}
+
+fn a_security_context_is_what_the_process_has(story: &ClusterStory) -> Result<()> {
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: confined}}
+spec:
+  restartPolicy: Never
+  securityContext: {{runAsUser: 1000, runAsGroup: 3000, fsGroup: 2000, supplementalGroups: [4000], seccompProfile: {{type: RuntimeDefault}}}}
+  volumes: [{{name: data, emptyDir: {{}}}}]
+  containers:
+  - name: main
+    image: {AGNHOST}
+    command: [sh, -c]
+    args:
+    - |
+      id -u; id -g; id -G | tr ' ' '\\n' | sort -n | tr '\\n' ' '; echo
+      grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status | tr -s '\\t' ' '
+      touch /data/file && stat -c '%g %a' /data && stat -c '%u %g' /data/file
+      touch /file 2>/dev/null || echo read-only
+    volumeMounts: [{{name: data, mountPath: /data}}]
+    securityContext:
+      allowPrivilegeEscalation: false
+      readOnlyRootFilesystem: true
+      capabilities: {{drop: [ALL], add: [NET_BIND_SERVICE]}}
+"
+    ))?;
+    story.wait("pod/confined", "jsonpath={.status.phase}=Succeeded")?;
+    assert_eq!(
+        story.kubectl(&["logs", "confined"])?,
+        // The image puts user 1000 into group 50000.
+        "1000\n3000\n2000 3000 4000 50000 \n\
+         CapEff: 0000000000000000\nCapBnd: 0000000000000400\nNoNewPrivs: 1\nSeccomp: 2\n\
+         2000 2777\n1000 2000\nread-only\n"
+    );
+    // What says root must not run is held to it.
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: root}}
+spec:
+  containers: [{{name: main, image: {BUSYBOX}, securityContext: {{runAsNonRoot: true}}}}]
+"
+    ))?;
+    story.wait(
+        "pod/root",
+        "jsonpath={.status.containerStatuses[0].state.waiting.reason}=CreateContainerConfigError",
+    )?;
+    let message = container(story, "root").context("a status")?["state"]["waiting"]["message"].clone();
+    assert!(text(&message).contains("container has runAsNonRoot and image will run as root"), "{message}");
+    Ok(())
+}
+
+fn limits_are_what_the_cgroup_has(story: &ClusterStory) -> Result<()> {
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: small}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sleep, '1000']
+    resources:
+      requests: {{cpu: 250m, memory: 32Mi}}
+      limits: {{cpu: 500m, memory: 64Mi}}
+"
+    ))?;
+    story.ready("small")?;
+    let v2 = "cat /sys/fs/cgroup/memory.max; cut -d' ' -f1 /sys/fs/cgroup/cpu.max";
+    let v1 = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.shares";
+    let read =
+        story.exec("small", &format!("if [ -e /sys/fs/cgroup/memory.max ]; then {v2}; else {v1}; fi"))?;
+    ensure!(["67108864\n50000\n256\n", "67108864\n50000\n"].contains(&read.as_str()), "limits: {read}");
+    assert_eq!(story.get("pod/small")?["status"]["qosClass"], "Burstable");
+    Ok(())
+}
+
+fn a_projected_token_works_against_the_api(story: &ClusterStory) -> Result<()> {
+    story.kubectl(&["create", "role", "reader", "--verb=get,list", "--resource=pods"])?;
+    let account = format!("--serviceaccount={}:default", story.namespace);
+    story.kubectl(&["create", "rolebinding", "reader", "--role=reader", &account])?;
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: client}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{{name: main, image: {AGNHOST}, args: [pause]}}]
+"
+    ))?;
+    story.ready("client")?;
+    let ask = format!(
+        "cd /var/run/secrets/kubernetes.io/serviceaccount
+         curl -sS --max-time 10 --cacert ca.crt -H \"Authorization: Bearer $(cat token)\" \
+         https://$KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT/api/v1/namespaces/$(cat namespace)/{}",
+        "pods/client"
+    );
+    let pod: Value = serde_json::from_str(&story.exec("client", &ask)?)?;
+    assert_eq!(pod["metadata"]["name"], "client", "{pod}");
+    let refused: Value =
+        serde_json::from_str(&story.exec("client", &ask.replace("pods/client", "secrets"))?)?;
+    assert_eq!((&refused["code"], &refused["reason"]), (&403.into(), &"Forbidden".into()), "{refused}");
+    Ok(())
+}
+
+fn an_image_that_is_not_there_can_be_mended(story: &ClusterStory) -> Result<()> {
+    story.kubectl(&["run", "typo", "--image=docker.io/library/busybox:1.73", "--", "sleep", "1000"])?;
+    story
+        .wait("pod/typo", "jsonpath={.status.containerStatuses[0].state.waiting.reason}=ImagePullBackOff")?;
+    let message = container(story, "typo").context("a status")?["state"]["waiting"]["message"].clone();
+    assert!(text(&message).contains("docker.io/library/busybox:1.73"), "{message}");
+    story.kubectl(&["set", "image", "pod/typo", &format!("typo={BUSYBOX}")])?;
+    story.ready("typo")
+}
