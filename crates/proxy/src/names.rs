@@ -19,6 +19,11 @@ pub(crate) fn local_chain(name: &ServicePortName) -> String {
     format!("KUBE-SVL-{}", hash(&format!("{name}{}", name.protocol.name())))
 }
 
+/// `KUBE-FW-…`: lets through whoever may use a load balancer's addresses.
+pub(crate) fn firewall_chain(name: &ServicePortName) -> String {
+    format!("KUBE-FW-{}", hash(&format!("{name}{}", name.protocol.name())))
+}
+
 /// `KUBE-SEP-…`: sends a connection to one endpoint of a Service port.
 pub(crate) fn endpoint_chain(name: &ServicePortName, endpoint: &Endpoint) -> String {
     format!("KUBE-SEP-{}", hash(&format!("{name}{}{endpoint}", name.protocol.name())))

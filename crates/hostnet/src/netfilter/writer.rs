@@ -50,6 +50,7 @@ pub enum WriteError {
 enum Command {
     Submit { owner: Owner, rules: PerFamily<Ruleset>, done: oneshot::Sender<Result<(), WriteError>> },
     Clear { owners: Vec<Owner>, done: oneshot::Sender<Result<(), WriteError>> },
+    Release { owner: Owner, done: oneshot::Sender<Result<(), WriteError>> },
 }
 
 /// Starts writers; see the module.
@@ -92,6 +93,16 @@ impl WriterHandle {
         self.send(Command::Clear { owners: owners.to_vec(), done }, answer).await
     }
 
+    /// Forgets an owner and leaves its chains and jumps as they are, for another program that owns those names from now
+    /// on. What that one writes is not compared with anything; a later submission takes the chains over again.
+    ///
+    /// # Errors
+    /// When iptables refuses to tell what is there.
+    pub async fn release(&self, owner: Owner) -> Result<(), WriteError> {
+        let (done, answer) = oneshot::channel();
+        self.send(Command::Release { owner, done }, answer).await
+    }
+
     async fn send(
         &self,
         command: Command,
@@ -132,6 +143,11 @@ impl Wishes {
                 self.rules.retain(|owner, _| !owners.contains(owner));
                 self.owners.extend(owners);
                 self.cleared = true;
+                done
+            }
+            Command::Release { owner, done } => {
+                self.owners.remove(&owner);
+                self.rules.remove(&owner);
                 done
             }
         }

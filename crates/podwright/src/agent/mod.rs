@@ -217,7 +217,8 @@ fn start_node(
         following.await;
         ("the endpoints", Ok(()))
     });
-    let proxy = proxy::run(parts::proxy(node), desired.clone(), endpoints, writer, proxy_report, stopped());
+    let source = parts::manifests(node, desired.clone(), endpoints);
+    let proxy = proxy::run(parts::proxy(node), source, writer, proxy_report, stopped());
     callers.spawn(async move {
         let ended = match known.await {
             Ok(()) => proxy.await.map_err(Into::into),

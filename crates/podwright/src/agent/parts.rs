@@ -1,5 +1,7 @@
 //! What each part of the agent is configured with: the node's paths and names, in each part's own words.
 
+use std::sync::Arc;
+
 use hostnet::netfilter::{Writer, WriterHandle};
 use tokio::sync::watch;
 
@@ -18,13 +20,22 @@ pub(crate) fn netfilter() -> WriterHandle {
 
 /// The service proxy.
 pub(crate) fn proxy(node: &Node) -> proxy::Config {
-    proxy::Config {
+    proxy::Config { node_port_range: NODE_PORTS, node_name: node.name.clone() }
+}
+
+/// The Services of a standalone node.
+pub(crate) fn manifests(
+    node: &Node,
+    desired: watch::Receiver<Arc<manifest::Loaded>>,
+    pods: watch::Receiver<Arc<Vec<proxy::LocalPod>>>,
+) -> proxy::Source {
+    proxy::Source::Manifests(proxy::Manifests {
+        desired,
+        pods,
         service_cidrs: node.service_cidrs.clone(),
-        node_port_range: NODE_PORTS,
-        state_file: node.services_file(),
         pod_cidrs: node.pod_cidrs.clone(),
-        node_name: node.name.clone(),
-    }
+        state_file: node.services_file(),
+    })
 }
 
 /// The container runtime with its network: `default_network` is that of pods without a configuration file.

@@ -1,7 +1,9 @@
 //! Golden files, and the laws that rules obey.
 
+use super::ports::probability;
 use super::*;
-use crate::model::{Endpoint, Protocol};
+use crate::model::{Affinity, Endpoint, Protocol, TrafficPolicy};
+use crate::names::service_chain;
 use hostnet::netfilter::render_restore;
 use ipnet::IpNet;
 use manifest::ObjectKey;
@@ -9,8 +11,10 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-const NODE: NodeFacts =
-    NodeFacts { pod_cidr: Some(IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(10, 85, 0, 0)), 16)) };
+const NODE: NodeFacts = NodeFacts {
+    pod_cidr: Some(IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(10, 85, 0, 0)), 16)),
+    addresses: BTreeSet::new(),
+};
 
 fn port(service: &str, port: &str) -> ServicePortName {
     let (namespace, name) = service.split_once('/').expect("namespace/name");
@@ -23,13 +27,12 @@ fn port(service: &str, port: &str) -> ServicePortName {
 
 fn to(last: u8, port: u16, node_port: Option<u16>, endpoints: &[u8]) -> ServicePort {
     let endpoints = endpoints.iter().map(|&last| Endpoint { ip: [10, 85, 0, last].into(), port: 8080 });
+    let endpoints: BTreeSet<Endpoint> = endpoints.collect();
     ServicePort {
-        cluster_ip: [10, 96, 0, last].into(),
-        port,
         node_port,
-        affinity: Affinity::None,
-        external: ExternalPolicy::Cluster,
-        endpoints: endpoints.collect(),
+        local: endpoints.clone(),
+        endpoints,
+        ..ServicePort::new([10, 96, 0, last].into(), port)
     }
 }
 
@@ -65,13 +68,13 @@ fn cluster_ips_node_ports_and_services_without_endpoints() {
 #[test]
 fn without_a_pod_range_nothing_is_masqueraded_on_the_way_to_a_cluster_ip() {
     let services = ServiceMap::from([(port("default/web", "http"), to(1, 80, None, &[2, 3]))]);
-    golden("no_pod_cidr", Family::V4, &services, &NodeFacts { pod_cidr: None });
+    golden("no_pod_cidr", Family::V4, &services, &NodeFacts::default());
 }
 
 #[test]
 fn udp_affinity_and_local_traffic_are_in_kube_proxy_s_words() {
     let mut web = to(1, 80, Some(30080), &[2, 3]);
-    (web.affinity, web.external) = (Affinity::ClientIp(10_800), ExternalPolicy::Local);
+    (web.affinity, web.external) = (Affinity::ClientIp(10_800), TrafficPolicy::Local);
     let mut dns = port("default/dns", "dns");
     dns.protocol = Protocol::Udp;
     let services =
@@ -90,7 +93,57 @@ fn ipv6_services_have_the_same_chains() {
     };
     let empty = ServicePort { cluster_ip: "fd00:96::2".parse().unwrap(), ..to(2, 80, Some(30081), &[]) };
     let services = ServiceMap::from([(port("default/web", "http"), service), (port("ns/empty", ""), empty)]);
-    golden("ipv6", Family::V6, &services, &NodeFacts { pod_cidr: Some("fd00:85::/64".parse().unwrap()) });
+    let node = NodeFacts { pod_cidr: Some("fd00:85::/64".parse().unwrap()), ..NodeFacts::default() };
+    golden("ipv6", Family::V6, &services, &node);
+}
+
+#[test]
+fn local_policies_drop_what_others_could_serve_and_take_pods_and_the_node_everywhere() {
+    let local = |last, endpoints: &[u8], here: &[u8]| ServicePort {
+        local: to(0, 0, None, here).endpoints,
+        external: TrafficPolicy::Local,
+        internal: TrafficPolicy::Local,
+        health_check_node_port: Some(31000 + u16::from(last)),
+        load_balancer_ips: [[203, 0, 113, last].into()].into(),
+        ..to(last, 80, Some(30080 + u16::from(last)), endpoints)
+    };
+    let inside = ServicePort { internal: TrafficPolicy::Local, ..to(4, 80, None, &[2, 3]) };
+    let services = ServiceMap::from([
+        (port("default/both", "http"), local(1, &[2, 3], &[3])),
+        (port("default/elsewhere", "http"), local(2, &[2], &[])),
+        (port("default/nowhere", "http"), local(3, &[], &[])),
+        (port("default/inside", ""), ServicePort { local: to(0, 0, None, &[3]).endpoints, ..inside.clone() }),
+        (port("default/outside", ""), ServicePort { local: BTreeSet::new(), ..inside }),
+    ]);
+    golden("local", Family::V4, &services, &NODE);
+}
+
+#[test]
+fn load_balancers_external_ips_and_source_ranges_are_in_kube_proxy_s_words() {
+    let balanced = |last, ranges: &[&str]| ServicePort {
+        external_ips: [[198, 51, 100, last].into()].into(),
+        load_balancer_ips: [[203, 0, 113, last].into()].into(),
+        source_ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+        ..to(last, 80, None, &[2])
+    };
+    let services = ServiceMap::from([
+        (port("default/open", ""), balanced(1, &[])),
+        (port("default/guarded", ""), balanced(2, &["192.0.2.0/24", "172.16.0.0/12"])),
+        (
+            port("default/empty", ""),
+            ServicePort { endpoints: BTreeSet::new(), ..balanced(3, &["192.0.2.0/24"]) },
+        ),
+    ]);
+    let node = NodeFacts { addresses: [[192, 0, 2, 1].into()].into(), ..NODE };
+    golden("load_balancer", Family::V4, &services, &node);
+}
+
+#[test]
+fn sctp_has_the_same_chains() {
+    let mut sctp = port("default/sip", "");
+    sctp.protocol = Protocol::Sctp;
+    let services = ServiceMap::from([(sctp, to(1, 5060, Some(30060), &[2, 3]))]);
+    golden("sctp", Family::V4, &services, &NODE);
 }
 
 #[test]
@@ -101,12 +154,23 @@ fn probabilities_have_the_ten_digits_of_kube_proxy() {
 
 fn services() -> impl Strategy<Value = Vec<(ServicePortName, ServicePort)>> {
     let endpoints = proptest::collection::btree_set(2u8..60, 0..12);
-    let service = ("[a-c]{1,2}", "[ab]?", 1u8..250, proptest::option::of(30000u16..32767), endpoints);
+    let ways = (proptest::option::of(30000u16..32767), 0..8u8, 0..4u8, 0..4u8);
+    let service = ("[a-c]{1,2}", "[ab]?", 1u8..250, ways, endpoints);
     proptest::collection::vec(service, 0..12).prop_map(|services| {
         let mut seen = BTreeSet::new();
-        let ports = services.into_iter().map(|(name, port_name, ip, node_port, endpoints)| {
+        let ports = services.into_iter().map(|(name, port_name, ip, ways, endpoints)| {
+            let (node_port, outside, policies, here) = ways;
             let endpoints: Vec<u8> = endpoints.into_iter().collect();
-            (port(&format!("ns/{name}"), &port_name), to(ip, 80, node_port, &endpoints))
+            let policy =
+                |bit| if policies & bit == 0 { TrafficPolicy::Cluster } else { TrafficPolicy::Local };
+            let mut made = to(ip, 80, node_port, &endpoints);
+            made.local.retain(|endpoint| endpoint.ip.to_canonical().is_ipv4() && here > 0);
+            (made.internal, made.external) = (policy(1), policy(2));
+            let some = |bit, address: [u8; 4]| (outside & bit != 0).then(|| IpAddr::from(address));
+            made.external_ips.extend(some(1, [198, 51, 100, ip]));
+            made.load_balancer_ips.extend(some(2, [203, 0, 113, ip]));
+            made.source_ranges.extend((outside & 4 != 0).then(|| "192.0.2.0/24".parse::<IpNet>().unwrap()));
+            (port(&format!("ns/{name}"), &port_name), made)
         });
         ports.filter(|(name, _)| seen.insert(name.clone())).collect()
     })
@@ -124,7 +188,8 @@ proptest! {
     fn every_endpoint_gets_the_same_share(services in services()) {
         let services: ServiceMap = services.into_iter().collect();
         let rules = render_rules(Family::V4, &services, &NODE);
-        for (name, port) in services.iter().filter(|(_, port)| !port.endpoints.is_empty()) {
+        let by_all = |port: &ServicePort| port.internal == TrafficPolicy::Cluster && port.has_endpoints();
+        for (name, port) in services.iter().filter(|(_, port)| by_all(port)) {
             let lines = rules.rules(Table::Nat, &service_chain(name)).expect("its chain");
             let mut left = 1.0;
             let mut shares = Vec::new();

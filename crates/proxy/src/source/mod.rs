@@ -1,6 +1,8 @@
-//! Where Services and endpoints come from: on a standalone node from manifests and the node's own pods.
+//! Where Services and endpoints come from: on a standalone node from manifests and the node's own pods, in a cluster from the
+//! API server.
 
 mod allocate;
+pub(crate) mod cluster;
 mod endpoints;
 mod services;
 mod state;

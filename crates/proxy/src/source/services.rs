@@ -10,7 +10,7 @@ use manifest::ObjectKey;
 
 use super::allocate::{AddressClaim, Allocation, Allocations, Claim, PortClaim, Ranges, allocate};
 use super::endpoints::{matching, of_port, slices};
-use crate::model::{Affinity, ExternalPolicy, Protocol, ServiceMap, ServicePort, ServicePortName};
+use crate::model::{Affinity, Protocol, ServiceMap, ServicePort, ServicePortName, TrafficPolicy};
 use crate::report::{Problem, ProxyReport};
 use crate::run::LocalPod;
 
@@ -232,20 +232,24 @@ fn serve(
         let name = ServicePortName { service: key.clone(), port: port_name, protocol };
         for &cluster_ip in &allocation.cluster_ips {
             let family = Family::of(cluster_ip);
+            let endpoints = of_port(port, pods, family, unready_too);
             let served = ServicePort {
-                cluster_ip,
-                port: number,
                 node_port,
                 affinity: affinity(spec),
-                external: external(spec),
-                endpoints: of_port(port, pods, family, unready_too),
+                external: policy(spec.external_traffic_policy.as_deref()),
+                internal: policy(spec.internal_traffic_policy.as_deref()),
+                // Every pod that is known is this node's.
+                local: endpoints.clone(),
+                endpoints,
+                ..ServicePort::new(cluster_ip, number)
             };
             maps.of_mut(family).insert(name.clone(), served);
         }
     }
 }
 
-fn affinity(spec: &ServiceSpec) -> Affinity {
+/// Whether a client of a Service keeps its endpoint.
+pub(super) fn affinity(spec: &ServiceSpec) -> Affinity {
     if spec.session_affinity.as_deref() != Some("ClientIP") {
         return Affinity::None;
     }
@@ -254,10 +258,11 @@ fn affinity(spec: &ServiceSpec) -> Affinity {
     Affinity::ClientIp(u32::try_from(seconds).unwrap_or(1))
 }
 
-fn external(spec: &ServiceSpec) -> ExternalPolicy {
-    match spec.external_traffic_policy.as_deref() {
-        Some("Local") => ExternalPolicy::Local,
-        _ => ExternalPolicy::Cluster,
+/// A traffic policy as a Service writes it.
+pub(super) fn policy(name: Option<&str>) -> TrafficPolicy {
+    match name {
+        Some("Local") => TrafficPolicy::Local,
+        _ => TrafficPolicy::Cluster,
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hostnet::netfilter::{Owner, Writer};
 use k8s_openapi::api::core::v1::Service;
 use manifest::{Loaded, ObjectKey};
-use proxy::{Config, LocalPod, Protocol, ProxyReport};
+use proxy::{Config, LocalPod, Manifests, Protocol, ProxyReport, Source};
 use serde_json::{Value, json};
 use tokio::sync::{oneshot, watch};
 
@@ -37,15 +37,16 @@ impl Proxy {
         let (pods, local) = watch::channel(Arc::default());
         let (reports, report) = watch::channel(Arc::default());
         let (stop, stopped) = oneshot::channel();
-        let config = Config {
+        let config = Config { node_port_range: 30000..=32767, node_name: "node".to_owned() };
+        let source = Manifests {
+            desired: loaded,
+            pods: local,
             service_cidrs: ["10.96.0.0/16", "fd00:96::/112"].map(|net| net.parse().expect("a range")).into(),
-            node_port_range: 30000..=32767,
             state_file: dir.join("services.json"),
             pod_cidrs: ["10.85.0.0/16", "fd00:85::/64"].map(|net| net.parse().expect("a range")).into(),
-            node_name: "node".to_owned(),
         };
         let writer = runtime.block_on(async { Writer::spawn() });
-        let running = proxy::run(config, loaded, local, writer.clone(), reports, async move {
+        let running = proxy::run(config, Source::Manifests(source), writer.clone(), reports, async move {
             // Told, or dropped: both end it.
             let _ = stopped.await;
         });

@@ -130,7 +130,7 @@ fn what_is_not_supported_is_told_by_name() {
         (json!({"clusterIP": "10.1.2.3"}), "spec.clusterIP", 0),
         (json!({"selector": {}}), "spec.selector", 1),
         (
-            json!({"ports": [{"name": "a", "port": 53, "protocol": "SCTP"}, {"name": "b", "port": 53}]}),
+            json!({"ports": [{"name": "a", "port": 53, "protocol": "DCCP"}, {"name": "b", "port": 53}]}),
             "spec.ports[0].protocol",
             1,
         ),
@@ -225,5 +225,5 @@ fn affinity_and_local_traffic_are_kept() {
         "sessionAffinity": "ClientIP", "externalTrafficPolicy": "Local"});
     let plan = planned(&[("s", spec)], &[pod("a", 2, true)]);
     let port = plan.services.v4.values().next().expect("a port");
-    assert_eq!((port.affinity, port.external), (Affinity::ClientIp(10_800), ExternalPolicy::Local));
+    assert_eq!((port.affinity, port.external), (Affinity::ClientIp(10_800), TrafficPolicy::Local));
 }
