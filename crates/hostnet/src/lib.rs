@@ -7,3 +7,5 @@ pub mod conntrack;
 pub mod link;
 pub mod netfilter;
 mod netlink;
+pub mod route;
+pub mod vxlan;

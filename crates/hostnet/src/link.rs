@@ -114,6 +114,10 @@ impl Netlink {
         Ok(Self { handle })
     }
 
+    pub(crate) fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
     /// The link of that name.
     ///
     /// # Errors
@@ -357,6 +361,41 @@ impl LinkMonitor {
     }
 }
 
+/// Tells that links, addresses or routes of this namespace have changed, until dropped. Bursts are told once.
+#[derive(Debug)]
+pub struct NetworkMonitor {
+    changes: tokio::sync::mpsc::Receiver<()>,
+}
+
+impl NetworkMonitor {
+    /// Starts to listen in the network namespace of the calling thread. Inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no socket.
+    pub fn start() -> Result<Self, LinkError> {
+        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
+        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
+        let (connection, _, mut messages) =
+            rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Open)?;
+        tokio::spawn(connection);
+        let (tell, changes) = tokio::sync::mpsc::channel(1);
+        tokio::spawn(async move {
+            while messages.next().await.is_some() {
+                // One that is not read yet says the same.
+                let _ = tell.try_send(());
+            }
+        });
+        Ok(Self { changes })
+    }
+
+    /// Waits for a change. Never comes when the kernel's socket is gone.
+    pub async fn changed(&mut self) {
+        if self.changes.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 type Messages<A> = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, A)>;
 
 async fn forward<A>(mut messages: Messages<A>, names: broadcast::Sender<String>) {
@@ -408,10 +447,10 @@ fn link_of(message: &LinkMessage) -> Link {
     link
 }
 
-fn refused(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> LinkError {
+pub(crate) fn refused(what: impl Into<String>) -> impl FnOnce(rtnetlink::Error) -> LinkError {
     move |source| LinkError::Refused { what: what.into(), source }
 }
 
-fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
+pub(crate) fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
     matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code() == -errno)
 }

@@ -174,7 +174,7 @@ fn weigh(saved: &str) -> usize {
     saved
         .lines()
         .map(|line| {
-            if [":KUBE-", ":CNI-", ":PODWRIGHT-"].iter().any(|ours| line.starts_with(ours)) {
+            if [":KUBE-", ":CNI-", ":PODWRIGHT-", ":PODNET-"].iter().any(|ours| line.starts_with(ours)) {
                 10_000
             } else {
                 usize::from(line.starts_with("-A "))

@@ -20,11 +20,13 @@ pub enum Owner {
     Proxy,
     /// The CNI client: `PODWRIGHT-*`. Chains that begin with `CNI-` are those of plugin binaries.
     Cni,
+    /// The network of other nodes' pods: `PODNET-*`.
+    Podnet,
 }
 
 impl Owner {
     /// Everyone.
-    pub const ALL: [Self; 2] = [Self::Proxy, Self::Cni];
+    pub const ALL: [Self; 3] = [Self::Proxy, Self::Cni, Self::Podnet];
 
     /// What its chains' names begin with. Nothing else is changed or deleted for it.
     #[must_use]
@@ -32,6 +34,7 @@ impl Owner {
         match self {
             Self::Proxy => "KUBE-",
             Self::Cni => "PODWRIGHT-",
+            Self::Podnet => "PODNET-",
         }
     }
 }

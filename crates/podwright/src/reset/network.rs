@@ -10,7 +10,8 @@ use crate::node::Node;
 /// Removes every chain of ours from netfilter, and the bridge with what is still attached to it. Where no Service was ever
 /// served here, Services' chains are somebody else's.
 pub(crate) async fn remove(node: &Node) -> anyhow::Result<()> {
-    let owners: &[Owner] = if node.services_file().exists() { &Owner::ALL } else { &[Owner::Cni] };
+    let owners: &[Owner] =
+        if node.services_file().exists() { &Owner::ALL } else { &[Owner::Cni, Owner::Podnet] };
     let rules = parts::netfilter().clear(owners).await.context("remove the netfilter rules");
     let bridge = match Netlink::open() {
         Ok(netlink) => delete_bridge(&netlink, &node.bridge).await,

@@ -1,0 +1,120 @@
+//! Routes to ranges behind other hosts, marked as their owner's: what somebody else routes is never touched.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use futures::TryStreamExt;
+use ipnet::IpNet;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
+use rtnetlink::RouteMessageBuilder;
+
+use crate::link::{LinkError, Netlink, is_errno, refused};
+
+/// Who made a route: the kernel keeps the number with it (`proto 112` in `ip route`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteOwner(pub u8);
+
+/// A way to a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Route {
+    /// The range.
+    pub destination: IpNet,
+    /// The host behind which it lies.
+    pub gateway: IpAddr,
+    /// The index of the link on which the gateway is.
+    pub link: u32,
+    /// Whether the gateway is on the link although no address of ours says so.
+    pub onlink: bool,
+}
+
+impl Netlink {
+    /// The routes of an owner.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn routes(&self, owner: RouteOwner) -> Result<BTreeSet<Route>, LinkError> {
+        let mut routes = BTreeSet::new();
+        for any in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
+            let found = self.handle().route().get(any).execute();
+            let messages: Vec<RouteMessage> = found.try_collect().await.map_err(refused("list routes"))?;
+            let own = messages.iter().filter(|message| u8::from(message.header.protocol) == owner.0);
+            routes.extend(own.filter_map(route_of));
+        }
+        Ok(routes)
+    }
+
+    /// Makes `route` the way to its range, in place of the owner's former one.
+    ///
+    /// # Errors
+    /// When the gateway cannot be reached or the families differ.
+    pub async fn put_route(&self, owner: RouteOwner, route: &Route) -> Result<(), LinkError> {
+        let what = format!("route {} via {}", route.destination, route.gateway);
+        let Some(message) = message_of(owner, route) else {
+            return Err(refused(what)(rtnetlink::Error::RequestFailed));
+        };
+        self.handle().route().add(message).replace().execute().await.map_err(refused(what))
+    }
+
+    /// Removes a route of an owner; one that is gone is no error.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn remove_route(&self, owner: RouteOwner, route: &Route) -> Result<(), LinkError> {
+        let Some(message) = message_of(owner, route) else { return Ok(()) };
+        match self.handle().route().del(message).execute().await {
+            Err(error) if !is_errno(&error, libc::ESRCH) => {
+                Err(refused(format!("remove the route to {}", route.destination))(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn message_of(owner: RouteOwner, route: &Route) -> Option<RouteMessage> {
+    let protocol = RouteProtocol::from(owner.0);
+    let message = match (route.destination, route.gateway) {
+        (IpNet::V4(net), IpAddr::V4(gateway)) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(net.network(), net.prefix_len())
+            .gateway(gateway)
+            .output_interface(route.link)
+            .protocol(protocol),
+        (IpNet::V6(net), IpAddr::V6(gateway)) => {
+            let message = RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(net.network(), net.prefix_len())
+                .gateway(gateway)
+                .output_interface(route.link)
+                .protocol(protocol);
+            return Some(if route.onlink { message.onlink().build() } else { message.build() });
+        }
+        _ => return None,
+    };
+    Some(if route.onlink { message.onlink().build() } else { message.build() })
+}
+
+fn route_of(message: &RouteMessage) -> Option<Route> {
+    let (mut destination, mut gateway, mut link) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = address_of(address),
+            RouteAttribute::Gateway(address) => gateway = address_of(address),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            _ => {}
+        }
+    }
+    Some(Route {
+        destination: IpNet::new(destination?, message.header.destination_prefix_length).ok()?,
+        gateway: gateway?,
+        link: link?,
+        onlink: message.header.flags.contains(RouteFlags::Onlink),
+    })
+}
+
+fn address_of(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(ip) => Some((*ip).into()),
+        RouteAddress::Inet6(ip) => Some((*ip).into()),
+        _ => None,
+    }
+}
