@@ -212,6 +212,11 @@ pub fn container_id(pod: &Value) -> Result<String> {
 /// indented by four.
 #[must_use]
 pub fn web_pod(name: &str, extra: &str) -> String {
+    // The server is process 1 and has no handler of SIGTERM: only SIGKILL ends it.
+    let grace = match extra.contains("terminationGracePeriodSeconds") {
+        true => "",
+        false => "\n  terminationGracePeriodSeconds: 1",
+    };
     format!(
         "apiVersion: v1
 kind: Pod
@@ -219,7 +224,7 @@ metadata:
   name: {name}
   labels:
     app: web
-spec:
+spec:{grace}
   containers:
   - name: web
     image: IMAGE

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use host::cgroup::usage::MemoryUsage;
 use host::cgroup::{CgroupError, CgroupManager, Limits};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::pod::model::{Pod, QosClass, Role};
+use crate::sizing::Allocatable;
 
 /// The kernel's smallest weight. Upstream: pkg/kubelet/cm/helpers_linux.go.
 const MIN_SHARES: i64 = 2;
@@ -20,12 +22,19 @@ const MIN_QUOTA: i64 = 1_000;
 pub(crate) struct PodCgroups {
     manager: CgroupManager,
     root: String,
+    /// Whether all pods together are held to something.
+    is_held: bool,
 }
 
 impl PodCgroups {
-    /// Looks at the machine's cgroups.
-    pub(crate) fn open(root: &str) -> Result<Self, CgroupError> {
-        Ok(Self { manager: CgroupManager::detect()?, root: root.trim_end_matches('/').to_owned() })
+    /// Looks at the machine's cgroups, and holds all pods together to `held`.
+    pub(crate) fn open(root: &str, held: Option<Allocatable>) -> Result<Self, CgroupError> {
+        let root = root.trim_end_matches('/').to_owned();
+        let cgroups = Self { manager: CgroupManager::detect()?, root, is_held: held.is_some() };
+        if let Some(Err(error)) = held.map(|limits| cgroups.hold_all_to(limits)) {
+            tracing::warn!(%error, "all pods together are not held to what the node can give");
+        }
+        Ok(cgroups)
     }
 
     /// The pod's cgroup: what CRI calls the cgroup parent.
@@ -43,6 +52,17 @@ impl PodCgroups {
         self.manager.create(&self.path(pod), &pod_limits(pod)).map(drop)
     }
 
+    fn hold_all_to(&self, limits: Allocatable) -> Result<(), CgroupError> {
+        let shares = i64::try_from(limits.millicpu).map_or(MAX_SHARES, shares_of);
+        let limits = Limits {
+            cpu_shares: u64::try_from(shares).ok(),
+            memory_limit: i64::try_from(limits.memory).ok().filter(|bytes| *bytes > 0),
+            accounting: true,
+            ..Limits::default()
+        };
+        self.manager.create(&format!("{}/kubepods", self.root), &limits).map(drop)
+    }
+
     /// Removes the cgroup of the pod with that uid, whatever its class; one that is gone is no error.
     pub(crate) fn remove(&self, uid: &str) -> Result<(), CgroupError> {
         for class in ["", "/burstable", "/besteffort"] {
@@ -53,7 +73,9 @@ impl PodCgroups {
 
     /// Removes the classes that no pod is in any more; one that has pods stays.
     pub(crate) fn remove_empty_classes(&self) {
-        for class in ["/burstable", "/besteffort", ""] {
+        let all = ["/burstable", "/besteffort", ""];
+        // What all pods are held to stays.
+        for class in &all[..if self.is_held { 2 } else { 3 }] {
             if let Ok(cgroup) = self.manager.open(&format!("{}/kubepods{class}", self.root)) {
                 for (_, directory) in cgroup.directories() {
                     // Not empty: a pod is in it.
@@ -64,16 +86,27 @@ impl PodCgroups {
     }
 }
 
+/// How much memory a cgroup uses; nothing for the whole machine, or without accounting there.
+pub(crate) fn memory_of(path: &str) -> Option<MemoryUsage> {
+    if path.trim_matches('/').is_empty() {
+        return None;
+    }
+    let cgroup = CgroupManager::detect().ok()?.open(path).ok()?;
+    if cgroup.exists() { cgroup.usage().memory } else { None }
+}
+
 /// A limit of the pod only where every container has one.
 fn pod_limits(pod: &Pod) -> Limits {
+    let overhead = pod.source.spec.as_ref().and_then(|spec| spec.overhead.as_ref());
     let sum = |amount: &dyn Fn(&v1::Container) -> Option<i64>| most_at_once(pod, amount);
-    let requests = sum(&|container| Some(cpu_request(container).unwrap_or(0))).unwrap_or(0);
-    let quota = sum(&|container| milli(limits(container), "cpu")).map(quota_of);
+    let (cpu, memory) = (milli(overhead, "cpu").unwrap_or(0), bytes(overhead, "memory").unwrap_or(0));
+    let requests = sum(&|container| Some(cpu_request(container).unwrap_or(0))).unwrap_or(0) + cpu;
+    let quota = sum(&|container| milli(limits(container), "cpu")).map(|limit| quota_of(limit + cpu));
     Limits {
         cpu_shares: u64::try_from(shares_of(requests)).ok(),
         cpu_quota: quota,
         cpu_period: quota.map(|_| PERIOD.unsigned_abs()),
-        memory_limit: sum(&|container| bytes(limits(container), "memory")),
+        memory_limit: sum(&|container| bytes(limits(container), "memory")).map(|limit| limit + memory),
         accounting: true,
         ..Limits::default()
     }
@@ -81,7 +114,7 @@ fn pod_limits(pod: &Pod) -> Limits {
 
 /// What the pod needs at the moment it needs most: its main containers and sidecars together, or one init container with the
 /// sidecars before it. Nothing when a container does not say. Upstream: resource helpers, PodRequests and PodLimits.
-fn most_at_once(pod: &Pod, amount: &dyn Fn(&v1::Container) -> Option<i64>) -> Option<i64> {
+pub(crate) fn most_at_once(pod: &Pod, amount: &dyn Fn(&v1::Container) -> Option<i64>) -> Option<i64> {
     let (mut sidecars, mut most) = (0, 0);
     for init in &pod.init_containers {
         let own = amount(&init.spec)?;

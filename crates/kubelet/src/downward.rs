@@ -29,13 +29,14 @@ pub(crate) struct Capacity {
 }
 
 impl Capacity {
-    /// Looks at the machine; what cannot be read is 0.
-    pub(crate) fn of_node(root: &Path) -> Self {
+    /// Looks at the machine; what cannot be read is 0. A node that lives in a cgroup with a memory limit has no more than that.
+    pub(crate) fn of_node(root: &Path, cgroup_root: &str) -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let limit = crate::cgroups::memory_of(cgroup_root).and_then(|memory| memory.limit);
         let disk = rustix::fs::statvfs(root).map_or(0, |stat| stat.f_blocks * stat.f_frsize);
         Self {
             cpus: count_cpus(&read("/sys/devices/system/cpu/online")),
-            memory: memory_total(&read("/proc/meminfo")),
+            memory: memory_total(&read("/proc/meminfo")).min(limit.unwrap_or(u64::MAX)),
             ephemeral_storage: disk,
         }
     }

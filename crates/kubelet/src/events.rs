@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::api::core::v1::{self, Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::pod::model::Pod;
@@ -36,12 +36,24 @@ impl Recorder {
         reason: &str,
         message: &str,
     ) -> Arc<Event> {
+        self.note_object(node, &pod.source, kind, reason, message)
+    }
+
+    /// The same for a pod that is not understood.
+    pub(crate) fn note_object(
+        &mut self,
+        node: &str,
+        pod: &v1::Pod,
+        kind: Kind,
+        reason: &str,
+        message: &str,
+    ) -> Arc<Event> {
         let about = ObjectReference {
             kind: Some("Pod".into()),
             api_version: Some("v1".into()),
-            namespace: Some(pod.namespace.clone()),
-            name: Some(pod.name.clone()),
-            uid: Some(pod.uid.clone()),
+            namespace: pod.metadata.namespace.clone(),
+            name: pod.metadata.name.clone(),
+            uid: pod.metadata.uid.clone(),
             ..ObjectReference::default()
         };
         self.note_about(node, about, kind, reason, message)

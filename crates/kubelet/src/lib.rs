@@ -10,6 +10,7 @@ mod cri_requests;
 mod downward;
 mod environment;
 mod events;
+mod eviction;
 mod hosts;
 mod image_gc;
 mod inputs;
@@ -21,6 +22,7 @@ mod probe;
 mod pull_secrets;
 mod report;
 mod services;
+mod sizing;
 mod static_pod;
 mod time;
 mod tokens;
@@ -28,6 +30,7 @@ mod volumes;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use image_gc::ImageGcPolicy;
 pub use inputs::Inputs;
@@ -35,6 +38,7 @@ pub use log_rotation::LogRotationPolicy;
 pub use manager::{Parts, run};
 pub use pod::worker::remembered_pods;
 pub use report::{NodeReport, StartTimes};
+pub use sizing::{MemoryThreshold, Reserved, Sizing};
 pub use static_pod::{
     CONFIG_HASH, CONFIG_MIRROR, CONFIG_SOURCE, is_mirror, is_mirror_of, mirror_pod, static_pod,
 };
@@ -66,6 +70,12 @@ pub struct Config {
     pub image_gc: ImageGcPolicy,
     /// When logs of containers are rotated.
     pub log_rotation: LogRotationPolicy,
+    /// How much pods may have; all that there is on a node of its own.
+    pub sizing: Option<Sizing>,
+    /// How long pressure is told after it is over (`evictionPressureTransitionPeriod`).
+    pub pressure_transition: Duration,
+    /// Sysctls beside the safe ones that pods may set: names, or prefixes that end in `*`.
+    pub allowed_sysctls: Vec<String>,
 }
 
 /// Why the kubelet ended.

@@ -16,12 +16,15 @@ use crate::admission::{self, NodeFacts, Rejection};
 use crate::cgroups::PodCgroups;
 use crate::cri_requests::{GRACE, POD_UID};
 use crate::downward::Capacity;
+use crate::eviction::Evictor;
 use crate::image_gc::Collector;
 use crate::log_rotation::Rotator;
 use crate::pod::model::{Pod, admit};
+use crate::pod::plan::Failure;
 use crate::pod::status::render_rejected;
 use crate::pod::worker::{self, Node, Orders, Wish, Worker};
 use crate::report::{NodeReport, Reporter, StartTimes};
+use crate::static_pod::is_static_source;
 use crate::time::wall_ns;
 use crate::volumes::Volumes;
 use crate::{Config, Inputs, KubeletError};
@@ -32,6 +35,8 @@ const RELIST: Duration = Duration::from_secs(10);
 /// A running worker, from outside.
 struct Handle {
     key: ObjectKey,
+    /// The pod as it was taken: what it asks for does not change.
+    pod: Pod,
     wish: watch::Sender<Wish>,
     latest: watch::Sender<Arc<v1::Pod>>,
     wake: Arc<Notify>,
@@ -54,6 +59,16 @@ impl Handle {
 
     fn stop(&self) {
         self.wish.send_if_modified(|wish| std::mem::replace(wish, Wish::Stop) != Wish::Stop);
+    }
+
+    fn fail(&self, failure: Failure) {
+        self.wish.send_if_modified(|wish| {
+            let runs = *wish == Wish::Run;
+            if runs {
+                *wish = Wish::Fail(Arc::new(failure));
+            }
+            runs
+        });
     }
 }
 
@@ -96,6 +111,8 @@ pub struct Parts {
     pub events: Option<mpsc::Sender<Arc<v1::Event>>>,
     /// What the cluster gives beside pods.
     pub inputs: Inputs,
+    /// Where it tells whether the node runs short of memory.
+    pub pressure: watch::Sender<bool>,
 }
 
 /// Makes the node's pods match what is desired until `stop` resolves; then the pods go on without a kubelet.
@@ -103,28 +120,34 @@ pub struct Parts {
 /// # Errors
 /// When a directory cannot be made, the machine's cgroups are unknown, or the runtime does not answer at the start.
 pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -> Result<(), KubeletError> {
-    let Parts { cri, desired, synced, report, events, inputs } = parts;
+    let Parts { cri, desired, synced, report, events, inputs, pressure } = parts;
     for path in [&config.root_dir, &config.pod_logs_dir, &config.state_dir] {
         std::fs::create_dir_all(path)
             .map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
     }
+    let capacity = Capacity::of_node(&config.root_dir, &config.cgroup_root);
+    let held = config.sizing.filter(|sizing| sizing.enforce_pods).map(|sizing| sizing.pod_limits(capacity));
     let node = Arc::new(Node {
-        cgroups: PodCgroups::open(&config.cgroup_root)?,
+        cgroups: PodCgroups::open(&config.cgroup_root, held)?,
         volumes: Volumes::new(&config.root_dir),
-        capacity: Capacity::of_node(&config.root_dir),
+        capacity,
         reporter: Reporter::new(config.node_name.clone(), report, events),
         cri,
         desired,
         inputs,
         config,
     });
+    let allocatable = node.config.sizing.map(|sizing| sizing.allocatable(capacity).amounts());
     let mut manager = Manager {
         node,
+        allocatable,
+        memory_pressure: pressure.subscribe(),
         workers: BTreeMap::new(),
         running: JoinSet::new(),
         settled: BTreeSet::new(),
         finished: BTreeSet::new(),
         synced,
+        knows_node: false,
     };
     // Whether it answers is known before anything is begun.
     sandboxes(&manager.node.cri).await?;
@@ -147,8 +170,11 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         policy: node.config.log_rotation,
         pod_logs_dir: node.config.pod_logs_dir.clone(),
     };
+    let (orders, evictions) = mpsc::channel(1);
+    let evictor = Evictor::new(&node, pressure, orders);
     tokio::select! {
-        () = manager.follow(begun, stop) => {}
+        () = manager.follow(begun, evictions, stop) => {}
+        never = evictor.run() => match never {},
         never = images.run() => match never {},
         never = logs.run() => match never {},
     }
@@ -157,6 +183,9 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
 
 struct Manager {
     node: Arc<Node>,
+    /// What pods may ask for all together, by resource; anything on a node of its own.
+    allocatable: Option<BTreeMap<String, i64>>,
+    memory_pressure: watch::Receiver<bool>,
     /// By uid.
     workers: BTreeMap<String, Handle>,
     /// The tasks; each gives its uid at its end.
@@ -166,12 +195,20 @@ struct Manager {
     /// Uids that are to go and have left nothing, while they are desired.
     finished: BTreeSet<String>,
     synced: watch::Receiver<bool>,
+    /// Whether the node's own object was heard of: before, no pod of the API server is taken.
+    knows_node: bool,
 }
 
 impl Manager {
-    async fn follow(&mut self, mut begun: bool, stop: impl Future<Output = ()>) {
+    async fn follow(
+        &mut self,
+        mut begun: bool,
+        mut evictions: mpsc::Receiver<(String, Failure)>,
+        stop: impl Future<Output = ()>,
+    ) {
         let mut stop = std::pin::pin!(stop);
         let mut desired = self.node.desired.clone();
+        let mut own_node = self.node.inputs.node.clone();
         let (sender, mut events) = tokio::sync::mpsc::channel(256);
         let listening = tokio::spawn(listen(self.node.cri.clone(), sender));
         let mut relist = tokio::time::interval(RELIST);
@@ -179,6 +216,16 @@ impl Manager {
             tokio::select! {
                 () = &mut stop => break,
                 Ok(()) = desired.changed() => self.reconcile(),
+                // Pods wait for it once.
+                known = is_known(&mut own_node), if !self.knows_node => {
+                    self.knows_node = true;
+                    if known {
+                        self.reconcile();
+                    }
+                }
+                Some((uid, failure)) = evictions.recv() => {
+                    self.workers.get(&uid).into_iter().for_each(|handle| handle.fail(failure.clone()));
+                }
                 Ok(()) = self.synced.changed(), if !begun => begun = self.begin().await,
                 Some(ended) = self.running.join_next() => {
                     if let Ok(uid) = ended {
@@ -243,6 +290,9 @@ impl Manager {
             keep
         });
         self.node.reporter.finished(&self.finished);
+        // Who was there first is taken first.
+        let mut pods: Vec<(&ObjectKey, &Arc<v1::Pod>)> = pods.iter().collect();
+        pods.sort_by_key(|(_, pod)| pod.metadata.creation_timestamp.clone());
         for (key, pod) in pods {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             let known = self.workers.contains_key(&uid)
@@ -255,20 +305,30 @@ impl Manager {
     }
 
     fn start(&mut self, key: ObjectKey, uid: String, source: &Arc<v1::Pod>) {
-        if has_ended(source) && !worker::is_remembered(&self.node.config.state_dir, &uid) {
+        let is_remembered = worker::is_remembered(&self.node.config.state_dir, &uid);
+        if has_ended(source) && !is_remembered {
             self.node.reporter.pod(&uid, (**source).clone(), StartTimes::default());
             self.settled.insert(uid);
             return;
         }
-        match self.admit(source) {
+        let is_going = source.metadata.deletion_timestamp.is_some();
+        // What a former agent took, or nobody wants any more, is not asked again whether it fits.
+        let taken = if is_remembered || is_going {
+            admit(source).map_err(|problems| Rejection::unsupported(&problems))
+        } else if self.waits_for_node(source) {
+            return;
+        } else {
+            self.admit(source)
+        };
+        match taken {
             Ok(pod) => {
-                let wish = if source.metadata.deletion_timestamp.is_some() { Wish::Stop } else { Wish::Run };
+                let wish = if is_going { Wish::Stop } else { Wish::Run };
                 self.spawn(key, pod, wish);
             }
             Err(rejection) => {
-                tracing::warn!(pod = %key, reason = rejection.reason, rejection.message, "pod rejected");
+                self.node.reporter.rejected(source, &rejection.reason, &rejection.message);
                 let mut told = (**source).clone();
-                told.status = Some(render_rejected(&rejection, wall_ns()));
+                told.status = Some(render_rejected(source, &rejection, wall_ns()));
                 self.node.reporter.pod(&uid, told, StartTimes::default());
                 self.settled.insert(uid);
             }
@@ -278,8 +338,25 @@ impl Manager {
     /// What is understood, and fits on this node.
     fn admit(&self, source: &Arc<v1::Pod>) -> Result<Pod, Rejection> {
         let pod = admit(source).map_err(|problems| Rejection::unsupported(&problems))?;
-        let facts = NodeFacts { has_tokens: self.node.inputs.tokens.is_some() };
+        let own_node = self.node.inputs.node.borrow().clone();
+        let has_ended = |uid: &str| self.node.reporter.has_ended(uid);
+        let others: Vec<&Pod> =
+            self.workers.values().map(|handle| &handle.pod).filter(|pod| !has_ended(&pod.uid)).collect();
+        let facts = NodeFacts {
+            has_tokens: self.node.inputs.tokens.is_some(),
+            node: own_node.as_deref(),
+            allocatable: self.allocatable.as_ref(),
+            others: &others,
+            memory_pressure: *self.memory_pressure.borrow(),
+            allowed_sysctls: &self.node.config.allowed_sysctls,
+        };
         admission::admit(&pod, &facts).map(|()| pod)
+    }
+
+    /// Pods of the API server are measured by its node; static ones run whether or not it is heard of.
+    fn waits_for_node(&self, source: &v1::Pod) -> bool {
+        let inputs = &self.node.inputs;
+        inputs.is_cluster() && inputs.node.borrow().is_none() && !is_static_source(source)
     }
 
     fn spawn(&mut self, key: ObjectKey, pod: Pod, wish: Wish) {
@@ -287,9 +364,9 @@ impl Manager {
         let (wish, wished) = watch::channel(wish);
         let (latest, newer) = watch::channel(Arc::clone(&pod.source));
         let wake = Arc::new(Notify::new());
-        let worker =
-            Worker::new(self.node.clone(), pod, Orders { wish: wished, latest: newer }, wake.clone());
-        self.workers.insert(uid.clone(), Handle { key, wish, latest, wake });
+        let orders = Orders { wish: wished, latest: newer };
+        let worker = Worker::new(self.node.clone(), pod.clone(), orders, wake.clone());
+        self.workers.insert(uid.clone(), Handle { key, pod, wish, latest, wake });
         self.running.spawn(async move {
             worker.run().await;
             uid
@@ -341,6 +418,11 @@ impl Manager {
         }
         Ok(())
     }
+}
+
+/// Waits until there is something; false when there never will be.
+async fn is_known<T>(receiver: &mut watch::Receiver<Option<T>>) -> bool {
+    receiver.wait_for(Option::is_some).await.is_ok()
 }
 
 /// The runtime's events as uids of pods; `None`: anything may have happened. Begins again when the stream breaks.

@@ -125,6 +125,27 @@ impl Reporter {
         });
     }
 
+    /// A pod is not taken.
+    pub(crate) fn rejected(&self, pod: &v1::Pod, reason: &str, message: &str) {
+        tracing::warn!(pod = pod.metadata.name, reason, message, "pod rejected");
+        self.change(|state| {
+            self.hand_on(state.events.note_object(&self.node_name, pod, Kind::Warning, reason, message));
+            true
+        });
+    }
+
+    /// Whether what was last told of a pod is that it has ended for good.
+    pub(crate) fn has_ended(&self, uid: &str) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let phase = state.pods.get(uid).and_then(|pod| pod.status.as_ref()?.phase.clone());
+        matches!(phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+
+    /// What is told from now on.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<NodeReport>> {
+        self.sender.subscribe()
+    }
+
     /// Something happened to the node.
     pub(crate) fn node_event(&self, kind: Kind, reason: &str, message: &str) {
         match kind {

@@ -68,13 +68,21 @@ pub fn is_mirror(pod: &v1::Pod) -> bool {
 
 /// Whether a pod comes from a manifest of a node of a cluster, not from its API server.
 pub(crate) fn is_static(pod: &Pod) -> bool {
-    let source = pod.source.metadata.annotations.as_ref().and_then(|all| all.get(CONFIG_SOURCE));
+    is_static_source(&pod.source)
+}
+
+/// The same of an object.
+pub(crate) fn is_static_source(pod: &v1::Pod) -> bool {
+    let source = pod.metadata.annotations.as_ref().and_then(|all| all.get(CONFIG_SOURCE));
     source.is_some_and(|source| source != "api")
 }
 
 fn uid_of(source: &v1::Pod, node_name: &str) -> String {
+    // When the file was read is not what the pod is.
+    let mut source = source.clone();
+    source.metadata.creation_timestamp = None;
     let mut hash = Sha256::new();
-    hash.update(serde_json::to_vec(source).unwrap_or_default());
+    hash.update(serde_json::to_vec(&source).unwrap_or_default());
     hash.update(format!("host:{node_name}"));
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -103,6 +111,13 @@ mod tests {
         );
         let uid = |image: &str, node: &str| static_pod(&source(image), node).metadata.uid;
         assert_eq!(uid("i", "a"), uid("i", "a"));
+        let mut read_later = source("i");
+        read_later.metadata.creation_timestamp = crate::time::api_time(9_000_000_000);
+        assert_eq!(
+            static_pod(&read_later, "a").metadata.uid,
+            uid("i", "a"),
+            "after a restart it is the same"
+        );
         assert!(uid("i", "a") != uid("j", "a") && uid("i", "a") != uid("i", "b"));
         assert_eq!(uid("i", "a").map(|uid| uid.len()), Some(32));
     }

@@ -25,7 +25,9 @@ fn directive(args: &LogArgs, command: &Command, env: Option<String>) -> Result<S
         (Some(level), _, _) => Ok(level.to_string()),
         (None, 0, Some(env)) if !env.is_empty() => Ok(env),
         (None, 0, _) => Err(quiet_level(command)),
-        (None, 1, _) => Ok("debug,h2=info,hyper=info,hyper_util=info,tower=info,tonic=info".to_owned()),
+        (None, 1, _) => {
+            Ok("debug,kube_runtime=info,h2=info,hyper=info,hyper_util=info,tower=info,tonic=info".to_owned())
+        }
         (None, _, _) => Ok("trace,h2=info,hyper=info,hyper_util=info,tower=info,tonic=info".to_owned()),
     }
 }
@@ -33,7 +35,8 @@ fn directive(args: &LogArgs, command: &Command, env: Option<String>) -> Result<S
 /// Long-running agents tell what changes on the node; commands for people only what is wrong.
 fn quiet_level(command: &Command) -> &'static str {
     match command {
-        Command::Run(_) | Command::Agent(_) | Command::Runtime(_) => "info",
+        // A watch that broke is told of by whoever follows it, and not before it matters.
+        Command::Run(_) | Command::Agent(_) | Command::Runtime(_) => "info,kube_runtime=off",
         Command::Demo(_) => "error",
         Command::Status(_)
         | Command::Reset(_)

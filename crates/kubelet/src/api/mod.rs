@@ -13,10 +13,13 @@ mod client;
 mod event;
 mod node;
 mod references;
+mod runtime_classes;
 mod source;
 mod status;
 mod tokens;
+mod trouble;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -27,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
 pub use client::{ClientError, connect};
-pub use node::{NodeConfig, Reserved};
+pub use node::NodeConfig;
 pub use tokens::ApiTokens;
 
 use crate::report::NodeReport;
@@ -39,8 +42,17 @@ pub struct ApiConfig {
     pub node: NodeConfig,
     /// The pods that a former agent of this boot ran: they go on until the API server has been heard.
     pub remembered: Vec<Arc<v1::Pod>>,
-    /// Where `podwright`'s images and the kubelet's volumes lie, for the node's capacity.
+    /// What the node's capacity is measured by.
+    pub places: Places,
+}
+
+/// Where things lie that limit what a node has.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// Where the kubelet's volumes lie: its file system is the node's storage.
     pub root_dir: PathBuf,
+    /// The node's cgroup: its limit is the node's memory.
+    pub cgroup_root: String,
 }
 
 /// The other ends of what a kubelet is joined to.
@@ -59,6 +71,10 @@ pub struct ApiParts {
     pub node: watch::Sender<Option<Arc<v1::Node>>>,
     /// Every Service, for environment variables; none before they were listed once.
     pub services: watch::Sender<Option<Arc<Vec<v1::Service>>>>,
+    /// The handler that each RuntimeClass names; none before they were listed once.
+    pub runtime_classes: watch::Sender<Option<Arc<BTreeMap<String, String>>>>,
+    /// Whether the node runs short of memory.
+    pub pressure: watch::Receiver<bool>,
 }
 
 /// How many events wait to be sent, at most; more are not sent.
@@ -66,15 +82,16 @@ pub const EVENT_QUEUE: usize = 1000;
 
 /// Serves the cluster until `stop`. What fails is tried again, for ever.
 pub async fn run(config: ApiConfig, client: Client, parts: ApiParts, stop: impl Future<Output = ()>) {
-    let ApiParts { desired, synced, report, events, cri, node, services } = parts;
+    let ApiParts { desired, synced, report, events, cri, node, services, runtime_classes, pressure } = parts;
     let name = config.node.name.clone();
     let pods = desired.subscribe();
     let serving = async {
         tokio::join!(
-            node::keep(client.clone(), config.node, config.root_dir, cri),
+            node::keep(client.clone(), config.node, config.places, cri, pressure),
             node::follow(client.clone(), name.clone(), node),
             source::follow(client.clone(), name, config.remembered, desired, synced),
             source::follow_services(client.clone(), services),
+            runtime_classes::follow(client.clone(), runtime_classes),
             status::keep(client.clone(), report, pods),
             event::send(client, events),
         );

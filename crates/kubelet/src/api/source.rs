@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::references::{self, Kind, Reference};
+use super::trouble::Trouble;
 
 /// How soon a watch that broke is begun again, at first and at last.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -53,13 +54,17 @@ pub(super) async fn follow(
     let pods =
         watcher(Api::<v1::Pod>::all(client), selector).modify(|pod| pod.metadata.managed_fields = None);
     let mut pods = std::pin::pin!(again(pods));
+    let mut trouble = Trouble::new("the API server does not tell of pods; trying again");
     loop {
         // What pods of before refer to counts from the start, too.
         source.publish(&desired);
         tokio::select! {
             Some(event) = pods.next() => match event {
-                Ok(event) => source.hear(event, &synced),
-                Err(error) => tracing::warn!(error = %chain(&error), "the API server does not tell of pods; trying again"),
+                Ok(event) => {
+                    trouble.is_over();
+                    source.hear(event, &synced);
+                }
+                Err(error) => trouble.meet(&error),
             },
             Some((reference, object)) = found.recv() => source.take(reference, object),
             else => return,
@@ -78,6 +83,7 @@ pub(super) async fn follow_services(client: Client, services: watch::Sender<Opti
     let mut all = std::pin::pin!(again(all));
     let mut known: BTreeMap<ObjectKey, v1::Service> = BTreeMap::new();
     let mut listing = None;
+    let mut trouble = Trouble::new("the API server does not tell of Services; trying again");
     while let Some(event) = all.next().await {
         match event {
             Ok(Event::Init) => listing = Some(BTreeMap::new()),
@@ -88,10 +94,11 @@ pub(super) async fn follow_services(client: Client, services: watch::Sender<Opti
             Ok(Event::Apply(service)) => drop(known.insert(key_of(&service), service)),
             Ok(Event::Delete(service)) => drop(known.remove(&key_of(&service))),
             Err(error) => {
-                tracing::warn!(error = %chain(&error), "the API server does not tell of Services; trying again");
+                trouble.meet(&error);
                 continue;
             }
         }
+        trouble.is_over();
         if listing.is_none() {
             services.send_replace(Some(Arc::new(known.values().cloned().collect())));
         }
@@ -242,17 +249,20 @@ async fn tell<K>(
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     let mut object = std::pin::pin!(again(watch_object(api, &name)));
+    // At first it may be refused: the node's rights follow the pod that was just bound to it.
+    let mut trouble = Trouble::new("an object that a pod refers to cannot be watched; trying again");
     while let Some(object) = object.next().await {
         match object {
             Ok(object) => {
+                trouble.is_over();
                 if found.send((reference.clone(), as_found(object))).await.is_err() {
                     return;
                 }
             }
-            Err(error) => tracing::warn!(
-                kind = ?reference.kind, namespace = reference.namespace, name, error = %chain(&error),
-                "an object that a pod refers to cannot be watched; trying again"
-            ),
+            Err(error) => {
+                let Reference { kind, namespace, .. } = &reference;
+                trouble.meet_text(&format!("{kind:?} {namespace}/{name}: {}", chain(&error)));
+            }
         }
     }
 }

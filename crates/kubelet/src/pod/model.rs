@@ -105,6 +105,7 @@ impl QosClass {
 /// What we carry out. `*` stands for any key of a map, `[]` for any entry of a list; a path allows all below it only when
 /// it ends in `**`.
 const SUPPORTED: &[&str] = &[
+    "activeDeadlineSeconds",
     "containers[].args",
     "containers[].command",
     "containers[].env[].name",
@@ -170,8 +171,10 @@ const SUPPORTED: &[&str] = &[
     "hostname",
     "imagePullSecrets.**",
     "os.name",
+    "overhead.*",
     "readinessGates.**",
     "restartPolicy",
+    "runtimeClassName",
     "securityContext.appArmorProfile.type",
     "securityContext.appArmorProfile.localhostProfile",
     "securityContext.fsGroup",
@@ -219,7 +222,7 @@ const PROBE: &[&str] = &[
 /// What a hook may have.
 const HOOK: &[&str] = &["exec.command", "httpGet.**", "sleep.seconds"];
 
-/// What has no meaning on a node of its own: accepted and without effect.
+/// What is decided before containers are: by the scheduler, by the API server, by admission on the node.
 const IGNORED: &[&str] = &[
     "affinity.**",
     "automountServiceAccountToken",
@@ -383,7 +386,7 @@ fn matches(pattern: &str, path: &str) -> bool {
 }
 
 /// Upstream: pkg/apis/core/v1/helper/qos.
-fn qos_of(spec: &v1::PodSpec) -> QosClass {
+pub(crate) fn qos_of(spec: &v1::PodSpec) -> QosClass {
     let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let (mut any, mut guaranteed) = (false, true);
     for container in all {

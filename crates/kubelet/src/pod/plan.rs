@@ -63,6 +63,16 @@ impl WorkerState {
             (Self::Syncing | Self::Completing { .. }, true) | (Self::Finished, _) => self,
         }
     }
+
+    /// The state of a pod that has failed as a whole: what runs of it has time until the deadline.
+    #[must_use]
+    pub fn failed(self, by: BootTime) -> Self {
+        match self {
+            Self::Syncing => Self::Completing { deadline: by },
+            Self::Completing { deadline } => Self::Completing { deadline: deadline.min(by) },
+            Self::Terminating { .. } | Self::Finished => self,
+        }
+    }
 }
 
 /// What is there, as CRI tells it.
@@ -149,9 +159,11 @@ pub struct Memory {
     pub kills: BTreeMap<String, Kill>,
     /// Ids of containers whose preStop hook is over.
     pub pre_stopped: BTreeSet<String>,
-    /// Ids of containers whose preStop hook runs, or that are being stopped, by this process.
+    /// Why the pod as a whole has failed, whatever its containers do.
+    pub failure: Option<Failure>,
+    /// Ids of containers whose preStop hook runs, or that are being stopped, by this process; and until when they may.
     #[serde(skip)]
-    pub busy: BTreeSet<String>,
+    pub busy: BTreeMap<String, BootTime>,
     /// Until when a container's image or creation is not tried again, by container name.
     #[serde(skip)]
     pub held: BTreeMap<String, BootTime>,
@@ -175,6 +187,19 @@ impl Memory {
         }
         self.kills.retain(|id, _| running.contains(id.as_str()));
     }
+}
+
+/// Why a pod ends although it is wanted: its status says so, with phase Failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// `status.reason`.
+    pub reason: String,
+    /// `status.message`.
+    pub message: String,
+    /// From the stop signal to SIGKILL, if it is not the pod's own.
+    pub grace: Option<Duration>,
+    /// What the condition DisruptionTarget says, if it was the node that ended the pod.
+    pub disruption: Option<String>,
 }
 
 /// That a container is to end.

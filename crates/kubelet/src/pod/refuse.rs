@@ -4,21 +4,6 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1;
 
-/// Sysctls that a pod may set: they are counted or limited per namespace. Upstream: pkg/kubelet/sysctl/safe_sysctls.go.
-const SAFE_SYSCTLS: [&str; 12] = [
-    "kernel.shm_rmid_forced",
-    "net.ipv4.ip_local_port_range",
-    "net.ipv4.tcp_syncookies",
-    "net.ipv4.ping_group_range",
-    "net.ipv4.ip_unprivileged_port_start",
-    "net.ipv4.ip_local_reserved_ports",
-    "net.ipv4.tcp_keepalive_time",
-    "net.ipv4.tcp_fin_timeout",
-    "net.ipv4.tcp_keepalive_intvl",
-    "net.ipv4.tcp_keepalive_probes",
-    "net.ipv4.tcp_rmem",
-    "net.ipv4.tcp_wmem",
-];
 /// AppArmor before it was a field.
 const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 
@@ -32,7 +17,6 @@ pub(super) fn problems(pod: &v1::Pod) -> Vec<String> {
     for volume in spec.volumes.iter().flatten() {
         problems.extend(empty_dir(volume));
     }
-    problems.extend(sysctls(&spec));
     if wants_apparmor(pod, &spec) {
         problems.push(apparmor(Path::new("/sys/module/apparmor/parameters/enabled")));
     }
@@ -54,23 +38,6 @@ fn empty_dir(volume: &v1::Volume) -> Option<String> {
             volume.name
         )),
     }
-}
-
-/// Names may be written with dots or slashes. Values are the runtime's to check (CVE-2022-0811).
-fn sysctls(spec: &v1::PodSpec) -> Vec<String> {
-    let security = spec.security_context.clone().unwrap_or_default();
-    let mut problems = Vec::new();
-    for sysctl in security.sysctls.iter().flatten() {
-        let name = sysctl.name.replace('/', ".");
-        if !SAFE_SYSCTLS.contains(&name.as_str()) {
-            problems.push(format!("forbidden sysctl: {:?} not allowlisted", sysctl.name));
-        } else if spec.host_network == Some(true) && name.starts_with("net.") {
-            problems.push(format!("forbidden sysctl: {:?} not allowed with host net enabled", sysctl.name));
-        } else if spec.host_ipc == Some(true) && name.starts_with("kernel.") {
-            problems.push(format!("forbidden sysctl: {:?} not allowed with host ipc enabled", sysctl.name));
-        }
-    }
-    problems
 }
 
 fn wants_apparmor(pod: &v1::Pod, spec: &v1::PodSpec) -> bool {
@@ -118,25 +85,6 @@ mod tests {
                 assert!(told.len() == 1 && told[0].contains(expect), "{spec}: {told:?}");
             }
         }
-    }
-
-    #[test]
-    fn only_safe_sysctls_of_the_pod_s_own_namespaces_are_admitted() {
-        let sysctl = |name: &str| json!({ "sysctls": [{ "name": name, "value": "1" }] });
-        check(json!({ "securityContext": sysctl("net.ipv4.tcp_syncookies") }), None);
-        check(json!({ "securityContext": sysctl("kernel/shm_rmid_forced") }), None);
-        for name in ["kernel.core_pattern", "net.core.somaxconn", "vm.swappiness"] {
-            let expect = format!("forbidden sysctl: {name:?} not allowlisted");
-            check(json!({ "securityContext": sysctl(name) }), Some(&expect));
-        }
-        check(
-            json!({ "hostNetwork": true, "securityContext": sysctl("net.ipv4.tcp_syncookies") }),
-            Some("not allowed with host net enabled"),
-        );
-        check(
-            json!({ "hostIPC": true, "securityContext": sysctl("kernel.shm_rmid_forced") }),
-            Some("not allowed with host ipc enabled"),
-        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use k8s_openapi::api::core::v1;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
     HostIP, PodCondition, PodIP, PodStatus,
@@ -9,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 
 use crate::admission::Rejection;
 use crate::pod::container_details;
-use crate::pod::model::{Container, Pod, Role};
+use crate::pod::model::{Container, Pod, Role, qos_of};
 use crate::pod::plan::{
     Memory, ObservedContainer, ObservedPod, ObservedState, Outcome, is_initialized, is_running, is_started,
     newest, outcome,
@@ -67,6 +68,11 @@ pub fn render_status(
     if facts.ending && !seen.containers.values().flatten().any(is_running) {
         phase = final_phase(&main);
     }
+    let failure = facts.memory.failure.as_ref();
+    let runs = seen.containers.values().flatten().any(is_running);
+    if failure.is_some() && !runs {
+        phase = "Failed";
+    }
     let why = unready(pod, phase, &init, &main);
     let not_ready = why.clone().or_else(|| readiness_gates::unready(pod));
     let has_sandbox = seen.sandboxes.first().is_some_and(|sandbox| sandbox.ready);
@@ -80,7 +86,10 @@ pub fn render_status(
         ("PodScheduled", true, None),
     ];
     let generation = pod.source.metadata.generation;
-    let conditions = conditions.map(|(kind, status, why)| PodCondition {
+    let disruption = failure.and_then(|failure| failure.disruption.clone());
+    let disruption =
+        disruption.map(|message| ("DisruptionTarget", true, Some(("TerminationByKubelet", message))));
+    let conditions = conditions.into_iter().chain(disruption).map(|(kind, status, why)| PodCondition {
         observed_generation: generation,
         ..condition(kind, status, why, former, now)
     });
@@ -91,7 +100,9 @@ pub fn render_status(
     }
     PodStatus {
         phase: Some(phase.to_owned()),
-        conditions: Some(conditions.into()),
+        conditions: Some(conditions.collect()),
+        reason: failure.filter(|_| !runs).map(|failure| failure.reason.clone()),
+        message: failure.filter(|_| !runs).map(|failure| failure.message.clone()),
         container_statuses: Some(main),
         init_container_statuses: (!init.is_empty()).then_some(init),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
@@ -108,11 +119,14 @@ pub fn render_status(
 
 /// The status of a pod that this kubelet does not take.
 #[must_use]
-pub fn render_rejected(rejection: &Rejection, now: i64) -> PodStatus {
+pub fn render_rejected(pod: &v1::Pod, rejection: &Rejection, now: i64) -> PodStatus {
+    let qos = pod.spec.as_ref().map(|spec| qos_of(spec).name().to_owned());
     PodStatus {
         phase: Some("Failed".into()),
-        reason: Some(rejection.reason.into()),
+        reason: Some(rejection.reason.clone()),
         message: Some(format!("Pod was rejected: {}", rejection.message)),
+        observed_generation: pod.metadata.generation,
+        qos_class: qos,
         start_time: time(now),
         ..PodStatus::default()
     }

@@ -1,6 +1,7 @@
 //! The task of one pod: observe, plan, execute, report, wait. It owns the pod's state; others send wishes and wake it.
 
 mod execute;
+mod failing;
 mod hooks;
 mod observe;
 mod probing;
@@ -26,7 +27,7 @@ use crate::events::Kind;
 use crate::pod::back_off::BackOff;
 use crate::pod::model::{Pod, admit};
 use crate::pod::plan::{
-    Memory, ObservedContainer, ObservedPod, ObservedState, PodAction, PodPlan, WorkerState, plan_pod,
+    Failure, Memory, ObservedContainer, ObservedPod, ObservedState, PodAction, PodPlan, WorkerState, plan_pod,
 };
 use crate::pod::status::{StatusFacts, render_status};
 use crate::pod::termination;
@@ -53,9 +54,11 @@ pub(crate) struct Node {
 }
 
 /// Whether a pod is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
     Run,
+    /// Its object stays, and says why it failed; nothing of it is to run any more.
+    Fail(Arc<Failure>),
     Stop,
 }
 
@@ -160,7 +163,9 @@ impl Worker {
     /// Rounds until nothing of the pod is left.
     pub(crate) async fn run(mut self) {
         loop {
-            let is_wanted = *self.orders.wish.borrow_and_update() == Wish::Run;
+            let wish = self.orders.wish.borrow_and_update().clone();
+            let is_wanted = wish != Wish::Stop;
+            self.follow_failure(wish);
             let seen = match self.observe().await {
                 Ok(seen) => seen,
                 Err(error) => {
@@ -175,6 +180,7 @@ impl Worker {
             };
             self.memory.keep(&seen);
             self.state = self.state.next(&self.pod, &seen, is_wanted, BootTime::now());
+            self.fail_if_due();
             self.follow_probes(&seen);
             self.follow_tokens(&seen);
             self.hear_last_words(&seen);
@@ -196,7 +202,7 @@ impl Worker {
 
     /// Waits for whatever may change the plan.
     async fn wait(&mut self, until: Option<BootTime>) {
-        let until = self.next_token().into_iter().chain(until).min();
+        let until = self.next_token().into_iter().chain(until).chain(self.active_until()).min();
         let timer = async {
             match until {
                 Some(until) => tokio::time::sleep(until.since(BootTime::now())).await,

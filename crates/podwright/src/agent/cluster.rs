@@ -1,24 +1,20 @@
 //! Wiring of a node that belongs to a cluster: the kubelet gets its pods from the API server and tells it of them.
 
-mod other_nodes;
-mod service_proxy;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use hostnet::netfilter::WriterHandle;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
-use kubelet::api::{ApiConfig, ApiParts, ApiTokens, NodeConfig, Reserved};
+use kubelet::api::{ApiConfig, ApiParts, ApiTokens, NodeConfig, Places};
+use kubelet::{MemoryThreshold, Reserved, Sizing};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use self::service_proxy::Surroundings;
-use super::{Parts, Reports, parts};
+use super::{Parts, Standalone, parts};
 use crate::cli::{AgentArgs, PodNetwork};
-use crate::config::{Capacity, Settings};
+use crate::config::{Capacity, Settings, Threshold};
 use crate::node::Node;
 
 /// Where the kubelet's API listens.
@@ -29,31 +25,35 @@ const KUBELET_PORT: u16 = 10_250;
 pub(crate) struct Membership {
     kubeconfig: PathBuf,
     pod_network: PodNetwork,
-    proxy: proxy::Mode,
     node: NodeConfig,
+    pressure_transition: Duration,
+    allowed_sysctls: Vec<String>,
 }
 
 impl Membership {
     /// As the command line has it.
     pub(crate) fn of(args: &AgentArgs, node: &Node, settings: &Settings) -> Self {
-        let (status, capacity) = (settings.status, &settings.capacity);
+        let status = settings.status;
         Self {
             kubeconfig: args.kubeconfig.clone(),
             pod_network: args.pod_network,
-            proxy: args.proxy,
             node: NodeConfig {
                 name: node.name.clone(),
                 ip: node.address(),
                 labels: args.node_labels.clone(),
                 taints: settings.registration.taints.clone(),
                 register: settings.registration.register,
-                max_pods: capacity.max_pods,
-                reserved: reserved(capacity),
+                sizing: sizing(settings),
+                max_images: status.max_images,
+                provider_id: settings.registration.provider_id.clone(),
+                declared_features: Vec::new(),
                 port: settings.server.as_ref().map_or(KUBELET_PORT, |server| server.address.port()),
                 status_update: status.update_frequency,
                 status_report: status.report_frequency,
                 lease: Duration::from_secs(status.lease_duration_seconds.into()),
             },
+            pressure_transition: settings.eviction.pressure_transition_period,
+            allowed_sysctls: settings.allowed_unsafe_sysctls.clone(),
         }
     }
 
@@ -70,11 +70,15 @@ impl Membership {
         node: &Node,
         cri: Channel,
         network: watch::Sender<Option<cni::DefaultNetwork>>,
-        writer: WriterHandle,
         stop: &CancellationToken,
-    ) -> anyhow::Result<Reports> {
+    ) -> anyhow::Result<Standalone> {
         let client = kubelet::api::connect(&self.kubeconfig).await?;
-        let kubelet_config = parts::kubelet(node);
+        let kubelet_config = kubelet::Config {
+            sizing: Some(self.node.sizing),
+            pressure_transition: self.pressure_transition,
+            allowed_sysctls: self.allowed_sysctls,
+            ..parts::kubelet(node)
+        };
         let remembered = kubelet::remembered_pods(&kubelet_config.state_dir);
         let (desired, pods) = watch::channel(Arc::default());
         let (synced, is_synced) = watch::channel(false);
@@ -83,45 +87,67 @@ impl Membership {
         let (own, own_node) = watch::channel(None);
         let (services, known_services) = watch::channel(None);
         let tokens = Arc::new(ApiTokens::new(client.clone()));
-        let inputs = kubelet::Inputs { tokens: Some(tokens), services: known_services.clone() };
+        let (runtime_classes, known_classes) = watch::channel(None);
+        let (pressure, is_pressed) = watch::channel(false);
+        let inputs = kubelet::Inputs {
+            tokens: Some(tokens),
+            services: known_services,
+            node: own_node.clone(),
+            runtime_classes: known_classes,
+        };
         let stopped = || stop.clone().cancelled_owned();
         let joined = kubelet::Parts {
             cri: cri.clone(),
             desired: pods.clone(),
-            synced: is_synced.clone(),
+            synced: is_synced,
             report,
             events: Some(events),
             inputs,
+            pressure,
         };
         let running = kubelet::run(kubelet_config.clone(), joined, stopped());
         callers.spawn(async move { ("the kubelet", running.await.map_err(Into::into)) });
-        let config = ApiConfig { node: self.node, remembered, root_dir: kubelet_config.root_dir };
-        let ends =
-            ApiParts { desired, synced, report: reports.clone(), events: happened, cri, node: own, services };
-        let serving = kubelet::api::run(config, client.clone(), ends, stopped());
+        let places = Places { root_dir: kubelet_config.root_dir, cgroup_root: kubelet_config.cgroup_root };
+        let config = ApiConfig { node: self.node, remembered, places };
+        let ends = ApiParts {
+            desired,
+            synced,
+            report: reports.clone(),
+            events: happened,
+            cri,
+            node: own,
+            services,
+            runtime_classes,
+            pressure: is_pressed,
+        };
+        let serving = kubelet::api::run(config, client, ends, stopped());
         callers.spawn(async move {
             serving.await;
             ("the API server's client", Ok(()))
         });
-        let around = Surroundings {
-            own: own_node.clone(),
-            desired: pods.clone(),
-            synced: is_synced,
-            reports: reports.clone(),
-        };
-        let (proxy_report, proxy) = watch::channel(Arc::default());
-        let programming = (writer.clone(), proxy_report);
-        let serving = (client.clone(), self.proxy);
-        let proxying = service_proxy::run(parts::proxy(node), serving, around, programming, stopped());
-        callers.spawn(async move { ("the proxy", proxying.await) });
-        let connecting = other_nodes::run(self.pod_network, node.name.clone(), client, writer, stopped());
-        callers.spawn(async move { ("the network of nodes", connecting.await) });
         let following = follow_ranges(node.clone(), self.pod_network, own_node, network, stopped());
         callers.spawn(async move {
             following.await;
             ("the pod network", Ok(()))
         });
-        Ok(Reports { manifests: pods, kubelet: reports, services: known_services, proxy })
+        let (_, proxy) = watch::channel(Arc::default());
+        Ok(Standalone { manifests: pods, kubelet: reports, proxy })
+    }
+}
+
+/// How much pods may have.
+fn sizing(settings: &Settings) -> Sizing {
+    let capacity = &settings.capacity;
+    let threshold = settings.eviction.memory().map(|threshold| match threshold {
+        Threshold::Amount(amount) => MemoryThreshold::Bytes(u64::try_from(amount.ceil()).unwrap_or(0)),
+        Threshold::Share(share) => MemoryThreshold::Share(share),
+    });
+    Sizing {
+        max_pods: capacity.max_pods,
+        pods_per_core: capacity.pods_per_core,
+        reserved: reserved(capacity),
+        memory_threshold: threshold,
+        enforce_pods: capacity.enforce_pods,
     }
 }
 

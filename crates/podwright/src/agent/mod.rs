@@ -17,7 +17,7 @@ mod problems;
 mod services;
 mod sources;
 
-pub(crate) use sources::{Reports, Sources, node_object};
+pub(crate) use sources::{Sources, Standalone, node_object};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ pub(crate) enum Role {
         manifests: Vec<PathBuf>,
     },
     /// A node of a cluster.
-    Cluster(cluster::Membership),
+    Cluster(Box<cluster::Membership>),
 }
 
 /// `podwright run`: until a signal ends it; the pods stay.
@@ -72,7 +72,7 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
     file.apply(&mut node);
     file.tell();
     let membership = cluster::Membership::of(args, &node, &file.settings);
-    until_signal(node, Role::Cluster(membership))
+    until_signal(node, Role::Cluster(Box::new(membership)))
 }
 
 /// `podwright runtime`: until a signal ends it; the pods stay.
@@ -133,7 +133,7 @@ impl Agent {
         );
         servers.spawn(async move { ("the CRI server", serving.await.map_err(Into::into)) });
         let mut callers = Parts::new();
-        let reports = match role {
+        let standalone = match role {
             Role::Runtime => None,
             Role::Node { manifests } => {
                 // Pods that want it wait with the reason; the others need not.
@@ -143,10 +143,10 @@ impl Agent {
                 Some(start_node(&mut callers, &node, manifests, channel.clone(), writer, &stop)?)
             }
             Role::Cluster(membership) => {
-                Some(membership.start(&mut callers, &node, channel.clone(), network, writer, &stop).await?)
+                Some(membership.start(&mut callers, &node, channel.clone(), network, &stop).await?)
             }
         };
-        let sources = Arc::new(Sources { node, runtime, cri: channel, reports });
+        let sources = Arc::new(Sources { node, runtime, cri: channel, standalone });
         let admin =
             admin::server::serve(admin_listener, Arc::clone(&sources), stop.clone(), servers_stop.clone());
         servers.spawn(async move {
@@ -186,14 +186,14 @@ fn start_node(
     cri: Channel,
     writer: WriterHandle,
     stop: &CancellationToken,
-) -> anyhow::Result<Reports> {
+) -> anyhow::Result<Standalone> {
     let desired = manifest::watch(manifests)?;
     let (kubelet_report, pods) = watch::channel(Arc::default());
     let (proxy_report, services) = watch::channel(Arc::default());
     let (local_pods, endpoints) = watch::channel(Arc::default());
     let stopped = || stop.clone().cancelled_owned();
     let (with_addresses, known_services) = watch::channel(services::first(&desired.borrow()));
-    let inputs = kubelet::Inputs { tokens: None, services: known_services.clone() };
+    let inputs = kubelet::Inputs { services: known_services, ..kubelet::Inputs::none() };
     let telling = services::follow(services.clone(), with_addresses, stopped());
     callers.spawn(async move {
         telling.await;
@@ -208,6 +208,7 @@ fn start_node(
         report: kubelet_report,
         events: None,
         inputs,
+        pressure: watch::channel(false).0,
     };
     let kubelet = kubelet::run(parts::kubelet(node), joined, stopped());
     callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
@@ -232,7 +233,7 @@ fn start_node(
         telling.await;
         ("the log of problems", Ok(()))
     });
-    Ok(Reports { manifests: desired, kubelet: pods, services: known_services, proxy: services })
+    Ok(Standalone { manifests: desired, kubelet: pods, proxy: services })
 }
 
 /// A part that ended before it was told to.

@@ -79,5 +79,8 @@ pub(crate) fn kubelet(node: &Node) -> kubelet::Config {
         cluster_domain: node.cluster_domain.clone(),
         image_gc: node.image_gc,
         log_rotation: node.log_rotation,
+        sizing: None,
+        pressure_transition: std::time::Duration::ZERO,
+        allowed_sysctls: Vec::new(),
     }
 }

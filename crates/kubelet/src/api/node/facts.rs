@@ -19,12 +19,12 @@ pub(super) struct Machine {
 }
 
 /// Looks at the machine; what cannot be read is empty.
-pub(super) fn machine(root_dir: &Path) -> Machine {
+pub(super) fn machine(root_dir: &Path, cgroup_root: &str) -> Machine {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let machine_id = read("/etc/machine-id");
     let uuid = read("/sys/class/dmi/id/product_uuid");
     Machine {
-        capacity: Capacity::of_node(root_dir),
+        capacity: Capacity::of_node(root_dir, cgroup_root),
         system_uuid: if uuid.is_empty() { machine_id.clone() } else { uuid },
         machine_id,
         boot_id: read("/proc/sys/kernel/random/boot_id"),

@@ -6,7 +6,6 @@ mod lease;
 mod render;
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +21,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
+use super::Places;
 use super::source::{again, chain};
+use super::trouble::Trouble;
+use crate::sizing::Sizing;
 use crate::time::{BootTime, wall_ns};
 use render::{Observed, labels, node_object, status_of};
 
@@ -48,10 +50,14 @@ pub struct NodeConfig {
     pub taints: Vec<v1::Taint>,
     /// Whether the object is made when there is none (`registerNode`).
     pub register: bool,
-    /// Pods at most (`maxPods`).
-    pub max_pods: u32,
-    /// What is kept from pods.
-    pub reserved: Reserved,
+    /// How much of it pods may have.
+    pub sizing: Sizing,
+    /// Images in the status, at most (`nodeStatusMaxImages`); all of them without a number.
+    pub max_images: Option<u32>,
+    /// `spec.providerID` at registration.
+    pub provider_id: Option<String>,
+    /// What of Kubernetes' features that a node must declare this one has (KEP-5328).
+    pub declared_features: Vec<String>,
     /// Where the kubelet's API listens, in `status.daemonEndpoints`.
     pub port: u16,
     /// How often the status is looked at (`nodeStatusUpdateFrequency`).
@@ -62,44 +68,45 @@ pub struct NodeConfig {
     pub lease: Duration,
 }
 
-/// `kubeReserved` and `systemReserved` together, and the memory below which pods are evicted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reserved {
-    /// Thousandths of a CPU.
-    pub millicpu: u64,
-    /// Bytes.
-    pub memory: u64,
-    /// Bytes.
-    pub ephemeral_storage: u64,
-}
-
 /// Keeps the node's object and lease, for ever.
-pub(super) async fn keep(client: Client, config: NodeConfig, root_dir: PathBuf, cri: Channel) {
+pub(super) async fn keep(
+    client: Client,
+    config: NodeConfig,
+    places: Places,
+    cri: Channel,
+    mut pressure: watch::Receiver<bool>,
+) {
     let nodes = Api::<v1::Node>::all(client.clone());
-    let machine = facts::machine(&root_dir);
+    let machine = facts::machine(&places.root_dir, &places.cgroup_root);
     let mut known = register(&nodes, &config, &machine, &cri).await;
     let uid = known.metadata.uid.clone().unwrap_or_default();
     tokio::join!(lease::renew(client, config.name.clone(), uid, config.lease), async {
         let mut told = BootTime(0);
+        let mut trouble = Trouble::new("the node's status is not told; trying again");
         loop {
-            let observed = observe(&cri).await;
+            let mut observed = observe(&cri).await;
+            observed.memory_pressure = *pressure.borrow_and_update();
             let status = status_of(&config, &machine, &observed, known.status.as_ref(), wall_ns());
             let due = BootTime::now() >= told.after(config.status_report);
             if due || render::differs(known.status.as_ref(), &status) {
                 match tell(&nodes, &config.name, &status).await {
                     Ok(node) => {
+                        trouble.is_over();
                         known = node;
                         told = BootTime::now();
                     }
                     Err(error) => {
-                        tracing::warn!(error, "the node's status is not told; trying again");
+                        trouble.meet_text(&error);
                         tokio::time::sleep(AGAIN).await;
                         continue;
                     }
                 }
             }
             let wait = if render::is_ready(&status) { config.status_update } else { NOT_READY };
-            tokio::time::sleep(wait).await;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Ok(()) = pressure.changed() => {}
+            }
         }
     });
 }
@@ -107,12 +114,14 @@ pub(super) async fn keep(client: Client, config: NodeConfig, root_dir: PathBuf, 
 /// Follows the node's own object, for ever.
 pub(super) async fn follow(client: Client, name: String, node: watch::Sender<Option<Arc<v1::Node>>>) {
     let mut object = std::pin::pin!(again(watch_object(Api::<v1::Node>::all(client), &name)));
+    let mut trouble = Trouble::new("the API server does not tell of this node; trying again");
     while let Some(object) = object.next().await {
         match object {
-            Ok(object) => drop(node.send_replace(object.map(Arc::new))),
-            Err(error) => {
-                tracing::warn!(error = %chain(&error), "the API server does not tell of this node; trying again");
+            Ok(object) => {
+                trouble.is_over();
+                node.send_replace(object.map(Arc::new));
             }
+            Err(error) => trouble.meet(&error),
         }
     }
 }
@@ -189,5 +198,6 @@ async fn observe(cri: &Channel) -> Observed {
         runtime: version.ok().map(tonic::Response::into_inner),
         status: status.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned()),
         images: listed.map(|listed| listed.into_inner().images).unwrap_or_default(),
+        memory_pressure: false,
     }
 }

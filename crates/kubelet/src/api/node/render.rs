@@ -9,13 +9,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::NodeConfig;
 use super::facts::Machine;
+use crate::sizing::Allocatable;
 use crate::time::api_time;
 
 /// The release of Kubernetes whose kubelet this one is like, and what it is.
 const KUBELET_VERSION: &str = concat!("v1.36.3+podwright.", env!("CARGO_PKG_VERSION"));
-
-/// Images in the status, at most: the largest. Upstream: nodeStatusMaxImages.
-const MAX_IMAGES: usize = 50;
 
 /// Names of one image in the status, at most. Upstream: maxNamesPerImageInNodeStatus.
 const MAX_NAMES: usize = 5;
@@ -26,6 +24,8 @@ pub(super) struct Observed {
     /// The status, or why there is none.
     pub(super) status: Result<crv1::StatusResponse, String>,
     pub(super) images: Vec<crv1::Image>,
+    /// Whether memory runs short.
+    pub(super) memory_pressure: bool,
 }
 
 /// The object that is registered.
@@ -42,6 +42,7 @@ pub(super) fn node_object(config: &NodeConfig, machine: &Machine, observed: &Obs
             ..ObjectMeta::default()
         },
         spec: Some(v1::NodeSpec {
+            provider_id: config.provider_id.clone(),
             taints: (!config.taints.is_empty()).then(|| config.taints.clone()),
             ..v1::NodeSpec::default()
         }),
@@ -96,10 +97,11 @@ pub(super) fn status_of(
         daemon_endpoints: Some(v1::NodeDaemonEndpoints {
             kubelet_endpoint: Some(v1::DaemonEndpoint { port: config.port.into() }),
         }),
-        images: Some(images(&observed.images)),
+        images: Some(images(&observed.images, config.max_images)),
         node_info: Some(node_info(machine, observed)),
         runtime_handlers: Some(handlers(observed)).filter(|handlers| !handlers.is_empty()),
         features: features(observed),
+        declared_features: (!config.declared_features.is_empty()).then(|| config.declared_features.clone()),
         ..v1::NodeStatus::default()
     }
 }
@@ -129,23 +131,31 @@ pub(super) fn differs(known: Option<&v1::NodeStatus>, new: &v1::NodeStatus) -> b
             status.images.clone().unwrap_or_default(),
             status.node_info.clone(),
             status.runtime_handlers.clone().unwrap_or_default(),
+            status.declared_features.clone().unwrap_or_default(),
         )
     };
     still(known) != still(new)
 }
 
 fn amounts(config: &NodeConfig, machine: &Machine, allocatable: bool) -> BTreeMap<String, Quantity> {
-    let reserved = if allocatable { config.reserved } else { super::Reserved::default() };
-    let capacity = machine.capacity;
-    let millicpu = (capacity.cpus * 1000).saturating_sub(reserved.millicpu);
+    let all = machine.capacity;
+    let given = match allocatable {
+        true => config.sizing.allocatable(all),
+        false => Allocatable {
+            millicpu: all.cpus * 1000,
+            memory: all.memory,
+            ephemeral_storage: all.ephemeral_storage,
+            pods: config.sizing.pods(all.cpus),
+        },
+    };
+    let Allocatable { millicpu, memory, ephemeral_storage: storage, pods } = given;
     let cpu =
         if millicpu.is_multiple_of(1000) { (millicpu / 1000).to_string() } else { format!("{millicpu}m") };
     let kib = |bytes: u64| format!("{}Ki", bytes / 1024);
-    let storage = capacity.ephemeral_storage.saturating_sub(reserved.ephemeral_storage);
     let mut amounts = BTreeMap::from([
         ("cpu".to_owned(), Quantity(cpu)),
-        ("memory".to_owned(), Quantity(kib(capacity.memory.saturating_sub(reserved.memory)))),
-        ("pods".to_owned(), Quantity(config.max_pods.to_string())),
+        ("memory".to_owned(), Quantity(kib(memory))),
+        ("pods".to_owned(), Quantity(pods.to_string())),
         (
             "ephemeral-storage".to_owned(),
             Quantity(if allocatable { storage.to_string() } else { kib(storage) }),
@@ -165,13 +175,12 @@ fn amounts(config: &NodeConfig, machine: &Machine, allocatable: bool) -> BTreeMa
 
 fn conditions(observed: &Observed, former: Option<&v1::NodeStatus>, now: i64) -> Vec<v1::NodeCondition> {
     let (ready, reason, message) = readiness(observed);
+    let (memory_reason, memory_message) = match observed.memory_pressure {
+        true => ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+        false => ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+    };
     let all = [
-        (
-            "MemoryPressure",
-            false,
-            "KubeletHasSufficientMemory",
-            "kubelet has sufficient memory available".to_owned(),
-        ),
+        ("MemoryPressure", observed.memory_pressure, memory_reason, memory_message.to_owned()),
         ("DiskPressure", false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure".to_owned()),
         ("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available".to_owned()),
         ("Ready", ready, reason, message),
@@ -223,10 +232,11 @@ fn readiness(observed: &Observed) -> (bool, &'static str, String) {
     }
 }
 
-fn images(images: &[crv1::Image]) -> Vec<v1::ContainerImage> {
+fn images(images: &[crv1::Image], most: Option<u32>) -> Vec<v1::ContainerImage> {
     let mut all: Vec<&crv1::Image> = images.iter().collect();
     all.sort_by(|a, b| (b.size, &a.id).cmp(&(a.size, &b.id)));
-    let named = all.into_iter().take(MAX_IMAGES).map(|image| {
+    let most = most.map_or(usize::MAX, |most| usize::try_from(most).unwrap_or(usize::MAX));
+    let named = all.into_iter().take(most).map(|image| {
         let names = image.repo_digests.iter().chain(&image.repo_tags).take(MAX_NAMES).cloned().collect();
         v1::ContainerImage { names: Some(names), size_bytes: i64::try_from(image.size).ok() }
     });
@@ -274,9 +284,9 @@ fn features(observed: &Observed) -> Option<v1::NodeFeatures> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::Reserved;
     use super::*;
     use crate::downward::Capacity;
+    use crate::sizing::{MemoryThreshold, Reserved, Sizing};
 
     fn config() -> NodeConfig {
         NodeConfig {
@@ -285,8 +295,16 @@ mod tests {
             labels: vec![("pool".into(), "edge".into())],
             taints: Vec::new(),
             register: true,
-            max_pods: 110,
-            reserved: Reserved { millicpu: 500, memory: 1 << 30, ephemeral_storage: 0 },
+            sizing: Sizing {
+                max_pods: 110,
+                pods_per_core: None,
+                reserved: Reserved { millicpu: 500, memory: 1 << 30, ephemeral_storage: 0 },
+                memory_threshold: Some(MemoryThreshold::Bytes(100 << 20)),
+                enforce_pods: true,
+            },
+            max_images: Some(50),
+            provider_id: None,
+            declared_features: Vec::new(),
             port: 10250,
             status_update: Duration::from_secs(10),
             status_report: Duration::from_secs(300),
@@ -311,7 +329,7 @@ mod tests {
             status: Some(crv1::RuntimeStatus { conditions }),
             ..crv1::StatusResponse::default()
         };
-        Observed { runtime: None, status: Ok(status), images: Vec::new() }
+        Observed { runtime: None, status: Ok(status), images: Vec::new(), memory_pressure: false }
     }
 
     #[test]
@@ -330,7 +348,7 @@ mod tests {
         );
         assert_eq!(
             text(true),
-            "cpu=1500m ephemeral-storage=107374182400 hugepages-2Mi=8Mi memory=3145728Ki pods=110"
+            "cpu=1500m ephemeral-storage=107374182400 hugepages-2Mi=8Mi memory=3043328Ki pods=110"
         );
     }
 

@@ -2,9 +2,14 @@
 //! soon as its container is to end, whoever's turn it is, and counts against the grace. Upstream: kuberuntime,
 //! termination ordering.
 
+use std::time::Duration;
+
 use crate::pod::model::{Container, Role};
 use crate::pod::plan::{Kill, ObservedContainer, PodAction, PodPlan, Round, StopReason, is_running};
 use crate::time::BootTime;
+
+/// Deadlines that are as good as the same: CRI counts seconds.
+const SAME: Duration = Duration::from_secs(1);
 
 impl Round<'_> {
     /// Everything is stopped, then removed.
@@ -75,18 +80,26 @@ impl Round<'_> {
         plan: &mut PodPlan,
     ) {
         let id = running.id.clone();
-        if self.memory.busy.contains(&id) {
+        let name = container.name.clone();
+        if let Some(until) = self.memory.busy.get(&id) {
+            // A shorter grace that was told meanwhile: the runtime is told too. A hook is left alone until it is over.
+            let stopping = self.memory.pre_stopped.contains(&id) || !has_hook(container);
+            if kill.deadline.after(SAME) < *until && (stopping || kill.deadline <= self.now) {
+                plan.actions.push(PodAction::StopContainer { id, name, kill });
+            }
             return;
         }
-        let name = container.name.clone();
-        let has_hook =
-            container.spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some());
         // No hook once the grace is over.
-        let pending = has_hook && !self.memory.pre_stopped.contains(&id) && kill.deadline > self.now;
+        let pending =
+            has_hook(container) && !self.memory.pre_stopped.contains(&id) && kill.deadline > self.now;
         if pending {
             plan.actions.push(PodAction::PreStop { id, name, kill });
         } else if is_turn {
             plan.actions.push(PodAction::StopContainer { id, name, kill });
         }
     }
+}
+
+fn has_hook(container: &Container) -> bool {
+    container.spec.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some())
 }

@@ -197,12 +197,12 @@ fn sidecars_end_after_the_main_containers_in_reverse_order() {
     let plan = plan_pod(&pod, state, &seen(true, &all), &memory, NOW);
     assert_eq!(told(&plan), ["a", "b", "+t"], "a hook runs at once");
     assert_eq!(plan.wake_at, Some(deadline));
-    memory.busy.extend(["a0", "b0", "t0"].map(str::to_owned));
+    memory.busy.extend(["a0", "b0", "t0"].map(|id| (id.to_owned(), NOW)));
     assert!(plan_pod(&pod, state, &seen(true, &all), &memory, NOW).actions.is_empty(), "all is on its way");
     memory.busy.clear();
     memory.pre_stopped.insert("t0".into());
     let some = [("s", running()), ("t", running()), ("a", exited(0)), ("b", running())];
-    memory.busy.insert("b0".into());
+    memory.busy.insert("b0".into(), NOW);
     assert!(plan_pod(&pod, state, &seen(true, &some), &memory, NOW).actions.is_empty(), "b still runs");
     let late = plan_pod(&pod, state, &seen(true, &some), &memory, deadline);
     assert_eq!(told(&late), ["t", "s"], "nobody's turn matters once the time is over");
@@ -236,6 +236,40 @@ fn a_container_that_is_to_end_runs_its_hook_then_is_stopped_within_its_own_grace
     memory.pre_stopped.clear();
     let late = plan_pod(&pod, state, &seen, &memory, kill.deadline);
     assert_eq!(told(&late), ["a"], "no hook once the grace is over");
+}
+
+#[test]
+fn a_shorter_grace_that_is_told_later_reaches_the_runtime() {
+    let pod = pod_of(json!({ "containers": [
+        { "name": "a", "image": "i" },
+        { "name": "b", "image": "i", "lifecycle": { "preStop": { "sleep": { "seconds": 20 } } } },
+    ] }));
+    let until = NOW.after(Duration::from_secs(30));
+    let busy = ["a0", "b0"].map(|id| (id.to_owned(), until));
+    let memory = Memory { busy: busy.into(), ..Memory::default() };
+    let seen = seen(true, &[("a", running()), ("b", running())]);
+    let plan = |seconds, now| {
+        let deadline = NOW.after(Duration::from_secs(seconds));
+        told(&plan_pod(&pod, WorkerState::Terminating { deadline }, &seen, &memory, now))
+    };
+    assert!(plan(30, NOW).is_empty() && plan(29, NOW).is_empty(), "it is as it was said");
+    assert_eq!(plan(5, NOW), ["a"], "a hook has until then");
+    assert_eq!(plan(5, NOW.after(Duration::from_secs(5))), ["a", "b"]);
+}
+
+#[test]
+fn a_pod_that_has_failed_as_a_whole_ends_and_stays() {
+    let (soon, later) = (NOW, NOW.after(Duration::from_secs(9)));
+    let failed = WorkerState::Syncing.failed(later);
+    assert_eq!(failed, WorkerState::Completing { deadline: later });
+    assert_eq!(failed.failed(soon), WorkerState::Completing { deadline: soon });
+    let ending = WorkerState::Terminating { deadline: later };
+    assert_eq!(ending.failed(soon), ending);
+    let plan = plan_pod(&simple("Always"), failed, &seen(true, &[("a", running())]), &Memory::default(), NOW);
+    assert_eq!(told(&plan), ["a"]);
+    let plan =
+        plan_pod(&simple("Always"), failed, &seen(false, &[("a", exited(137))]), &Memory::default(), NOW);
+    assert!(plan.actions.is_empty(), "nothing is started again: {plan:?}");
 }
 
 #[test]

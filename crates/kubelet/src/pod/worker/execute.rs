@@ -135,15 +135,17 @@ impl Worker {
             self.node.reporter.event(&self.pod, Kind::Warning, "DNSConfigForming", message);
         }
         self.tell_missing_dns();
-        let config = match self.sandbox_config(attempt, dns.config) {
-            Ok(config) => config,
+        let config = self.sandbox_config(attempt, dns.config);
+        let (config, runtime_handler) = match config.and_then(|config| Ok((config, self.runtime_handler()?)))
+        {
+            Ok(both) => both,
             Err(message) => {
                 self.node.reporter.event(&self.pod, Kind::Warning, "FailedCreatePodSandBox", &message);
                 self.memory.sandbox_held = Some(BootTime::now().after(RETRY));
                 return;
             }
         };
-        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };
+        let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler };
         match self.runtime().run_pod_sandbox(request).await {
             Ok(_) => {
                 self.memory.sandbox_held = None;
@@ -296,6 +298,20 @@ impl Worker {
             &format!("Container started: {}", container.name),
         );
         Ok(Some(id))
+    }
+
+    /// What the pod's RuntimeClass names; the runtime's default without one.
+    fn runtime_handler(&self) -> Result<String, String> {
+        let spec = self.pod.source.spec.as_ref();
+        let class = spec.and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+        if class.is_empty() {
+            return Ok(String::new());
+        }
+        let classes = self.node.inputs.runtime_classes.borrow().clone();
+        let handler = classes.as_ref().and_then(|classes| classes.get(class).cloned());
+        handler.ok_or_else(|| {
+            format!("Failed to create pod sandbox: failed to get sandbox runtime: RuntimeClass {class:?} not found")
+        })
     }
 
     fn sandbox_config(&self, attempt: u32, dns: v1::DnsConfig) -> Result<v1::PodSandboxConfig, String> {

@@ -43,7 +43,7 @@ impl Worker {
         let Some(handler) = lifecycle.and_then(|lifecycle| lifecycle.pre_stop.clone()) else { return };
         let target = target(container, &id, self.pod_ip(seen));
         let (cri, news, name) = (self.node.cri.clone(), self.tasks.news.clone(), container.name.clone());
-        self.memory.busy.insert(id.clone());
+        self.memory.busy.insert(id.clone(), kill.deadline);
         let pod = self.pod.clone();
         self.tasks.running.spawn(async move {
             let left = kill.deadline.since(BootTime::now());

@@ -31,7 +31,7 @@ impl Worker {
 
     /// Begins to stop a container.
     pub(super) fn stop(&mut self, id: String, kill: Kill) {
-        self.memory.busy.insert(id.clone());
+        self.memory.busy.insert(id.clone(), kill.deadline);
         let (mut runtime, news) = (self.runtime(), self.tasks.news.clone());
         let pod = self.pod.name.clone();
         self.tasks.running.spawn(async move {

@@ -1,0 +1,54 @@
+//! Pods that end as a whole although they are wanted: evicted by the node, or longer active than they may be. Their objects
+//! stay and say so.
+
+use std::time::Duration;
+
+use super::{Wish, Worker};
+use crate::events::Kind;
+use crate::pod::plan::{Failure, WorkerState};
+use crate::time::{BootTime, wall_ns};
+
+/// Upstream: pkg/kubelet/active_deadline.go.
+const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
+
+impl Worker {
+    /// Takes over why the pod is to fail. The first reason stands.
+    pub(super) fn follow_failure(&mut self, wish: Wish) {
+        if let Wish::Fail(failure) = wish
+            && self.memory.failure.is_none()
+            && self.state == WorkerState::Syncing
+        {
+            self.memory.failure = Some((*failure).clone());
+        }
+    }
+
+    /// A pod that has failed, or that is longer active than it may be, is on its way to its end.
+    pub(super) fn fail_if_due(&mut self) {
+        let now = BootTime::now();
+        if self.memory.failure.is_none() && self.active_until().is_some_and(|until| until <= now) {
+            self.node.reporter.event(&self.pod, Kind::Normal, DEADLINE_EXCEEDED, DEADLINE_MESSAGE);
+            self.memory.failure = Some(Failure {
+                reason: DEADLINE_EXCEEDED.to_owned(),
+                message: DEADLINE_MESSAGE.to_owned(),
+                grace: None,
+                disruption: None,
+            });
+        }
+        if let (Some(failure), WorkerState::Syncing) = (&self.memory.failure, self.state) {
+            let grace = failure.grace.unwrap_or(self.pod.grace).max(Duration::from_secs(1));
+            self.state = self.state.failed(now.after(grace));
+        }
+    }
+
+    /// When the pod's `activeDeadlineSeconds` are over, while it is active.
+    pub(super) fn active_until(&self) -> Option<BootTime> {
+        let allowed = self.pod.source.spec.as_ref()?.active_deadline_seconds?;
+        if self.state != WorkerState::Syncing {
+            return None;
+        }
+        let end = self.start_time.saturating_add(allowed.saturating_mul(1_000_000_000));
+        let left = u64::try_from(end.saturating_sub(wall_ns())).unwrap_or(0);
+        Some(BootTime::now().after(Duration::from_nanos(left)))
+    }
+}
