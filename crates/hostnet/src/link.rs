@@ -13,7 +13,7 @@ use futures::channel::mpsc::UnboundedReceiver;
 use futures::stream::StreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressHeaderFlags;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkMessage,
 };
@@ -291,17 +291,20 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn addresses(&self, index: u32) -> Result<Vec<IpNet>, LinkError> {
-        use netlink_packet_route::address::AddressAttribute;
         let found = self.handle.address().get().set_link_index_filter(index).execute();
         let messages: Vec<_> = found.try_collect().await.map_err(refused("list addresses"))?;
-        let address = |message: netlink_packet_route::address::AddressMessage| {
-            let prefix = message.header.prefix_len;
-            message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => IpNet::new(*address, prefix).ok(),
-                _ => None,
-            })
-        };
-        Ok(messages.into_iter().filter_map(address).collect())
+        Ok(messages.iter().filter_map(address_of).collect())
+    }
+
+    /// Every link's addresses, with the links' indices.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn all_addresses(&self) -> Result<Vec<(u32, IpNet)>, LinkError> {
+        let found = self.handle.address().get().execute();
+        let messages: Vec<AddressMessage> = found.try_collect().await.map_err(refused("list addresses"))?;
+        let of_link = |message: &AddressMessage| Some((message.header.index, address_of(message)?));
+        Ok(messages.iter().filter_map(of_link).collect())
     }
 
     /// Adds a route through a gateway; one that is there already is no error.
@@ -422,6 +425,14 @@ pub fn write_sysctl(path: &str, value: &str) -> Result<(), LinkError> {
         value: value.to_owned(),
         source,
     })
+}
+
+fn address_of(message: &AddressMessage) -> Option<IpNet> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    });
+    IpNet::new(address?, message.header.prefix_len).ok()
 }
 
 fn link_of(message: &LinkMessage) -> Link {

@@ -1,3 +1,21 @@
 //! Pods of other nodes: Node objects become routes, or a VXLAN where nodes are not neighbours.
 //!
-//! It knows nothing of pods, only of the ranges that nodes have.
+//! ```text
+//!  Nodes ────────watch─┐
+//!  links, addresses ───┴► plan ─► Plan ─► routes, VXLAN device and peers
+//!                                    └──► the one netfilter writer: no NAT between pods
+//! ```
+//! It knows nothing of pods, only of the ranges that nodes have. What it makes outlives the agent, as pods do; it is marked, so
+//! that a later agent finds and changes it. While the API server is away, everything stays.
+
+mod apply;
+mod member;
+mod plan;
+mod rules;
+mod run;
+
+pub use apply::remove;
+pub use member::Member;
+pub use plan::{OnLink, Overlay, Plan, Refusal, plan};
+pub use rules::render_rules;
+pub use run::{Config, PodnetError, run};

@@ -148,6 +148,9 @@ pub(crate) struct AgentArgs {
     /// Who connects pods: CNI configuration files that the cluster brings, or our own bridge and routes
     #[arg(long, value_enum, value_name = "WHO", default_value = "cni")]
     pub(crate) pod_network: PodNetwork,
+    /// Whether to serve Services: on, off, or auto: on, unless a kube-proxy pod runs on the node
+    #[arg(long, value_name = "WHEN", default_value_t)]
+    pub(crate) proxy: proxy::Mode,
     /// Labels of the node, as KEY=VALUE with commas between
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,

@@ -60,6 +60,7 @@ impl Cluster {
     fn set_up(&self) -> Result<()> {
         self.control_plane.start_controllers()?;
         self.kubectl_as("super-admin", &["apply", "-f", "-"], Some(&objects::kubeadm(&self.control_plane)))?;
+        self.apply(objects::NODE_RIGHTS)?;
         self.control_plane.wait(Component::ControllerManager)?;
         self.control_plane.wait(Component::Scheduler)?;
         // Without it no pod is admitted.

@@ -12,6 +12,9 @@ pub fn kubeadm(control_plane: &ControlPlane) -> String {
     filled(include_str!("objects/kubeadm.yaml")).replace("CLUSTER_INFO", &info)
 }
 
+/// What an administrator applies for nodes with our proxy and our network of pods.
+pub const NODE_RIGHTS: &str = include_str!("../../../deploy/rbac.yaml");
+
 /// CoreDNS.
 #[must_use]
 pub fn coredns() -> String {

@@ -1,9 +1,13 @@
 //! Wiring of a node that belongs to a cluster: the kubelet gets its pods from the API server and tells it of them.
 
+mod other_nodes;
+mod service_proxy;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use hostnet::netfilter::WriterHandle;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
 use kubelet::api::{ApiConfig, ApiParts, ApiTokens, NodeConfig, Places};
@@ -12,7 +16,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use super::{Parts, Standalone, parts};
+use self::service_proxy::Surroundings;
+use super::{Parts, Reports, parts};
 use crate::cli::{AgentArgs, PodNetwork};
 use crate::config::{Capacity, Settings, Threshold};
 use crate::node::Node;
@@ -25,6 +30,7 @@ const KUBELET_PORT: u16 = 10_250;
 pub(crate) struct Membership {
     kubeconfig: PathBuf,
     pod_network: PodNetwork,
+    proxy: proxy::Mode,
     node: NodeConfig,
     pressure_transition: Duration,
     allowed_sysctls: Vec<String>,
@@ -37,6 +43,7 @@ impl Membership {
         Self {
             kubeconfig: args.kubeconfig.clone(),
             pod_network: args.pod_network,
+            proxy: args.proxy,
             node: NodeConfig {
                 name: node.name.clone(),
                 ip: node.address(),
@@ -70,8 +77,9 @@ impl Membership {
         node: &Node,
         cri: Channel,
         network: watch::Sender<Option<cni::DefaultNetwork>>,
+        writer: WriterHandle,
         stop: &CancellationToken,
-    ) -> anyhow::Result<Standalone> {
+    ) -> anyhow::Result<Reports> {
         let client = kubelet::api::connect(&self.kubeconfig).await?;
         let kubelet_config = kubelet::Config {
             sizing: Some(self.node.sizing),
@@ -91,7 +99,7 @@ impl Membership {
         let (pressure, is_pressed) = watch::channel(false);
         let inputs = kubelet::Inputs {
             tokens: Some(tokens),
-            services: known_services,
+            services: known_services.clone(),
             node: own_node.clone(),
             runtime_classes: known_classes,
         };
@@ -99,7 +107,7 @@ impl Membership {
         let joined = kubelet::Parts {
             cri: cri.clone(),
             desired: pods.clone(),
-            synced: is_synced,
+            synced: is_synced.clone(),
             report,
             events: Some(events),
             inputs,
@@ -120,18 +128,30 @@ impl Membership {
             runtime_classes,
             pressure: is_pressed,
         };
-        let serving = kubelet::api::run(config, client, ends, stopped());
+        let serving = kubelet::api::run(config, client.clone(), ends, stopped());
         callers.spawn(async move {
             serving.await;
             ("the API server's client", Ok(()))
         });
+        let around = Surroundings {
+            own: own_node.clone(),
+            desired: pods.clone(),
+            synced: is_synced,
+            reports: reports.clone(),
+        };
+        let (proxy_report, proxy) = watch::channel(Arc::default());
+        let programming = (writer.clone(), proxy_report);
+        let serving = (client.clone(), self.proxy);
+        let proxying = service_proxy::run(parts::proxy(node), serving, around, programming, stopped());
+        callers.spawn(async move { ("the proxy", proxying.await) });
+        let connecting = other_nodes::run(self.pod_network, node.name.clone(), client, writer, stopped());
+        callers.spawn(async move { ("the network of nodes", connecting.await) });
         let following = follow_ranges(node.clone(), self.pod_network, own_node, network, stopped());
         callers.spawn(async move {
             following.await;
             ("the pod network", Ok(()))
         });
-        let (_, proxy) = watch::channel(Arc::default());
-        Ok(Standalone { manifests: pods, kubelet: reports, proxy })
+        Ok(Reports { manifests: pods, kubelet: reports, services: known_services, proxy })
     }
 }
 

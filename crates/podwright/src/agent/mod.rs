@@ -17,7 +17,7 @@ mod problems;
 mod services;
 mod sources;
 
-pub(crate) use sources::{Sources, Standalone, node_object};
+pub(crate) use sources::{Reports, Sources, node_object};
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -133,7 +133,7 @@ impl Agent {
         );
         servers.spawn(async move { ("the CRI server", serving.await.map_err(Into::into)) });
         let mut callers = Parts::new();
-        let standalone = match role {
+        let reports = match role {
             Role::Runtime => None,
             Role::Node { manifests } => {
                 // Pods that want it wait with the reason; the others need not.
@@ -143,10 +143,10 @@ impl Agent {
                 Some(start_node(&mut callers, &node, manifests, channel.clone(), writer, &stop)?)
             }
             Role::Cluster(membership) => {
-                Some(membership.start(&mut callers, &node, channel.clone(), network, &stop).await?)
+                Some(membership.start(&mut callers, &node, channel.clone(), network, writer, &stop).await?)
             }
         };
-        let sources = Arc::new(Sources { node, runtime, cri: channel, standalone });
+        let sources = Arc::new(Sources { node, runtime, cri: channel, reports });
         let admin =
             admin::server::serve(admin_listener, Arc::clone(&sources), stop.clone(), servers_stop.clone());
         servers.spawn(async move {
@@ -186,14 +186,14 @@ fn start_node(
     cri: Channel,
     writer: WriterHandle,
     stop: &CancellationToken,
-) -> anyhow::Result<Standalone> {
+) -> anyhow::Result<Reports> {
     let desired = manifest::watch(manifests)?;
     let (kubelet_report, pods) = watch::channel(Arc::default());
     let (proxy_report, services) = watch::channel(Arc::default());
     let (local_pods, endpoints) = watch::channel(Arc::default());
     let stopped = || stop.clone().cancelled_owned();
     let (with_addresses, known_services) = watch::channel(services::first(&desired.borrow()));
-    let inputs = kubelet::Inputs { services: known_services, ..kubelet::Inputs::none() };
+    let inputs = kubelet::Inputs { services: known_services.clone(), ..kubelet::Inputs::none() };
     let telling = services::follow(services.clone(), with_addresses, stopped());
     callers.spawn(async move {
         telling.await;
@@ -233,7 +233,7 @@ fn start_node(
         telling.await;
         ("the log of problems", Ok(()))
     });
-    Ok(Standalone { manifests: desired, kubelet: pods, proxy: services })
+    Ok(Reports { manifests: desired, kubelet: pods, services: known_services, proxy: services })
 }
 
 /// A part that ended before it was told to.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cri::v1::StatusRequest;
 use cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_openapi::api::core::v1::Node as NodeObject;
+use k8s_openapi::api::core::v1::{Node as NodeObject, Service};
 use kubelet::NodeReport;
 use manifest::Loaded;
 use proxy::ProxyReport;
@@ -26,18 +26,20 @@ pub(crate) struct Sources {
     pub(crate) runtime: Arc<Runtime>,
     /// A channel to its CRI server.
     pub(crate) cri: Channel,
-    /// What there is more on a node that runs manifests.
-    pub(crate) standalone: Option<Standalone>,
+    /// What there is more where a kubelet runs.
+    pub(crate) reports: Option<Reports>,
 }
 
 /// What kubelet and proxy report.
 #[derive(Clone)]
-pub(crate) struct Standalone {
-    /// The manifests as they are now.
+pub(crate) struct Reports {
+    /// What the kubelet is told to run, by manifests or by the API server.
     pub(crate) manifests: watch::Receiver<Arc<Loaded>>,
     /// Pods and events.
     pub(crate) kubelet: watch::Receiver<Arc<NodeReport>>,
-    /// Services and endpoints.
+    /// Services with their addresses; none before they are known.
+    pub(crate) services: watch::Receiver<Option<Arc<Vec<Service>>>>,
+    /// Endpoints of Services that manifests have, and what is not served.
     pub(crate) proxy: watch::Receiver<Arc<ProxyReport>>,
 }
 
@@ -51,8 +53,8 @@ impl Sources {
     pub(crate) async fn report(&self) -> Report {
         let agent = Agent { pid: std::process::id(), version: env!("CARGO_PKG_VERSION").to_owned() };
         let mut report = Report { agent: Some(agent), node: self.node_object().await, ..Report::default() };
-        match &self.standalone {
-            Some(standalone) => standalone.add_to(&mut report),
+        match &self.reports {
+            Some(reports) => reports.add_to(&mut report),
             None => match sandboxes::pods(self.cri.clone()).await {
                 Ok(pods) => report.pods = pods,
                 Err(error) => report.problems.push(format!("{error:#}")),
@@ -77,15 +79,16 @@ impl Sources {
     }
 }
 
-impl Standalone {
+impl Reports {
     fn add_to(&self, report: &mut Report) {
         let kubelet = Arc::clone(&self.kubelet.borrow());
         let proxy = Arc::clone(&self.proxy.borrow());
         report.pods = kubelet.pods.iter().map(|pod| (**pod).clone()).collect();
         report.events = kubelet.events.iter().map(|event| (**event).clone()).collect();
-        report.services.clone_from(&proxy.services);
+        report.services = self.services.borrow().as_deref().cloned().unwrap_or_default();
         report.endpoint_slices.clone_from(&proxy.endpoints);
         report.problems = self.manifests.borrow().problems.iter().map(ToString::to_string).collect();
+        report.problems.extend(proxy.problems.iter().map(ToString::to_string));
     }
 }
 

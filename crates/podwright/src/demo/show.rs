@@ -11,7 +11,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 
 use super::times::{self, PodTimes};
 use super::{isolation, traffic};
-use crate::agent::{Sources, Standalone};
+use crate::agent::{Reports, Sources};
 use crate::image::built_in;
 use crate::node::Node;
 use crate::output;
@@ -24,9 +24,8 @@ const REQUESTS: u32 = 30;
 
 /// Shows it all; an error where something does not work.
 pub(super) async fn everything(sources: &Sources, start: Instant) -> anyhow::Result<()> {
-    let standalone = sources.standalone.as_ref().context("the node runs no manifests")?;
-    let problems: Vec<String> =
-        standalone.manifests.borrow().problems.iter().map(ToString::to_string).collect();
+    let known = sources.reports.as_ref().context("the node runs no manifests")?;
+    let problems: Vec<String> = known.manifests.borrow().problems.iter().map(ToString::to_string).collect();
     if !problems.is_empty() {
         bail!("the manifest has problems:\n{}", problems.join("\n"));
     }
@@ -35,18 +34,18 @@ pub(super) async fn everything(sources: &Sources, start: Instant) -> anyhow::Res
     let image = image(sources).await?;
     clock.say(&format!("image {image}"));
     let ready = tokio::time::timeout(PATIENCE, async {
-        pods_ready(standalone, clock).await?;
-        endpoints_ready(standalone, clock).await
+        pods_ready(known, clock).await?;
+        endpoints_ready(known, clock).await
     });
     match ready.await {
         Ok(ready) => ready?,
-        Err(_) => bail!("not everything was ready after {} s:\n{}", PATIENCE.as_secs(), pods(standalone)),
+        Err(_) => bail!("not everything was ready after {} s:\n{}", PATIENCE.as_secs(), pods(known)),
     }
-    for (title, address) in addresses(&standalone.proxy.borrow().services)? {
+    for (title, address) in addresses(&known.proxy.borrow().services)? {
         let answers = traffic::send(address, REQUESTS).await?;
         output::text(&format!("\n{}", traffic::render(&title, &answers)));
     }
-    output::text(&format!("\nstart times by step\n{}", times::render(&pod_times(standalone))));
+    output::text(&format!("\nstart times by step\n{}", times::render(&pod_times(known))));
     output::text(&format!("\niptables -t nat -S KUBE-SERVICES\n{}", chain().await?));
     Ok(())
 }
@@ -68,9 +67,9 @@ async fn image(sources: &Sources) -> anyhow::Result<String> {
 }
 
 /// Follows the kubelet's report, one line for each change of a pod.
-async fn pods_ready(standalone: &Standalone, clock: Clock) -> anyhow::Result<()> {
-    let wanted = standalone.manifests.borrow().objects.pods.len();
-    let mut reports = standalone.kubelet.clone();
+async fn pods_ready(known: &Reports, clock: Clock) -> anyhow::Result<()> {
+    let wanted = known.manifests.borrow().objects.pods.len();
+    let mut reports = known.kubelet.clone();
     let mut told = BTreeMap::new();
     loop {
         let pods = reports.borrow_and_update().pods.clone();
@@ -94,10 +93,10 @@ fn is_ready(pod: &Pod) -> bool {
 }
 
 /// Waits until the rules of every Service lead to a pod.
-async fn endpoints_ready(standalone: &Standalone, clock: Clock) -> anyhow::Result<()> {
-    let wanted = standalone.manifests.borrow().objects.services.len();
-    let pods = standalone.kubelet.borrow().pods.len();
-    let mut reports = standalone.proxy.clone();
+async fn endpoints_ready(known: &Reports, clock: Clock) -> anyhow::Result<()> {
+    let wanted = known.manifests.borrow().objects.services.len();
+    let pods = known.kubelet.borrow().pods.len();
+    let mut reports = known.proxy.clone();
     let report = reports
         .wait_for(|report| {
             let complete = report.endpoints.iter().filter(|slice| ready_endpoints(slice) >= pods);
@@ -117,13 +116,13 @@ fn ready_endpoints(slice: &EndpointSlice) -> usize {
     ready.count()
 }
 
-fn pods(standalone: &Standalone) -> String {
-    let pods: Vec<Pod> = standalone.kubelet.borrow().pods.iter().map(|pod| (**pod).clone()).collect();
+fn pods(known: &Reports) -> String {
+    let pods: Vec<Pod> = known.kubelet.borrow().pods.iter().map(|pod| (**pod).clone()).collect();
     table::pods(&pods, table::Width::Wide, crate::status::now()).unwrap_or_default()
 }
 
-fn pod_times(standalone: &Standalone) -> Vec<PodTimes> {
-    let report = standalone.kubelet.borrow();
+fn pod_times(known: &Reports) -> Vec<PodTimes> {
+    let report = known.kubelet.borrow();
     let ip_of = |uid: &str| {
         let pod = report.pods.iter().find(|pod| pod.metadata.uid.as_deref() == Some(uid));
         pod.and_then(|pod| pod.status.as_ref()?.pod_ip.clone()).unwrap_or_else(|| "-".to_owned())

@@ -172,9 +172,10 @@ fn unready(pod: &Pod) -> String {
     ready.and_then(|one| one.message.clone().or_else(|| one.reason.clone())).unwrap_or_default()
 }
 
-/// One row for each Service, with the endpoints it has now.
+/// One row for each Service, with the endpoints it has now where any are known: a cluster's are kubectl's to show.
 fn services(services: &[Service], slices: &[EndpointSlice], width: Width) -> Option<String> {
     let header = ["NAMESPACE", "NAME", "TYPE", "CLUSTER-IP", "PORT(S)", "ENDPOINTS"];
+    let columns = if slices.is_empty() { header.len() - 1 } else { header.len() };
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     rows.extend(services.iter().map(|service| {
         let spec = service.spec.clone().unwrap_or_default();
@@ -187,6 +188,7 @@ fn services(services: &[Service], slices: &[EndpointSlice], width: Width) -> Opt
             endpoints(service, slices, width),
         ]
     }));
+    rows.iter_mut().for_each(|row| row.truncate(columns));
     (rows.len() > 1).then(|| align(&rows))
 }
 

@@ -94,6 +94,12 @@ problems
 }
 
 #[test]
+fn endpoints_that_nobody_knows_are_not_told_of() {
+    let text = render(&Report { endpoint_slices: Vec::new(), ..report() }, Width::Normal, now());
+    assert!(text.contains("CLUSTER-IP  PORT(S)\n") && !text.contains("<none>"), "{text}");
+}
+
+#[test]
 fn the_wide_table_cuts_nothing() {
     let text = render(&report(), Width::Wide, now());
     for part in ["pod=loop_default(uid-of-loop)\n", "10.85.0.9:8080\n", "uid-of-web-1", " UID "] {
