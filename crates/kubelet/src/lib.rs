@@ -21,6 +21,7 @@ pub mod pod;
 mod probe;
 mod pull_secrets;
 mod report;
+pub mod server;
 mod services;
 mod sizing;
 mod static_pod;

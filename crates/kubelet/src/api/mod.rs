@@ -24,12 +24,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1;
-use kube::Client;
 use manifest::Loaded;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
 pub use client::{ClientError, connect};
+pub use kube::Client;
 pub use node::NodeConfig;
 pub use tokens::ApiTokens;
 

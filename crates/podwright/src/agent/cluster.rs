@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use self::service_proxy::Surroundings;
+use super::server::{Known, Serving};
 use super::{Parts, Reports, parts};
 use crate::cli::{AgentArgs, PodNetwork};
 use crate::config::{Capacity, Settings, Threshold};
@@ -32,6 +33,7 @@ pub(crate) struct Membership {
     pod_network: PodNetwork,
     proxy: proxy::Mode,
     node: NodeConfig,
+    serving: Serving,
     pressure_transition: Duration,
     allowed_sysctls: Vec<String>,
 }
@@ -44,6 +46,7 @@ impl Membership {
             kubeconfig: args.kubeconfig.clone(),
             pod_network: args.pod_network,
             proxy: args.proxy,
+            serving: Serving::of(node, settings),
             node: NodeConfig {
                 name: node.name.clone(),
                 ip: node.address(),
@@ -115,6 +118,13 @@ impl Membership {
         };
         let running = kubelet::run(kubelet_config.clone(), joined, stopped());
         callers.spawn(async move { ("the kubelet", running.await.map_err(Into::into)) });
+        let known = Known {
+            client: client.clone(),
+            cri: cri.clone(),
+            report: reports.clone(),
+            desired: pods.clone(),
+        };
+        self.serving.start(callers, known, stop)?;
         let places = Places { root_dir: kubelet_config.root_dir, cgroup_root: kubelet_config.cgroup_root };
         let config = ApiConfig { node: self.node, remembered, places };
         let ends = ApiParts {

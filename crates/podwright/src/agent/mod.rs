@@ -14,6 +14,7 @@ mod cluster;
 mod endpoints;
 pub(crate) mod parts;
 mod problems;
+mod server;
 mod services;
 mod sources;
 

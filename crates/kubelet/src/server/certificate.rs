@@ -1,0 +1,196 @@
+//! Where the serving certificate comes from when nobody gives one while the node runs: files that an admin names, else a
+//! self-signed one beside the node's others. Upstream: cmd/kubelet/app/server.go, InitializeTLS.
+
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
+    date_time_ymd,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
+
+use super::tls::{ServingCertificate, serving_certificate};
+use crate::time::wall_ns;
+
+/// A self-signed certificate is for a year, as upstream; a start in its last month makes another.
+const YEAR: i64 = 365 * DAY;
+const DAY: i64 = 24 * 3600;
+const RENEW: i64 = 30 * DAY;
+
+/// Why there is no serving certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum CertificateError {
+    /// A file cannot be read or written.
+    #[error("{what} {}", path.display())]
+    File {
+        /// What was to be done.
+        what: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file has no PEM of the right kind.
+    #[error("read {} in PEM from {}", what, path.display())]
+    Pem {
+        /// A certificate, or a key.
+        what: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: rustls_pki_types::pem::Error,
+    },
+    /// Certificate and key do not go together, or are of no kind that is supported.
+    #[error("serve with the certificate {} and the key {}", certificate.display(), key.display())]
+    Unusable {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's file.
+        key: PathBuf,
+        /// What is wrong.
+        source: rustls::Error,
+    },
+    /// There is no randomness, or the node's name is no name.
+    #[error("make a self-signed certificate")]
+    Generate(#[source] rcgen::Error),
+}
+
+/// `tlsCertFile` and `tlsPrivateKeyFile`.
+///
+/// # Errors
+/// When a file cannot be read, is no PEM, or the two do not go together.
+pub fn from_files(certificate: &Path, key: &Path) -> Result<ServingCertificate, CertificateError> {
+    let pem = |what, path: &Path| {
+        let path = path.to_owned();
+        move |source| CertificateError::Pem { what, path, source }
+    };
+    let text = read(certificate)?;
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text)
+        .collect::<Result<_, _>>()
+        .map_err(pem("a certificate", certificate))?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?).map_err(pem("a key", key))?;
+    serving_certificate(chain, private).map_err(|source| CertificateError::Unusable {
+        certificate: certificate.to_owned(),
+        key: key.to_owned(),
+        source,
+    })
+}
+
+/// The self-signed one in `kubelet.crt` and `kubelet.key` of a directory; made when there is none, or when it is of no use.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn self_signed(
+    directory: &Path,
+    node_name: &str,
+    ip: Option<IpAddr>,
+) -> Result<ServingCertificate, CertificateError> {
+    let (certificate, key) = (directory.join("kubelet.crt"), directory.join("kubelet.key"));
+    let now = wall_ns() / 1_000_000_000;
+    if certificate.exists() && key.exists() {
+        match from_files(&certificate, &key) {
+            Ok(found) if holds_until(&found) > now + RENEW => return Ok(found),
+            Ok(_) => {
+                tracing::info!(file = %certificate.display(), "the self-signed certificate ends soon: making another")
+            }
+            Err(error) => {
+                tracing::warn!(%error, file = %certificate.display(), "the self-signed certificate is of no use: making another");
+            }
+        }
+    }
+    let (signed, pair) = generate(node_name, ip, now).map_err(CertificateError::Generate)?;
+    std::fs::create_dir_all(directory).map_err(file("create the directory", directory))?;
+    host::state_file::write_atomic(&key, pair.serialize_pem().as_bytes(), 0o600)
+        .map_err(file("write", &key))?;
+    host::state_file::write_atomic(&certificate, signed.pem().as_bytes(), 0o644)
+        .map_err(file("write", &certificate))?;
+    from_files(&certificate, &key)
+}
+
+fn generate(
+    node_name: &str,
+    ip: Option<IpAddr>,
+    now: i64,
+) -> Result<(rcgen::Certificate, KeyPair), rcgen::Error> {
+    let names: Vec<String> =
+        std::iter::once(node_name.to_owned()).chain(ip.map(|ip| ip.to_string())).collect();
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, format!("{node_name}@{now}"));
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let moment = |seconds: i64| {
+        date_time_ymd(1970, 1, 1) + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+    };
+    params.not_before = moment(now - 3600);
+    params.not_after = moment(now + YEAR);
+    let pair = KeyPair::generate()?;
+    Ok((params.self_signed(&pair)?, pair))
+}
+
+/// Seconds since 1970.
+fn holds_until(certificate: &ServingCertificate) -> i64 {
+    let first = certificate.cert.first();
+    first
+        .and_then(|der| X509Certificate::from_der(der).ok())
+        .map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    std::fs::read(path).map_err(file("read", path))
+}
+
+fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CertificateError {
+    let path = path.to_owned();
+    move |source| CertificateError::File { what, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_self_signed_certificate_is_made_once_and_again_when_it_is_of_no_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let make = || self_signed(directory.path(), "node", "192.0.2.1".parse().ok()).unwrap();
+        let first = make();
+        assert_eq!(first.cert, make().cert);
+        let key = directory.path().join("kubelet.key");
+        assert_eq!(key.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        std::fs::write(&key, "torn").unwrap();
+        assert_ne!(first.cert, make().cert);
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = wall_ns() / 1_000_000_000;
+        let (signed, pair) = generate("node", None, now - YEAR + DAY).unwrap();
+        std::fs::write(directory.path().join("kubelet.crt"), signed.pem()).unwrap();
+        std::fs::write(directory.path().join("kubelet.key"), pair.serialize_pem()).unwrap();
+        let made = self_signed(directory.path(), "node", None).unwrap();
+        assert!(holds_until(&made) > now + RENEW);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_file_is_said_with_its_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = (directory.path().join("a.crt"), directory.path().join("a.key"));
+        let message = |certificate: &Path, key: &Path| from_files(certificate, key).unwrap_err().to_string();
+        assert!(message(&certificate, &key).contains("a.crt"));
+        let (signed, _) = generate("node", None, 0).unwrap();
+        std::fs::write(&certificate, signed.pem()).unwrap();
+        std::fs::write(&key, "no key").unwrap();
+        assert!(message(&certificate, &key).contains("a key in PEM"), "{}", message(&certificate, &key));
+        std::fs::write(&key, KeyPair::generate().unwrap().serialize_pem()).unwrap();
+        assert!(message(&certificate, &key).starts_with("serve with"), "{}", message(&certificate, &key));
+    }
+}

@@ -1,0 +1,110 @@
+//! Wiring of the kubelet's API: the configuration file's words, the certificate that is shown, and the two ports.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use kubelet::NodeReport;
+use kubelet::server::{self, ServerConfig, ServerParts, ServingCertificate};
+use manifest::Loaded;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+use super::Parts;
+use crate::config::{self, Settings};
+use crate::node::Node;
+
+/// How a node answers.
+#[derive(Debug)]
+pub(super) struct Serving {
+    server: Option<ServerConfig>,
+    healthz: Option<SocketAddr>,
+    tls_files: Option<(PathBuf, PathBuf)>,
+    /// Where the self-signed certificate is kept.
+    pki: PathBuf,
+    node: Node,
+}
+
+/// What the API is answered from.
+pub(super) struct Known {
+    pub(super) client: kubelet::api::Client,
+    pub(super) cri: Channel,
+    pub(super) report: watch::Receiver<Arc<NodeReport>>,
+    pub(super) desired: watch::Receiver<Arc<Loaded>>,
+}
+
+impl Serving {
+    /// As the configuration file has it.
+    pub(super) fn of(node: &Node, settings: &Settings) -> Self {
+        let server = settings.server.as_ref().map(|server| ServerConfig {
+            node_name: node.name.clone(),
+            address: server.address,
+            tls: server::TlsConfig {
+                min_version: match server.tls_min_version {
+                    config::TlsVersion::V12 => server::TlsVersion::V12,
+                    config::TlsVersion::V13 => server::TlsVersion::V13,
+                },
+                cipher_suites: server.tls_cipher_suites.clone(),
+            },
+            authentication: authentication(&settings.authentication),
+            authorization: authorization(&settings.authorization),
+            handlers: match server.debugging_handlers {
+                true => server::Handlers::All,
+                false => server::Handlers::NoDebugging,
+            },
+            pod_logs_dir: node.pod_logs_dir.clone(),
+        });
+        Self {
+            server,
+            healthz: settings.healthz,
+            tls_files: settings.server.as_ref().and_then(|server| server.tls_files.clone()),
+            pki: node.kubelet_dir.join("pki"),
+            node: node.clone(),
+        }
+    }
+
+    /// Serves until `stop`.
+    pub(super) fn start(
+        self,
+        callers: &mut Parts,
+        known: Known,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        if let Some(address) = self.healthz {
+            let serving = server::run_healthz(address, stop.clone().cancelled_owned());
+            callers.spawn(async move { ("the health check", serving.await.map_err(Into::into)) });
+        }
+        let certificate = self.certificate()?;
+        if let Some(config) = self.server {
+            let (_, certificate) = watch::channel(certificate);
+            let Known { client, cri, report, desired } = known;
+            let parts = ServerParts { certificate, client, cri, report, desired };
+            let serving = server::run(config, parts, stop.clone().cancelled_owned());
+            callers.spawn(async move { ("the kubelet's API", serving.await.map_err(Into::into)) });
+        }
+        Ok(())
+    }
+
+    /// An admin's, else a self-signed one.
+    fn certificate(&self) -> anyhow::Result<ServingCertificate> {
+        Ok(match &self.tls_files {
+            Some((certificate, key)) => server::from_files(certificate, key)?,
+            None => server::self_signed(&self.pki, &self.node.name, self.node.address())?,
+        })
+    }
+}
+
+fn authentication(settings: &config::Authentication) -> server::Authentication {
+    let config::Authentication { anonymous, webhook, client_ca_file } = settings.clone();
+    server::Authentication { anonymous, webhook, client_ca_file }
+}
+
+fn authorization(settings: &config::Authorization) -> server::Authorization {
+    match *settings {
+        config::Authorization::AlwaysAllow => server::Authorization::AlwaysAllow,
+        config::Authorization::Webhook { authorized_ttl, unauthorized_ttl } => {
+            server::Authorization::Webhook { authorized_ttl, unauthorized_ttl }
+        }
+    }
+}
