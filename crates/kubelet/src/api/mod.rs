@@ -6,13 +6,15 @@
 //!
 //! ```text
 //!   Pods, ConfigMaps, Secrets ──watch──► source ──► Loaded ──► kubelet ──► NodeReport ──► status ──► PATCH, DELETE
+//!   mirrors of static pods ◄── mirror
 //!   Node, Lease ◄── node (facts, conditions of the runtime)           └── events ──► event ──► POST, PATCH
 //! ```
 
 mod client;
 mod event;
+mod mirror;
 mod node;
-mod references;
+pub(crate) mod references;
 mod runtime_classes;
 mod source;
 mod status;
@@ -36,10 +38,12 @@ pub use tokens::ApiTokens;
 use crate::report::NodeReport;
 
 /// What the kubelet needs to serve a cluster.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ApiConfig {
     /// The node as it is registered.
     pub node: NodeConfig,
+    /// The manifests of the node's static pods (`staticPodPath`); they run whether or not the API server is there.
+    pub static_pods: watch::Receiver<Arc<Loaded>>,
     /// The pods that a former agent of this boot ran: they go on until the API server has been heard.
     pub remembered: Vec<Arc<v1::Pod>>,
     /// What the node's capacity is measured by.
@@ -85,14 +89,24 @@ pub async fn run(config: ApiConfig, client: Client, parts: ApiParts, stop: impl 
     let ApiParts { desired, synced, report, events, cri, node, services, runtime_classes, pressure } = parts;
     let name = config.node.name.clone();
     let pods = desired.subscribe();
+    let (statics, static_pods) = watch::channel(Arc::default());
+    let (mirrors, known_mirrors) = watch::channel(None);
+    let mirroring = mirror::Inputs {
+        node: node.subscribe(),
+        statics: static_pods,
+        mirrors: known_mirrors.clone(),
+        reports: report.clone(),
+    };
+    let outputs = source::Outputs { desired, synced, statics, mirrors };
     let serving = async {
         tokio::join!(
             node::keep(client.clone(), config.node, config.places, cri, pressure),
             node::follow(client.clone(), name.clone(), node),
-            source::follow(client.clone(), name, config.remembered, desired, synced),
+            source::follow(client.clone(), name, config.remembered, config.static_pods, outputs),
+            mirror::keep(client.clone(), mirroring),
             source::follow_services(client.clone(), services),
             runtime_classes::follow(client.clone(), runtime_classes),
-            status::keep(client.clone(), report, pods),
+            status::keep(client.clone(), report, pods, known_mirrors),
             event::send(client, events),
         );
     };

@@ -6,21 +6,21 @@ use k8s_openapi::api::core::v1;
 
 /// The kinds that pods take data from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     ConfigMap,
     Secret,
 }
 
 /// An object that a pod refers to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Reference {
-    pub(super) kind: Kind,
-    pub(super) namespace: String,
-    pub(super) name: String,
+pub(crate) struct Reference {
+    pub(crate) kind: Kind,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
 }
 
 /// Everything a pod refers to, optional or not.
-pub(super) fn of_pod(pod: &v1::Pod) -> BTreeSet<Reference> {
+pub(crate) fn of_pod(pod: &v1::Pod) -> BTreeSet<Reference> {
     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
     let Some(spec) = &pod.spec else { return BTreeSet::new() };
     let mut names = Vec::new();

@@ -21,7 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::references::{self, Kind, Reference};
+use super::mirror::Pods;
 use super::trouble::Trouble;
+use crate::static_pod::{is_mirror, is_static_source, static_pod};
 
 /// How soon a watch that broke is begun again, at first and at last.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
@@ -32,24 +34,43 @@ enum Found {
     Secret(Option<v1::Secret>),
 }
 
-/// Follows the pods of node `name`, for ever. `synced` becomes true when the first list is complete.
+/// Where what is wanted of this node is told.
+pub(super) struct Outputs {
+    /// Pods, and what they refer to.
+    pub(super) desired: watch::Sender<Arc<Loaded>>,
+    /// Becomes true when the first list of the API server's pods is complete.
+    pub(super) synced: watch::Sender<bool>,
+    /// The static pods among them.
+    pub(super) statics: watch::Sender<Arc<Pods>>,
+    /// The API server's mirrors of those; nothing before the first list.
+    pub(super) mirrors: watch::Sender<Option<Arc<Pods>>>,
+}
+
+/// Follows the pods of node `name`, and of its `manifests`, for ever.
 pub(super) async fn follow(
     client: Client,
     name: String,
     remembered: Vec<Arc<v1::Pod>>,
-    desired: watch::Sender<Arc<Loaded>>,
-    synced: watch::Sender<bool>,
+    mut manifests: watch::Receiver<Arc<Loaded>>,
+    outputs: Outputs,
 ) {
     let (sender, mut found) = mpsc::channel(64);
     let mut source = Source {
         client: client.clone(),
         found: sender,
-        pods: remembered.into_iter().map(|pod| (key_of(&*pod), pod)).collect(),
+        pods: remembered
+            .into_iter()
+            // Their files tell of them.
+            .filter(|pod| !is_static_source(pod))
+            .map(|pod| (key_of(&*pod), pod))
+            .collect(),
+        statics: Arc::default(),
         listing: None,
         followed: BTreeMap::new(),
         known: Loaded::default(),
         answered: BTreeSet::new(),
     };
+    source.read(&manifests.borrow_and_update(), &name, &outputs);
     let selector = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
     let pods =
         watcher(Api::<v1::Pod>::all(client), selector).modify(|pod| pod.metadata.managed_fields = None);
@@ -57,12 +78,13 @@ pub(super) async fn follow(
     let mut trouble = Trouble::new("the API server does not tell of pods; trying again");
     loop {
         // What pods of before refer to counts from the start, too.
-        source.publish(&desired);
+        source.publish(&outputs);
         tokio::select! {
+            Ok(()) = manifests.changed() => source.read(&manifests.borrow_and_update(), &name, &outputs),
             Some(event) = pods.next() => match event {
                 Ok(event) => {
                     trouble.is_over();
-                    source.hear(event, &synced);
+                    source.hear(event, &outputs.synced);
                 }
                 Err(error) => trouble.meet(&error),
             },
@@ -128,9 +150,12 @@ fn addresses_of(service: &v1::Service) -> v1::Service {
 struct Source {
     client: Client,
     found: mpsc::Sender<(Reference, Found)>,
-    pods: BTreeMap<ObjectKey, Arc<v1::Pod>>,
+    /// The API server's, mirrors among them.
+    pods: Pods,
+    /// Those of files.
+    statics: Arc<Pods>,
     /// A list that is not complete yet.
-    listing: Option<BTreeMap<ObjectKey, Arc<v1::Pod>>>,
+    listing: Option<Pods>,
     followed: BTreeMap<Reference, AbortHandle>,
     /// What was found of what is followed; `pods` is filled when it is published.
     known: Loaded,
@@ -144,6 +169,20 @@ impl Drop for Source {
 }
 
 impl Source {
+    /// Takes the pods of files; one that did not change stays the same.
+    fn read(&mut self, manifests: &Loaded, node_name: &str, outputs: &Outputs) {
+        let pods = manifests.objects.pods.values().map(|pod| static_pod(pod, node_name));
+        let pods: Pods = pods
+            .map(|pod| {
+                let key = key_of(&pod);
+                let known = self.statics.get(&key).filter(|known| known.metadata.uid == pod.metadata.uid);
+                (key, known.cloned().unwrap_or_else(|| Arc::new(pod)))
+            })
+            .collect();
+        self.statics = Arc::new(pods);
+        outputs.statics.send_replace(Arc::clone(&self.statics));
+    }
+
     fn hear(&mut self, event: Event<v1::Pod>, synced: &watch::Sender<bool>) {
         match event {
             Event::Init => self.listing = Some(BTreeMap::new()),
@@ -181,9 +220,18 @@ impl Source {
     }
 
     /// Follows what the pods refer to, and hands on the pods of which everything was asked for.
-    fn publish(&mut self, desired: &watch::Sender<Arc<Loaded>>) {
+    fn publish(&mut self, outputs: &Outputs) {
+        let (mirrors, pods): (Pods, Pods) =
+            self.pods.iter().map(|(key, pod)| (key.clone(), pod.clone())).partition(|(_, pod)| is_mirror(pod));
+        if *outputs.synced.borrow() {
+            outputs.mirrors.send_if_modified(|known| {
+                let changed = known.as_deref() != Some(&mirrors);
+                *known = Some(Arc::new(mirrors));
+                changed
+            });
+        }
         let of_pods: BTreeMap<&ObjectKey, BTreeSet<Reference>> =
-            self.pods.iter().map(|(key, pod)| (key, references::of_pod(pod))).collect();
+            pods.iter().map(|(key, pod)| (key, references::of_pod(pod))).collect();
         let wanted: BTreeSet<&Reference> = of_pods.values().flatten().collect();
         self.followed.retain(|reference, task| {
             let keep = wanted.contains(reference);
@@ -208,17 +256,19 @@ impl Source {
         };
         self.known.objects.config_maps.retain(|key, _| is_wanted(Kind::ConfigMap, key));
         self.known.objects.secrets.retain(|key, _| is_wanted(Kind::Secret, key));
-        let before = desired.borrow().clone();
+        let before = outputs.desired.borrow().clone();
         // Nothing waits that is to go, or that runs already.
         let ready = |(key, pod): &(&ObjectKey, &Arc<v1::Pod>)| {
             pod.metadata.deletion_timestamp.is_some()
                 || before.objects.pods.get(*key).is_some_and(|known| known.metadata.uid == pod.metadata.uid)
                 || of_pods[*key].iter().all(|reference| self.answered.contains(reference))
         };
-        let pods = self.pods.iter().filter(ready).map(|(key, pod)| (key.clone(), pod.clone())).collect();
-        self.known.objects.pods = pods;
+        let ready = pods.iter().filter(ready);
+        // What static pods refer to is not the API server's to give.
+        let all = ready.chain(self.statics.iter());
+        self.known.objects.pods = all.map(|(key, pod)| (key.clone(), pod.clone())).collect();
         if *before != self.known {
-            desired.send_replace(Arc::new(self.known.clone()));
+            outputs.desired.send_replace(Arc::new(self.known.clone()));
         }
     }
 }
@@ -295,7 +345,7 @@ impl Backoff for Again {
     }
 }
 
-fn key_of<K: kube::ResourceExt>(object: &K) -> ObjectKey {
+pub(super) fn key_of<K: kube::ResourceExt>(object: &K) -> ObjectKey {
     ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
 }
 

@@ -1,7 +1,8 @@
 //! The kubelet's report as patches of pod statuses, and the end of pods of which nothing is left.
 //!
 //! One request at a time for each pod, the newest status wins, several pods at once. Nothing is read before it is written: a patch
-//! carries the pod's uid, so it never reaches a pod that took the name.
+//! carries the pod's uid, so it never reaches a pod that took the name. What others write into a status (a controller that
+//! has not heard of the node for a while) is set right again. A static pod's status is its mirror's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,8 +17,11 @@ use manifest::Loaded;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::source::chain;
+use super::mirror::Pods;
+use super::source::{chain, key_of};
+use super::trouble::Trouble;
 use crate::report::NodeReport;
+use crate::static_pod::{is_mirror_of, is_static_source};
 
 /// Requests at once.
 const AT_ONCE: usize = 16;
@@ -35,35 +39,49 @@ const WHOLE_LISTS: [&str; 2] = ["podIPs", "hostIPs"];
 pub(super) async fn keep(
     client: Client,
     mut reports: watch::Receiver<Arc<NodeReport>>,
-    desired: watch::Receiver<Arc<Loaded>>,
+    mut desired: watch::Receiver<Arc<Loaded>>,
+    mut mirrors: watch::Receiver<Option<Arc<Pods>>>,
 ) {
     let mut known: BTreeMap<String, Known> = BTreeMap::new();
     let mut running = FuturesUnordered::new();
     let mut busy = BTreeSet::new();
+    let mut trouble = Trouble::new("pods' statuses are not told; trying again");
     loop {
         let report = reports.borrow_and_update().clone();
-        let alive: BTreeSet<&str> =
-            report.pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
+        let (pods, mirrored) = (desired.borrow_and_update().clone(), mirrors.borrow_and_update().clone());
+        let targets: Vec<Target> = report
+            .pods
+            .iter()
+            .filter_map(|pod| Target::of(pod, &pods.objects.pods, mirrored.as_deref()))
+            .collect();
+        let alive: BTreeSet<&str> = targets.iter().map(|target| target.uid.as_str()).collect();
         known.retain(|uid, _| alive.contains(uid.as_str()) || busy.contains(uid));
-        for pod in &report.pods {
+        for Target { pod, uid, theirs } in targets {
             if running.len() >= AT_ONCE {
                 break;
             }
-            let uid = pod.metadata.uid.clone().unwrap_or_default();
-            let told = known.entry(uid.clone()).or_insert_with(|| Known::of(&desired.borrow(), pod));
-            if busy.contains(&uid) || told.held {
+            if busy.contains(&uid) {
                 continue;
             }
+            let told = known.entry(uid.clone()).or_default();
+            told.hear(theirs);
             let is_finished = report.finished.contains(&uid);
-            if let Some(step) = told.next(pod, is_finished) {
+            if let Some(step) = told.next(pod, &uid, is_finished) {
                 busy.insert(uid.clone());
                 running.push(carry_out(client.clone(), pod.clone(), uid, step));
             }
         }
         tokio::select! {
             Ok(()) = reports.changed() => {}
+            Ok(()) = desired.changed() => {}
+            Ok(()) = mirrors.changed() => {}
             Some((uid, outcome)) = running.next() => {
                 busy.remove(&uid);
+                match &outcome {
+                    Outcome::Failed(error) => trouble.meet_text(error),
+                    Outcome::Told { .. } => trouble.is_over(),
+                    Outcome::Gone => {}
+                }
                 if let Some(told) = known.get_mut(&uid) {
                     told.learn(outcome);
                 }
@@ -72,12 +90,37 @@ pub(super) async fn keep(
     }
 }
 
+/// A pod of this node, and the API server's object that shows it.
+struct Target<'a> {
+    pod: &'a Arc<v1::Pod>,
+    uid: String,
+    /// As it was last heard of.
+    theirs: Option<&'a v1::Pod>,
+}
+
+impl<'a> Target<'a> {
+    /// Nothing for a static pod that has no mirror yet.
+    fn of(pod: &'a Arc<v1::Pod>, desired: &'a Pods, mirrors: Option<&'a Pods>) -> Option<Self> {
+        let key = key_of(&**pod);
+        if is_static_source(pod) {
+            let mirror = mirrors?.get(&key).filter(|mirror| is_mirror_of(mirror, pod))?;
+            let uid = mirror.metadata.uid.clone().unwrap_or_default();
+            return Some(Self { pod, uid, theirs: Some(mirror) });
+        }
+        let theirs = desired.get(&key).filter(|known| known.metadata.uid == pod.metadata.uid);
+        let uid = pod.metadata.uid.clone().unwrap_or_default();
+        Some(Self { pod, uid, theirs: theirs.map(AsRef::as_ref) })
+    }
+}
+
 /// What the API server knows of a pod.
+#[derive(Default)]
 struct Known {
     status: v1::PodStatus,
+    /// Its object's version when it knew that, and the status that it gave back.
+    version: u64,
+    returned: v1::PodStatus,
     is_deleted: bool,
-    /// A request failed a moment ago.
-    held: bool,
 }
 
 /// One request.
@@ -88,29 +131,37 @@ enum Step {
 
 /// How a request went.
 enum Outcome {
-    Told(Box<v1::PodStatus>),
+    Told { status: Box<v1::PodStatus>, version: u64, returned: Box<v1::PodStatus> },
     Gone,
     /// To be tried again now.
-    Again,
+    Failed(String),
 }
 
 impl Known {
-    /// Begins with what the API server said itself.
-    fn of(desired: &Loaded, pod: &v1::Pod) -> Self {
-        let mut all = desired.objects.pods.values();
-        let theirs = all.find(|known| known.metadata.uid == pod.metadata.uid);
-        let status = theirs.and_then(|theirs| theirs.status.clone()).unwrap_or_default();
-        Self { status, is_deleted: false, held: false }
+    /// Takes over what somebody else has written since.
+    fn hear(&mut self, theirs: Option<&v1::Pod>) {
+        let Some(theirs) = theirs else { return };
+        let version = version_of(theirs);
+        if version <= self.version {
+            return;
+        }
+        self.version = version;
+        let status = theirs.status.clone().unwrap_or_default();
+        // What it made of our own words is not news.
+        if status != self.returned {
+            self.status.clone_from(&status);
+            self.returned = status;
+        }
     }
 
-    fn next(&self, pod: &v1::Pod, is_finished: bool) -> Option<Step> {
+    fn next(&self, pod: &v1::Pod, uid: &str, is_finished: bool) -> Option<Step> {
         if self.is_deleted {
             return None;
         }
         let status = pod.status.clone().unwrap_or_default();
         match difference(&self.status, &status) {
             Some(difference) => {
-                let body = json!({ "metadata": { "uid": pod.metadata.uid }, "status": difference });
+                let body = json!({ "metadata": { "uid": uid }, "status": difference });
                 Some(Step::Patch { status: Box::new(status), body })
             }
             None => is_finished.then_some(Step::Delete),
@@ -119,11 +170,18 @@ impl Known {
 
     fn learn(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Told(status) => self.status = *status,
+            Outcome::Told { status, version, returned } => {
+                (self.status, self.version, self.returned) = (*status, version, *returned);
+            }
             Outcome::Gone => self.is_deleted = true,
-            Outcome::Again => {}
+            Outcome::Failed(_) => {}
         }
     }
+}
+
+/// Versions of one object grow.
+fn version_of(pod: &v1::Pod) -> u64 {
+    pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 async fn carry_out(client: Client, pod: Arc<v1::Pod>, uid: String, step: Step) -> (String, Outcome) {
@@ -131,10 +189,13 @@ async fn carry_out(client: Client, pod: Arc<v1::Pod>, uid: String, step: Step) -
     let api = Api::<v1::Pod>::namespaced(client, pod.metadata.namespace.as_deref().unwrap_or("default"));
     let request = async {
         match step {
-            Step::Patch { status, body } => api
-                .patch_status(&name, &PatchParams::default(), &Patch::Strategic(body))
-                .await
-                .map(|_| Outcome::Told(status)),
+            Step::Patch { status, body } => {
+                let patched =
+                    api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(body)).await?;
+                let version = version_of(&patched);
+                let returned = Box::new(patched.status.unwrap_or_default());
+                Ok(Outcome::Told { status, version, returned })
+            }
             Step::Delete => {
                 let preconditions = Some(Preconditions { uid: Some(uid.clone()), resource_version: None });
                 let parameters = DeleteParams { preconditions, ..DeleteParams::default().grace_period(0) };
@@ -142,21 +203,24 @@ async fn carry_out(client: Client, pod: Arc<v1::Pod>, uid: String, step: Step) -
             }
         }
     };
-    let outcome = match tokio::time::timeout(PATIENCE, request).await {
-        Ok(Ok(outcome)) => outcome,
+    let failure = match tokio::time::timeout(PATIENCE, request).await {
+        Ok(Ok(outcome)) => return (uid, outcome),
         // Nobody, or another pod, has the name.
-        Ok(Err(kube::Error::Api(status))) if [404, 409].contains(&status.code) => Outcome::Gone,
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 || is_another(&status) => {
+            return (uid, Outcome::Gone);
+        }
         Ok(Err(error)) => {
-            tracing::warn!(pod = name, error = %chain(&error), "the pod's status is not told; trying again");
             tokio::time::sleep(AGAIN).await;
-            Outcome::Again
+            chain(&error)
         }
-        Err(_) => {
-            tracing::warn!(pod = name, "the API server does not answer; telling the pod's status again");
-            Outcome::Again
-        }
+        Err(_) => "the API server does not answer".to_owned(),
     };
-    (uid, outcome)
+    (uid, Outcome::Failed(format!("pod {name}: {failure}")))
+}
+
+/// A conflict about the uid; others pass.
+fn is_another(status: &kube::core::Status) -> bool {
+    status.code == 409 && status.message.to_lowercase().contains("uid")
 }
 
 /// What of a status changed, as a strategic merge patch; conditions of others stay as they are.
@@ -225,6 +289,39 @@ mod tests {
     fn check(known: Value, new: Value, expect: Option<Value>) {
         let parse = |value: Value| serde_json::from_value::<v1::PodStatus>(value).expect("a status");
         assert_eq!(difference(&parse(known.clone()), &parse(new.clone())), expect, "{known} → {new}");
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_since_is_set_right_and_nothing_else() {
+        let pod = |version: &str, status: Value| -> v1::Pod {
+            serde_json::from_value(json!({ "metadata": { "resourceVersion": version }, "status": status })).expect("a pod")
+        };
+        let ready = |status: &str| json!({ "conditions": [{ "type": "Ready", "status": status }] });
+        let own = pod("0", ready("True"));
+        let is_told = |known: &Known| known.next(&own, "u", false).is_some();
+        let mut known = Known::default();
+        known.hear(Some(&pod("5", json!({ "phase": "Pending" }))));
+        assert!(is_told(&known));
+        let returned = Box::new(pod("6", ready("True")).status.unwrap_or_default());
+        let status = Box::new(own.status.clone().unwrap_or_default());
+        known.learn(Outcome::Told { status, version: 6, returned });
+        known.hear(Some(&pod("6", ready("True"))));
+        known.hear(Some(&pod("5", ready("False"))));
+        known.hear(Some(&pod("7", ready("True"))));
+        assert!(!is_told(&known), "nobody has changed it");
+        known.hear(Some(&pod("8", ready("False"))));
+        assert!(is_told(&known), "the cluster thought that the node was gone");
+    }
+
+    #[test]
+    fn a_static_pod_is_told_of_by_its_mirror() {
+        let source = v1::Pod { metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta { name: Some("a".into()), ..Default::default() }, ..v1::Pod::default() };
+        let pod = Arc::new(crate::static_pod::static_pod(&source, "n"));
+        let mut mirror = crate::static_pod::mirror_pod(&pod);
+        mirror.metadata.uid = Some("m".into());
+        let mirrors = Pods::from([(key_of(&mirror), Arc::new(mirror))]);
+        let uid = |mirrors: Option<&Pods>| Target::of(&pod, &Pods::new(), mirrors).map(|target| target.uid);
+        assert_eq!((uid(None), uid(Some(&Pods::new())), uid(Some(&mirrors))), (None, None, Some("m".to_owned())));
     }
 
     #[test]

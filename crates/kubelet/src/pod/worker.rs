@@ -8,6 +8,7 @@ mod probing;
 mod remember;
 mod stopping;
 mod upkeep;
+mod used;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use crate::tokens::{Answers, Tokens};
 use crate::volumes::Volumes;
 use crate::{Config, Inputs};
 use probing::Probers;
+use used::Used;
 
 pub(crate) use remember::is_remembered;
 pub use remember::remembered_pods;
@@ -68,6 +70,19 @@ pub(crate) struct Orders {
     pub(crate) wish: watch::Receiver<Wish>,
     /// The pod's object as its source has it now.
     pub(crate) latest: watch::Receiver<Arc<v1::Pod>>,
+}
+
+/// Waits until the objects that the pod refers to are others than `used`.
+async fn changed(mut desired: watch::Receiver<Arc<Loaded>>, pod: &v1::Pod, used: Used) -> Used {
+    loop {
+        let now = Used::of(pod, &desired.borrow_and_update());
+        if now != used {
+            return now;
+        }
+        if desired.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 /// What a task of a worker tells it.
@@ -118,6 +133,8 @@ pub(crate) struct Worker {
     former: Option<v1::PodStatus>,
     orders: Orders,
     wake: Arc<Notify>,
+    /// The objects that the pod's volumes were made of, at the latest.
+    used: Used,
     times: StartTimes,
     seen_at: Instant,
 }
@@ -132,7 +149,9 @@ impl Worker {
             uid: pod.uid.clone(),
             ..StartTimes::default()
         };
+        let used = Used::of(&pod.source, &node.desired.borrow());
         let mut worker = Self {
+            used,
             probers: Probers::default(),
             tokens: Tokens::default(),
             node,
@@ -209,8 +228,8 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
-        let mut desired = self.node.desired.clone();
-        desired.mark_unchanged();
+        let (pod, used) = (Arc::clone(&self.pod.source), self.used.clone());
+        let objects = changed(self.node.desired.clone(), &pod, used);
         let mut services = self.node.inputs.services.clone();
         let unread = services.borrow().is_none();
         let wake = self.wake.clone();
@@ -220,7 +239,10 @@ impl Worker {
             _ = self.orders.wish.changed() => {}
             Ok(()) = self.orders.latest.changed() => self.renew(),
             Some(news) = self.news.recv() => self.hear(news),
-            Ok(()) = desired.changed() => self.objects_changed(),
+            used = objects => {
+                self.used = used;
+                self.objects_changed();
+            }
             Ok(_) = services.wait_for(Option::is_some), if unread => self.objects_changed(),
         }
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use hostnet::netfilter::WriterHandle;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
@@ -18,7 +19,7 @@ use tonic::transport::Channel;
 
 use self::service_proxy::Surroundings;
 use super::server::{Known, Serving};
-use super::{Parts, Reports, parts};
+use super::{Parts, Reports, parts, problems};
 use crate::cli::{AgentArgs, PodNetwork};
 use crate::config::{Capacity, Settings, Threshold};
 use crate::node::Node;
@@ -34,6 +35,7 @@ pub(crate) struct Membership {
     proxy: proxy::Mode,
     node: NodeConfig,
     serving: Serving,
+    static_pods: Option<PathBuf>,
     pressure_transition: Duration,
     allowed_sysctls: Vec<String>,
 }
@@ -62,6 +64,7 @@ impl Membership {
                 status_report: status.report_frequency,
                 lease: Duration::from_secs(status.lease_duration_seconds.into()),
             },
+            static_pods: settings.static_pod_path.clone(),
             pressure_transition: settings.eviction.pressure_transition_period,
             allowed_sysctls: settings.allowed_unsafe_sysctls.clone(),
         }
@@ -126,7 +129,14 @@ impl Membership {
         };
         self.serving.start(callers, known, stop)?;
         let places = Places { root_dir: kubelet_config.root_dir, cgroup_root: kubelet_config.cgroup_root };
-        let config = ApiConfig { node: self.node, remembered, places };
+        let static_pods = static_pods(self.static_pods)?;
+        let (proxy_report, proxy) = watch::channel(Arc::default());
+        let telling = problems::tell(static_pods.clone(), proxy.clone(), stopped());
+        callers.spawn(async move {
+            telling.await;
+            ("the log of problems", Ok(()))
+        });
+        let config = ApiConfig { node: self.node, static_pods, remembered, places };
         let ends = ApiParts {
             desired,
             synced,
@@ -149,7 +159,6 @@ impl Membership {
             synced: is_synced,
             reports: reports.clone(),
         };
-        let (proxy_report, proxy) = watch::channel(Arc::default());
         let programming = (writer.clone(), proxy_report);
         let serving = (client.clone(), self.proxy);
         let proxying = service_proxy::run(parts::proxy(node), serving, around, programming, stopped());
@@ -163,6 +172,16 @@ impl Membership {
         });
         Ok(Reports { manifests: pods, kubelet: reports, services: known_services, proxy })
     }
+}
+
+/// The manifests of static pods; the directory is made where it is not there, so that what comes later is seen.
+fn static_pods(path: Option<PathBuf>) -> anyhow::Result<watch::Receiver<Arc<manifest::Loaded>>> {
+    let Some(path) = path else { return Ok(watch::channel(Arc::default()).1) };
+    if !path.exists() {
+        std::fs::create_dir_all(&path)
+            .with_context(|| format!("make the directory of static pods {}", path.display()))?;
+    }
+    Ok(manifest::watch(vec![path])?)
 }
 
 /// How much pods may have.
