@@ -1,6 +1,7 @@
 //! The kubepods cgroup tree: `kubepods[/burstable|/besteffort]/pod<uid>`, on any runtime.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host::cgroup::usage::MemoryUsage;
 use host::cgroup::{CgroupError, CgroupManager, Limits};
@@ -24,13 +25,20 @@ pub(crate) struct PodCgroups {
     root: String,
     /// Whether all pods together are held to something.
     is_held: bool,
+    /// What each Burstable pod asks for, in thousandths of a CPU, by uid: together the weight of their class.
+    burstable: Arc<Mutex<BTreeMap<String, i64>>>,
 }
 
 impl PodCgroups {
     /// Looks at the machine's cgroups, and holds all pods together to `held`.
     pub(crate) fn open(root: &str, held: Option<Allocatable>) -> Result<Self, CgroupError> {
         let root = root.trim_end_matches('/').to_owned();
-        let cgroups = Self { manager: CgroupManager::detect()?, root, is_held: held.is_some() };
+        let cgroups = Self {
+            manager: CgroupManager::detect()?,
+            root,
+            is_held: held.is_some(),
+            burstable: Arc::default(),
+        };
         if let Some(Err(error)) = held.map(|limits| cgroups.hold_all_to(limits)) {
             tracing::warn!(%error, "all pods together are not held to what the node can give");
         }
@@ -47,9 +55,35 @@ impl PodCgroups {
         format!("{}/kubepods{class}/pod{}", self.root, pod.uid)
     }
 
-    /// Makes the pod's cgroup with the sum of its containers' requests and limits.
+    /// Makes the pod's cgroup with the sum of its containers' requests and limits, and gives its class the weight of its pods.
     pub(crate) fn create(&self, pod: &Pod) -> Result<(), CgroupError> {
-        self.manager.create(&self.path(pod), &pod_limits(pod)).map(drop)
+        self.manager.create(&self.path(pod), &pod_limits(pod))?;
+        self.count(pod);
+        match pod.qos {
+            QosClass::Guaranteed => Ok(()),
+            QosClass::Burstable => self.weigh("burstable", shares_of(self.burstable_request())),
+            QosClass::BestEffort => self.weigh("besteffort", MIN_SHARES),
+        }
+    }
+
+    /// Counts a pod that is there already.
+    pub(crate) fn count(&self, pod: &Pod) {
+        if pod.qos == QosClass::Burstable {
+            self.requests().insert(pod.uid.clone(), cpu_request_of(pod));
+        }
+    }
+
+    fn burstable_request(&self) -> i64 {
+        self.requests().values().sum()
+    }
+
+    fn requests(&self) -> MutexGuard<'_, BTreeMap<String, i64>> {
+        self.burstable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn weigh(&self, class: &str, shares: i64) -> Result<(), CgroupError> {
+        let limits = Limits { cpu_shares: u64::try_from(shares).ok(), ..Limits::default() };
+        self.manager.create(&format!("{}/kubepods/{class}", self.root), &limits).map(drop)
     }
 
     fn hold_all_to(&self, limits: Allocatable) -> Result<(), CgroupError> {
@@ -67,6 +101,10 @@ impl PodCgroups {
     pub(crate) fn remove(&self, uid: &str) -> Result<(), CgroupError> {
         for class in ["", "/burstable", "/besteffort"] {
             self.manager.open(&format!("{}/kubepods{class}/pod{uid}", self.root))?.remove()?;
+        }
+        let was_counted = self.requests().remove(uid).is_some();
+        if was_counted && !self.requests().is_empty() {
+            self.weigh("burstable", shares_of(self.burstable_request()))?;
         }
         Ok(())
     }
@@ -97,10 +135,10 @@ pub(crate) fn memory_of(path: &str) -> Option<MemoryUsage> {
 
 /// A limit of the pod only where every container has one.
 fn pod_limits(pod: &Pod) -> Limits {
-    let overhead = pod.source.spec.as_ref().and_then(|spec| spec.overhead.as_ref());
+    let overhead = overhead(pod);
     let sum = |amount: &dyn Fn(&v1::Container) -> Option<i64>| most_at_once(pod, amount);
     let (cpu, memory) = (milli(overhead, "cpu").unwrap_or(0), bytes(overhead, "memory").unwrap_or(0));
-    let requests = sum(&|container| Some(cpu_request(container).unwrap_or(0))).unwrap_or(0) + cpu;
+    let requests = cpu_request_of(pod);
     let quota = sum(&|container| milli(limits(container), "cpu")).map(|limit| quota_of(limit + cpu));
     Limits {
         cpu_shares: u64::try_from(shares_of(requests)).ok(),
@@ -110,6 +148,16 @@ fn pod_limits(pod: &Pod) -> Limits {
         accounting: true,
         ..Limits::default()
     }
+}
+
+/// Thousandths of a CPU that the pod asks for, with its overhead.
+fn cpu_request_of(pod: &Pod) -> i64 {
+    let request = most_at_once(pod, &|container| Some(cpu_request(container).unwrap_or(0)));
+    request.unwrap_or(0) + milli(overhead(pod), "cpu").unwrap_or(0)
+}
+
+fn overhead(pod: &Pod) -> Amounts<'_> {
+    pod.source.spec.as_ref()?.overhead.as_ref()
 }
 
 /// What the pod needs at the moment it needs most: its main containers and sidecars together, or one init container with the

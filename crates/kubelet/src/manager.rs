@@ -364,6 +364,7 @@ impl Manager {
         let (wish, wished) = watch::channel(wish);
         let (latest, newer) = watch::channel(Arc::clone(&pod.source));
         let wake = Arc::new(Notify::new());
+        self.node.cgroups.count(&pod);
         let orders = Orders { wish: wished, latest: newer };
         let worker = Worker::new(self.node.clone(), pod.clone(), orders, wake.clone());
         self.workers.insert(uid.clone(), Handle { key, pod, wish, latest, wake });

@@ -170,7 +170,8 @@ mod tests {
     #[test]
     fn each_static_pod_has_one_mirror_that_is_its_own() {
         let node: v1::Node =
-            serde_json::from_value(json!({ "metadata": { "name": "box", "uid": "node-uid" } })).expect("a node");
+            serde_json::from_value(json!({ "metadata": { "name": "box", "uid": "node-uid" } }))
+                .expect("a node");
         let (pod, other) = (static_pod(&source("i"), "box"), static_pod(&source("j"), "box"));
         let key = key_of(&pod);
         let mut mirror = mirror_pod(&pod);

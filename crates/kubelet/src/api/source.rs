@@ -8,9 +8,10 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::core::{ApiResource, DynamicObject};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::utils::{Backoff, StreamBackoff};
 use kube::runtime::watcher::{self, Event, watch_object, watcher};
@@ -20,9 +21,10 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::references::{self, Kind, Reference};
 use super::mirror::Pods;
+use super::references::{self, Kind, Reference};
 use super::trouble::Trouble;
+use crate::pod::model::UNREADABLE;
 use crate::static_pod::{is_mirror, is_static_source, static_pod};
 
 /// How soon a watch that broke is begun again, at first and at last.
@@ -72,9 +74,9 @@ pub(super) async fn follow(
     };
     source.read(&manifests.borrow_and_update(), &name, &outputs);
     let selector = watcher::Config::default().fields(&format!("spec.nodeName={name}"));
-    let pods =
-        watcher(Api::<v1::Pod>::all(client), selector).modify(|pod| pod.metadata.managed_fields = None);
-    let mut pods = std::pin::pin!(again(pods));
+    let api = Api::<DynamicObject>::all_with(client, &ApiResource::erase::<v1::Pod>(&()));
+    let pods = watcher(api, selector).modify(|pod| pod.metadata.managed_fields = None);
+    let mut pods = std::pin::pin!(again(pods).map_ok(understood));
     let mut trouble = Trouble::new("the API server does not tell of pods; trying again");
     loop {
         // What pods of before refer to counts from the start, too.
@@ -96,6 +98,26 @@ pub(super) async fn follow(
             source.take(reference, object);
         }
     }
+}
+
+/// An event of pods as we know them. One that cannot be read is a pod without a spec that says why: it must not hide the others.
+fn understood(event: Event<DynamicObject>) -> Event<v1::Pod> {
+    match event {
+        Event::Init => Event::Init,
+        Event::InitApply(pod) => Event::InitApply(read(pod)),
+        Event::InitDone => Event::InitDone,
+        Event::Apply(pod) => Event::Apply(read(pod)),
+        Event::Delete(pod) => Event::Delete(read(pod)),
+    }
+}
+
+fn read(object: DynamicObject) -> v1::Pod {
+    let mut metadata = object.metadata.clone();
+    let read = serde_json::to_value(object).and_then(serde_json::from_value);
+    read.unwrap_or_else(|error: serde_json::Error| {
+        metadata.annotations.get_or_insert_default().insert(UNREADABLE.to_owned(), error.to_string());
+        v1::Pod { metadata, ..v1::Pod::default() }
+    })
 }
 
 /// Follows every Service, for ever.
@@ -221,8 +243,11 @@ impl Source {
 
     /// Follows what the pods refer to, and hands on the pods of which everything was asked for.
     fn publish(&mut self, outputs: &Outputs) {
-        let (mirrors, pods): (Pods, Pods) =
-            self.pods.iter().map(|(key, pod)| (key.clone(), pod.clone())).partition(|(_, pod)| is_mirror(pod));
+        let (mirrors, pods): (Pods, Pods) = self
+            .pods
+            .iter()
+            .map(|(key, pod)| (key.clone(), pod.clone()))
+            .partition(|(_, pod)| is_mirror(pod));
         if *outputs.synced.borrow() {
             outputs.mirrors.send_if_modified(|known| {
                 let changed = known.as_deref() != Some(&mirrors);
@@ -361,4 +386,27 @@ pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_that_cannot_be_read_is_a_pod_that_says_why() {
+        let object = |spec: serde_json::Value| -> DynamicObject {
+            serde_json::from_value(json!({
+                "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p", "uid": "u" }, "spec": spec,
+            }))
+            .expect("an object")
+        };
+        let good = read(object(json!({ "containers": [{ "name": "a" }] })));
+        assert_eq!(good.spec.map(|spec| spec.containers.len()), Some(1));
+        let bad = read(object(json!({ "containers": "none" })));
+        assert_eq!((bad.metadata.uid.as_deref(), &bad.spec), (Some("u"), &None));
+        let problems = crate::pod::model::admit(&Arc::new(bad)).expect_err("refused");
+        assert!(problems[0].starts_with("the pod cannot be read: "), "{problems:?}");
+    }
 }

@@ -131,7 +131,11 @@ enum Step {
 
 /// How a request went.
 enum Outcome {
-    Told { status: Box<v1::PodStatus>, version: u64, returned: Box<v1::PodStatus> },
+    Told {
+        status: Box<v1::PodStatus>,
+        version: u64,
+        returned: Box<v1::PodStatus>,
+    },
     Gone,
     /// To be tried again now.
     Failed(String),
@@ -294,7 +298,8 @@ mod tests {
     #[test]
     fn what_somebody_else_wrote_since_is_set_right_and_nothing_else() {
         let pod = |version: &str, status: Value| -> v1::Pod {
-            serde_json::from_value(json!({ "metadata": { "resourceVersion": version }, "status": status })).expect("a pod")
+            serde_json::from_value(json!({ "metadata": { "resourceVersion": version }, "status": status }))
+                .expect("a pod")
         };
         let ready = |status: &str| json!({ "conditions": [{ "type": "Ready", "status": status }] });
         let own = pod("0", ready("True"));
@@ -315,13 +320,22 @@ mod tests {
 
     #[test]
     fn a_static_pod_is_told_of_by_its_mirror() {
-        let source = v1::Pod { metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta { name: Some("a".into()), ..Default::default() }, ..v1::Pod::default() };
+        let source = v1::Pod {
+            metadata: k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
+                name: Some("a".into()),
+                ..Default::default()
+            },
+            ..v1::Pod::default()
+        };
         let pod = Arc::new(crate::static_pod::static_pod(&source, "n"));
         let mut mirror = crate::static_pod::mirror_pod(&pod);
         mirror.metadata.uid = Some("m".into());
         let mirrors = Pods::from([(key_of(&mirror), Arc::new(mirror))]);
         let uid = |mirrors: Option<&Pods>| Target::of(&pod, &Pods::new(), mirrors).map(|target| target.uid);
-        assert_eq!((uid(None), uid(Some(&Pods::new())), uid(Some(&mirrors))), (None, None, Some("m".to_owned())));
+        assert_eq!(
+            (uid(None), uid(Some(&Pods::new())), uid(Some(&mirrors))),
+            (None, None, Some("m".to_owned()))
+        );
     }
 
     #[test]

@@ -240,6 +240,9 @@ const IGNORED: &[&str] = &[
     "topologySpreadConstraints.**",
 ];
 
+/// The annotation of a pod of the API server that could not be read: why not.
+pub(crate) const UNREADABLE: &str = "podwright/unreadable";
+
 /// Values that ask for nothing.
 fn is_idle(value: &Value) -> bool {
     matches!(value, Value::Null | Value::Bool(false))
@@ -250,6 +253,9 @@ fn is_idle(value: &Value) -> bool {
 /// # Errors
 /// Every field that is not supported, by name.
 pub fn admit(source: &Arc<v1::Pod>) -> Result<Pod, Vec<String>> {
+    if let Some(why) = source.metadata.annotations.as_ref().and_then(|all| all.get(UNREADABLE)) {
+        return Err(vec![format!("the pod cannot be read: {why}")]);
+    }
     let spec = source.spec.clone().unwrap_or_default();
     let mut problems = Vec::new();
     let value = serde_json::to_value(&spec).unwrap_or_default();
