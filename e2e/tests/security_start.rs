@@ -10,8 +10,10 @@ use e2e::test_host::{output_of, text_of};
 use serde_json::{Value, json};
 
 e2e::oci_stories! {
+    cve_2019_19921_proc_is_a_procfs_or_nothing_runs,
     cve_2019_5736_the_runtime_cannot_be_overwritten_from_inside,
     cve_2021_30465_mount_targets_stay_inside_while_links_are_swapped,
+    cve_2021_43784_a_path_of_any_length_unsets_no_namespace,
     cve_2022_29162_nothing_is_inheritable,
     cve_2023_25809_cgroups_are_read_only_inside,
     cve_2023_27561_proc_and_sys_must_not_be_links,
@@ -44,6 +46,21 @@ fn outside(bundle: &Bundle) -> Result<(std::path::PathBuf, String)> {
 fn assert_empty(directory: &Path) -> Result<()> {
     let found: Vec<_> = std::fs::read_dir(directory)?.flatten().map(|entry| entry.file_name()).collect();
     assert!(found.is_empty(), "outside the root was made: {found:?}");
+    Ok(())
+}
+
+fn cve_2019_19921_proc_is_a_procfs_or_nothing_runs(runtime: OciRuntime) -> Result<()> {
+    // A volume in the place of /proc would take what the runtime writes there: labels, capabilities, sysctls.
+    let mut bundle = Bundle::new(runtime, "echo ran")?;
+    let fake = bundle.path().join("fake");
+    std::fs::create_dir_all(fake.join("self/attr"))?;
+    std::fs::write(fake.join("self/attr/exec"), "untouched")?;
+    for mount in mounts(&mut bundle)?.iter_mut().filter(|mount| mount["destination"] == "/proc") {
+        *mount = json!({ "destination": "/proc", "type": "bind", "source": fake, "options": ["rbind"] });
+    }
+    let output = bundle.run()?;
+    assert!(!output.status.success() && !text_of(&output).contains("ran\n"), "{}", text_of(&output));
+    assert_eq!(std::fs::read_to_string(fake.join("self/attr/exec"))?, "untouched");
     Ok(())
 }
 
@@ -101,6 +118,22 @@ fn cve_2021_30465_mount_targets_stay_inside_while_links_are_swapped(runtime: Oci
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         outcome
     })
+}
+
+fn cve_2021_43784_a_path_of_any_length_unsets_no_namespace(runtime: OciRuntime) -> Result<()> {
+    // Lengths around 2^16, where a length in 16 bits wraps, and what follows would be read as further settings.
+    for length in [5000, 65_530, 65_536, 70_000, 131_100] {
+        let mut bundle = Bundle::new(runtime, "echo ran")?;
+        let path = format!("{}proc/self/ns/net", "/".repeat(length));
+        let namespaces = bundle.spec["linux"]["namespaces"].as_array_mut().context("namespaces")?;
+        for namespace in namespaces.iter_mut().filter(|namespace| namespace["type"] == "network") {
+            namespace["path"] = json!(path);
+        }
+        let output = bundle.run()?;
+        let text = text_of(&output);
+        assert!(!output.status.success() && !text.contains("ran\n"), "{length}: {text}");
+    }
+    Ok(())
 }
 
 fn cve_2022_29162_nothing_is_inheritable(runtime: OciRuntime) -> Result<()> {

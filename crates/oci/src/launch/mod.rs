@@ -8,6 +8,7 @@ mod container;
 mod credentials;
 mod dev;
 pub mod hooks;
+mod procfs;
 mod program;
 mod report;
 mod rootfs;

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use super::dev::Nodes;
 use super::report::{Failure, Step};
 use super::user::{MountNamespaces, Prepared};
-use super::{Stdio, dev, terminal};
+use super::{Stdio, dev, procfs, terminal};
 use crate::plan::{LaunchPlan, MountKind, MountPlan, Rootfs};
 
 /// Writes settings to a procfs.
@@ -268,6 +268,7 @@ impl Work<'_> {
             Leaf::File
         };
         let target = path::make_in_root(self.root, &plan.target, leaf).step(step)?;
+        procfs::check(&plan.target, &target, source)?;
         self.apply(plan, source)?;
         mount::attach(source, &target).step(step)
     }
@@ -307,6 +308,7 @@ impl Work<'_> {
             tune(&new)?;
         }
         let target = path::make_in_root(self.root, &plan.target, Leaf::Directory).step(step)?;
+        procfs::check(&plan.target, &target, &new)?;
         self.propagate(plan, &new)?;
         mount::attach(&new, &target).step(step)?;
         if is_dev {
@@ -329,12 +331,14 @@ impl Work<'_> {
         if cgroup.version() == Version::V2 {
             let Some((_, directory)) = cgroup.directories().next() else { return Ok(()) };
             let tree = mount::clone_path(directory, Depth::One).step(step)?;
+            procfs::check(&plan.target, &target, &tree)?;
             self.apply(plan, &tree)?;
             return mount::attach(&tree, &target).step(step);
         }
         let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
         let tmpfs = mount::new_filesystem("tmpfs", "tmpfs", &[Parameter::String("mode", "755")], attributes)
             .step(step)?;
+        procfs::check(&plan.target, &target, &tmpfs)?;
         let hierarchies: Vec<(&str, &Path)> =
             cgroup.directories().filter(|(hierarchy, _)| *hierarchy != "unified").collect();
         for (hierarchy, _) in &hierarchies {
