@@ -10,7 +10,7 @@ e2e::oci_stories! {
     exec_runs_beside_the_init_with_its_environment,
     exec_takes_a_process_from_a_file_and_detaches,
     exec_gives_exit_codes_and_255_when_it_cannot_start,
-    exec_refuses_users_that_are_no_numbers,
+    cve_2026_30892_exec_refuses_users_that_are_no_numbers,
     list_and_ps_show_what_runs,
     paused_processes_stand_still_until_resumed,
     a_paused_container_can_be_killed,
@@ -99,9 +99,9 @@ fn exec_gives_exit_codes_and_255_when_it_cannot_start(runtime: OciRuntime) -> Re
     Ok(())
 }
 
-fn exec_refuses_users_that_are_no_numbers(runtime: OciRuntime) -> Result<()> {
+fn cve_2026_30892_exec_refuses_users_that_are_no_numbers(runtime: OciRuntime) -> Result<()> {
     let bundle = sleeper(runtime)?;
-    for user in ["root", "", "0x0", "1:", "-1", ":1"] {
+    for user in ["root", "", "0x0", "1:", "-1", ":1", "1000x", " 1000", "4294967296", "1000:0x"] {
         let output = bundle.command(&["exec", "--user", user, &bundle.id, "id"])?.output()?;
         // runc takes an empty user for none given.
         if !(user.is_empty() && runtime == OciRuntime::Runc) {

@@ -14,6 +14,7 @@ e2e::oci_stories! {
     a_console_socket_receives_the_terminals_other_side,
     a_session_has_a_terminal_of_its_own,
     a_terminal_without_a_socket_needs_somebody_who_waits,
+    cve_2025_52565_console_is_the_terminal_whatever_the_volume_has,
     run_relays_a_terminal_while_it_waits,
 }
 
@@ -103,5 +104,39 @@ fn run_relays_a_terminal_while_it_waits(runtime: OciRuntime) -> Result<()> {
     assert_eq!(output.status.code(), Some(4), "{}", text_of(&output));
     // What script(1) makes of the end of its own input may stand before it.
     assert!(text_of(&output).contains("/dev/pts/0"), "{}", text_of(&output));
+    Ok(())
+}
+
+fn cve_2025_52565_console_is_the_terminal_whatever_the_volume_has(runtime: OciRuntime) -> Result<()> {
+    // /dev, or /dev/pts, is a volume that another container fills with links to what a console must not be.
+    for (volume, link) in [("/dev", "console"), ("/dev/pts", "0"), ("/dev/pts", "ptmx")] {
+        let mut bundle = Bundle::new(runtime, "stat -Lc %t:%T /dev/console; echo end; exec sleep 1000")?;
+        bundle.spec["process"]["terminal"] = json!(true);
+        bundle.spec["linux"]["maskedPaths"] = json!([]);
+        let source = bundle.path().join("volume");
+        std::fs::create_dir(&source)?;
+        std::fs::create_dir(source.join("pts"))?;
+        let outside = bundle.path().join("outside");
+        std::fs::write(&outside, "untouched")?;
+        let target = if volume == "/dev" {
+            format!("{}{}", "../".repeat(20), outside.display())
+        } else {
+            "/proc/sysrq-trigger".to_owned()
+        };
+        std::os::unix::fs::symlink(target, source.join(link))?;
+        let mounts = bundle.spec["mounts"].as_array_mut().context("mounts")?;
+        for mount in mounts.iter_mut().filter(|mount| mount["destination"] == volume) {
+            *mount = json!({ "destination": volume, "type": "bind", "source": source, "options": ["rbind"] });
+        }
+        let (listener, path) = socket(&bundle, "c.sock")?;
+        let directory = bundle.path().display().to_string();
+        let run = ["run", "--detach", "--console-socket", &path, "--bundle", &directory, &bundle.id];
+        let output = bundle.command(&run)?.output()?;
+        // Refused, or the terminal all the same.
+        if output.status.success() {
+            assert_eq!(read_until(&listener, "end\r\n")?, "88:0\nend\n", "{volume}/{link}");
+        }
+        assert_eq!(std::fs::read_to_string(&outside)?, "untouched", "{volume}/{link}");
+    }
     Ok(())
 }

@@ -38,7 +38,7 @@ stories! {
     a_url_is_good_once,
     port_forward_carries_a_hundred_megabytes_both_ways,
     port_forward_reaches_ipv6_and_tells_of_closed_ports,
-    an_exec_sync_is_capped_and_does_not_wait_for_background_children,
+    cve_2022_31030_an_exec_sync_is_capped_and_does_not_wait_for_background_children,
 }
 
 type Story = fn(&mut CriServer) -> Result<()>;
@@ -317,10 +317,10 @@ fn port_forward_reaches_ipv6_and_tells_of_closed_ports(server: &mut CriServer) -
     })
 }
 
-/// CVE-2025-64329 and its like: 200 clients that are killed in the middle of a session.
+/// CVE-2022-23471 too: 200 clients that are killed in the middle of a session.
 #[test]
 #[ignore = "needs root"]
-fn sessions_whose_client_disappears_leave_nothing() -> Result<()> {
+fn cve_2025_64329_sessions_whose_client_disappears_leave_nothing() -> Result<()> {
     let server = &mut CriServer::start(Implementation::Podwright)?;
     let config = ContainerConfig { stdin: true, ..unlimited("c", &IDLE) };
     let (_, id) = started(server, "gone", &config)?;
@@ -387,8 +387,10 @@ fn supervisor_of(agent: u32) -> Result<u32> {
     pids.into_iter().find(is_supervisor).context("a supervisor")
 }
 
-/// CVE-2022-1708, CVE-2022-31030 and CVE-2026-53495.
-fn an_exec_sync_is_capped_and_does_not_wait_for_background_children(server: &mut CriServer) -> Result<()> {
+/// CVE-2022-1708 and CVE-2026-53495 too.
+fn cve_2022_31030_an_exec_sync_is_capped_and_does_not_wait_for_background_children(
+    server: &mut CriServer,
+) -> Result<()> {
     let (_, id) = started(server, "cap", &unlimited("c", &IDLE))?;
     block_on(async {
         let (runtime, _) = server.clients().await?;

@@ -597,9 +597,9 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// crun CVE-2026-30892: a user that cannot be read must not become root.
+        /// A user that cannot be read must not become root.
         #[test]
-        fn a_user_is_two_plain_numbers_or_an_error(text in "[-+0-9a-z: ]{0,14}") {
+        fn cve_2026_30892_a_user_is_two_plain_numbers_or_an_error(text in "[-+0-9a-z: ]{0,14}") {
             match parse_user(&text) {
                 Ok(user) => {
                     let written = match user.gid {

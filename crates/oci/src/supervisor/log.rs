@@ -200,8 +200,9 @@ mod tests {
         assert_eq!(std::fs::metadata(dir.path().join("pod/web/0.log")).unwrap().mode() & 0o777, 0o640);
     }
 
+    /// Aqua's KHV047: a pod that can write to its log directory.
     #[test]
-    fn links_fifos_and_paths_upward_are_refused() {
+    fn khv047_links_fifos_and_paths_upward_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         symlink(elsewhere.path().join("stolen"), dir.path().join("link.log")).unwrap();

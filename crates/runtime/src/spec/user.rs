@@ -197,4 +197,16 @@ mod tests {
         };
         assert_eq!(resolve(&security, "www", &accounts()).expect("known").additional_gids, [44, 5]);
     }
+
+    proptest::proptest! {
+        /// What is no number and no name of the image is nobody, never root.
+        #[test]
+        fn cve_2026_30892_only_root_by_name_or_number_is_root(given in "[-+0-9a-z: ]{1,12}") {
+            let user = given.split(':').next().unwrap_or_default();
+            let root = user.is_empty() || user == "root" || user.bytes().all(|byte| byte == b'0');
+            if let Ok(found) = resolve(&Default::default(), &given, &accounts()) {
+                proptest::prop_assert_eq!(found.uid == 0, root);
+            }
+        }
+    }
 }

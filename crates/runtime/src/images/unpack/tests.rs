@@ -9,7 +9,7 @@ use super::super::fixture::TarBuilder;
 use super::*;
 
 #[test]
-fn names_that_lead_out_of_the_image_are_refused() {
+fn cve_2021_32760_names_that_lead_out_of_the_image_are_refused() {
     for name in
         ["../evil", "a/../../evil", "..", "/../evil", "a/b/../../../evil", ".wh.", ".wh...", "a/.wh.."]
     {
@@ -20,7 +20,7 @@ fn names_that_lead_out_of_the_image_are_refused() {
 }
 
 #[test]
-fn absolute_names_and_links_stay_in_the_image() {
+fn cve_2021_32760_absolute_names_and_links_stay_in_the_image() {
     let outside = tempfile::tempdir().expect("temp dir");
     let victim = outside.path().join("victim");
     fs::write(&victim, "untouched").expect("write");
@@ -51,7 +51,7 @@ fn absolute_names_and_links_stay_in_the_image() {
 }
 
 #[test]
-fn hard_links_reach_only_files_of_the_layer_and_never_through_symlinks() {
+fn cve_2021_32760_hard_links_reach_only_files_of_the_layer_and_never_through_symlinks() {
     let outside = tempfile::tempdir().expect("temp dir");
     let victim = outside.path().join("victim");
     fs::write(&victim, "secret").expect("write");
@@ -81,6 +81,44 @@ fn hard_links_reach_only_files_of_the_layer_and_never_through_symlinks() {
     );
     own.result.as_ref().expect("own links");
     assert_eq!(fs::metadata(own.root.path().join("a")).expect("stat").nlink(), 2);
+}
+
+/// Somebody exchanges a directory of the layer and a link to the host's while the layer is unpacked into it.
+#[test]
+fn cve_2025_47290_links_swapped_while_unpacking_lead_nowhere() {
+    let outside = tempfile::tempdir().expect("temp dir");
+    let out = outside.path().display().to_string();
+    let mode = fs::metadata(outside.path()).expect("stat").mode();
+    let mut layer = TarBuilder::default().directory("d/").symlink("link", &out);
+    for number in 0..2000 {
+        layer = layer.file(&format!("d/{number}"), b"evil");
+        layer = layer.entry(EntryType::Directory, &format!("d/sub{number}/"), "", 0o777, b"");
+        layer = layer.entry(EntryType::Directory, "d/", "", 0o777, b"");
+        layer = layer.file(&format!("d/.wh.gone{number}"), b"");
+    }
+    let layer = layer.finish();
+    let temp = tempfile::tempdir().expect("temp dir");
+    let root = fs::File::open(temp.path()).expect("open");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let mut swaps = 0;
+    std::thread::scope(|scope| {
+        let racer = scope.spawn(|| {
+            let mut swaps = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let exchange = rustix::fs::RenameFlags::EXCHANGE;
+                swaps += i32::from(rustix::fs::renameat_with(&root, "d", &root, "link", exchange).is_ok());
+            }
+            swaps
+        });
+        // Torn by the race or not: what matters is what lies outside.
+        let _ =
+            unpack(io::BufReader::new(&layer[..]), root.try_clone().expect("dup").into(), &Limits::default());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        swaps = racer.join().expect("the racer");
+    });
+    assert!(swaps > 0, "nothing was raced");
+    assert_eq!(fs::read_dir(outside.path()).expect("list").count(), 0);
+    assert_eq!(fs::metadata(outside.path()).expect("stat").mode(), mode);
 }
 
 #[test]
@@ -256,6 +294,34 @@ fn whiteouts_become_overlays_own_and_hide_only_what_is_below() {
             .expect("list")
             .all(|entry| { !entry.expect("entry").file_name().to_string_lossy().starts_with(".wh.") })
     );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn whiteouts_of_odd_names_hide_just_that_name() {
+    let longest = "n".repeat(255 - ".wh.".len());
+    let odd = ["a\nb", " ", "-rf", "*", "...", "a.wh.b", "..a", "%s", "\u{fc}", "opq", &longest];
+    let mut layer = TarBuilder::default().directory("kept/");
+    for name in odd {
+        let path = format!("d/.wh.{name}");
+        layer = layer.pax(&[("path", path.as_bytes())]).file("x", b"ignored content");
+    }
+    let outcome = Case::unpack(&layer.finish());
+    outcome.result.as_ref().expect("unpacked");
+    for name in odd {
+        let meta = fs::symlink_metadata(outcome.root.path().join("d").join(name)).expect(name);
+        assert!(meta.file_type().is_char_device() && meta.rdev() == 0, "{name:?}");
+    }
+    assert_eq!(fs::read_dir(outcome.root.path().join("d")).expect("list").count(), odd.len());
+    assert_eq!(fs::read_dir(outcome.root.path()).expect("list").count(), 2);
+    let too_long = format!("d/.wh.{}", "n".repeat(256));
+    let too_long = TarBuilder::default().pax(&[("path", too_long.as_bytes())]).file("x", b"");
+    assert!(Case::unpack(&too_long.finish()).result.is_err());
+    // A link or a device that has a whiteout's name is a whiteout all the same, as upstream has it: it makes nothing else.
+    let link = Case::unpack(&TarBuilder::default().symlink("d/.wh.x", "/etc/passwd").finish());
+    assert!(link.result.is_err() || fs::read_link(link.root.path().join("d/x")).is_err());
+    assert!(!link.root.path().join("d/.wh.x").is_symlink());
+    link.assert_outside_untouched();
 }
 
 #[test]
