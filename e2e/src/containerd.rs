@@ -61,17 +61,8 @@ impl Containerd {
         let config = host.path().join("containerd.toml");
         std::fs::write(&config, config_text(host.path(), runc, cni))
             .context("write containerd's configuration")?;
-        let tools = parts::tool("containerd").parent().map(Path::to_owned).unwrap_or_default();
-        let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap_or_default());
-        let mut command = host.command(parts::tool("containerd"));
-        command.env("PATH", path).arg("--config").arg(&config);
-        let daemon = host.spawn("containerd", &mut command)?;
-        let mut containerd = Self { socket, daemon };
-        let endpoint = format!("unix://{}", containerd.socket.display());
-        let crictl = parts::tool("crictl");
-        containerd
-            .daemon
-            .wait_until("ready", || host.run(&crictl, &["--runtime-endpoint", &endpoint, "version"]).ok())?;
+        let mut containerd = Self { socket, daemon: spawn(host)? };
+        containerd.wait_ready(host)?;
         let pause = host.path().join("pause.oci");
         let config =
             image::ImageConfig { entrypoint: vec!["/pause".into()], ..image::ImageConfig::default() };
@@ -79,6 +70,23 @@ impl Containerd {
         image::write_layout(&pause, PAUSE, vec![layer], &config)?;
         containerd.import(host, &pause, PAUSE)?;
         Ok(containerd)
+    }
+
+    /// Kills containerd as a crash would, and starts it again.
+    ///
+    /// # Errors
+    /// When it does not come up: with its log.
+    pub fn crash(&mut self, host: &TestHost) -> Result<()> {
+        self.daemon.kill();
+        self.daemon = spawn(host)?;
+        self.wait_ready(host)
+    }
+
+    fn wait_ready(&mut self, host: &TestHost) -> Result<()> {
+        let endpoint = format!("unix://{}", self.socket.display());
+        let crictl = parts::tool("crictl");
+        let version = || host.run(&crictl, &["--runtime-endpoint", &endpoint, "version"]).ok();
+        self.daemon.wait_until("ready", version).map(drop)
     }
 
     /// containerd's pid.
@@ -211,6 +219,15 @@ pub fn write_network(host: &TestHost, conflist: &serde_json::Value) -> Result<()
     let temporary = net_d.join(".new");
     std::fs::write(&temporary, conflist.to_string()).context("write the conflist")?;
     std::fs::rename(temporary, net_d.join("10-net.conflist")).context("write the conflist")
+}
+
+/// As the configuration file in the host's directory says.
+fn spawn(host: &TestHost) -> Result<Daemon> {
+    let tools = parts::tool("containerd").parent().map(Path::to_owned).unwrap_or_default();
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap_or_default());
+    let mut command = host.command(parts::tool("containerd"));
+    command.env("PATH", path).arg("--config").arg(host.path().join("containerd.toml"));
+    host.spawn("containerd", &mut command)
 }
 
 fn net_d(host: &TestHost) -> PathBuf {

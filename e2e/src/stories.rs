@@ -79,3 +79,23 @@ macro_rules! cluster_stories {
         }
     };
 }
+
+/// Declares stories of a node of which one half is the field's, `fn(&ClusterStory) -> Result<()>`, as tests on our kubelet
+/// with containerd and on the stock kubelet with our runtime.
+#[macro_export]
+macro_rules! half_stories {
+    ($($name:ident),* $(,)?) => {
+        mod on_podwright_with_containerd {
+            $(#[test] #[ignore = "needs a cluster"] fn $name() {
+                $crate::cluster::story::tell(
+                    $crate::cluster::NodeKind::PodwrightOnContainerd, stringify!($name), super::$name);
+            })*
+        }
+        mod on_stock_with_podwright {
+            $(#[test] #[ignore = "needs a cluster"] fn $name() {
+                $crate::cluster::story::tell(
+                    $crate::cluster::NodeKind::StockOnPodwright, stringify!($name), super::$name);
+            })*
+        }
+    };
+}

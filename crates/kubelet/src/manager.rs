@@ -128,6 +128,8 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
     let capacity = Capacity::of_node(&config.root_dir, &config.cgroup_root);
     let held = config.sizing.filter(|sizing| sizing.enforce_pods).map(|sizing| sizing.pod_limits(capacity));
     let node = Arc::new(Node {
+        // Whether it answers is known before anything is begun.
+        runtime_name: runtime_name(&cri).await?,
         cgroups: PodCgroups::open(&config.cgroup_root, held)?,
         volumes: Volumes::new(&config.root_dir),
         capacity,
@@ -149,8 +151,6 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         synced,
         knows_node: false,
     };
-    // Whether it answers is known before anything is begun.
-    sandboxes(&manager.node.cri).await?;
     let begun = *manager.synced.borrow_and_update();
     if begun {
         manager.take_over();
@@ -447,6 +447,13 @@ async fn listen(cri: Channel, uids: tokio::sync::mpsc::Sender<Option<String>>) {
         tracing::debug!("the runtime's event stream ended; listening again");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+async fn runtime_name(cri: &Channel) -> Result<String, KubeletError> {
+    let version = RuntimeServiceClient::new(cri.clone()).version(crv1::VersionRequest::default()).await;
+    let failed =
+        |status| KubeletError::Runtime { what: "ask the runtime who it is", source: Box::new(status) };
+    Ok(version.map_err(failed)?.into_inner().runtime_name)
 }
 
 async fn sandboxes(cri: &Channel) -> Result<Vec<crv1::PodSandbox>, KubeletError> {

@@ -151,6 +151,10 @@ pub(crate) struct AgentArgs {
     /// Whether to serve Services: on, off, or auto: on, unless a kube-proxy pod runs on the node
     #[arg(long, value_name = "WHEN", default_value_t)]
     pub(crate) proxy: proxy::Mode,
+    /// The CRI socket of another runtime that is to run the pods, such as unix:///run/containerd/containerd.sock
+    /// [default: our own runtime]
+    #[arg(long, value_name = "ENDPOINT")]
+    pub(crate) container_runtime_endpoint: Option<String>,
     /// Labels of the node, as KEY=VALUE with commas between
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,

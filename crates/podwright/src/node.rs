@@ -37,6 +37,8 @@ pub(crate) struct Node {
     pub(crate) state: PathBuf,
     /// The CRI socket.
     pub(crate) listen: PathBuf,
+    /// The CRI socket of the runtime that runs the pods instead of ours, as the kubelet's flag names it.
+    pub(crate) container_runtime_endpoint: Option<String>,
     /// CNI configuration files.
     pub(crate) cni_conf_dir: PathBuf,
     /// CNI plugin programs.
@@ -90,6 +92,7 @@ impl Node {
         let (runtime_cgroup, kubelet_cgroup) = cgroups(args.cgroup_root.as_deref())?;
         Ok(Self {
             listen: given("listen", &args.listen, state.join("podwright.sock"))?,
+            container_runtime_endpoint: None,
             cni_conf_dir: given(
                 "cni-conf-dir",
                 &args.cni_conf_dir,
@@ -136,6 +139,12 @@ impl Node {
             socket.local_addr().ok().map(|address| address.ip())
         };
         self.ip.or_else(default)
+    }
+
+    /// Where the CRI of this node's pods is spoken.
+    pub(crate) fn cri_endpoint(&self) -> String {
+        let own = || format!("unix://{}", self.listen.display());
+        self.container_runtime_endpoint.clone().unwrap_or_else(own)
     }
 
     /// The socket on which the CLI asks a running agent.
@@ -289,6 +298,7 @@ mod tests {
             root: "/var/lib/podwright".into(),
             state: "/run/podwright".into(),
             listen: "/run/podwright/podwright.sock".into(),
+            container_runtime_endpoint: None,
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             registry_config_dir: "/etc/podwright/certs.d".into(),

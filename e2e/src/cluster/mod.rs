@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 
 pub use control_plane::ControlPlane;
 pub use flags::Component;
-pub use node::{ClusterNode, NodeKind};
+pub use node::{ClusterNode, Half, NodeKind};
 pub use story::ClusterStory;
 
 use crate::lab::{Lab, ROUTER};

@@ -1,5 +1,7 @@
 //! A node of a test cluster: ours, the field's, or a half of each.
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use anyhow::{Context, Result};
 use serde_json::Value;
 
@@ -17,15 +19,35 @@ pub enum NodeKind {
     /// The stock kubelet on containerd, runc and upstream's CNI plugins, with kube-proxy: the reference, which tells
     /// whether a story itself is right.
     Stock,
+    /// `podwright agent` on containerd and upstream's CNI plugins.
+    PodwrightOnContainerd,
+    /// The stock kubelet with kube-proxy on the CRI socket of `podwright runtime`.
+    StockOnPodwright,
+}
+
+/// One of the two programs that a node of halves is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    /// Who decides which pods run.
+    Kubelet,
+    /// Who runs them.
+    Runtime,
 }
 
 /// A running node.
 pub struct ClusterNode {
     /// Of what it is made.
     pub kind: NodeKind,
-    parts: Parts,
+    parts: Mutex<Parts>,
     /// Its machine.
     pub machine: Machine,
+}
+
+/// Who runs a node's pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Runtime {
+    Containerd,
+    Podwright,
 }
 
 enum Parts {
@@ -37,10 +59,14 @@ impl ClusterNode {
     pub(super) fn start(cluster: &Cluster, kind: NodeKind, machine: Machine) -> Result<Self> {
         write_credentials(cluster, &machine).context("write the node's credentials")?;
         let parts = match kind {
-            NodeKind::Stock => Parts::Stock(Stock::start(cluster, &machine)?),
-            NodeKind::Podwright => Parts::Podwright(Podwright::start(cluster, &machine)?),
+            NodeKind::Stock => Parts::Stock(Stock::start(cluster, &machine, Runtime::Containerd)?),
+            NodeKind::StockOnPodwright => Parts::Stock(Stock::start(cluster, &machine, Runtime::Podwright)?),
+            NodeKind::Podwright => Parts::Podwright(Podwright::start(cluster, &machine, Runtime::Podwright)?),
+            NodeKind::PodwrightOnContainerd => {
+                Parts::Podwright(Podwright::start(cluster, &machine, Runtime::Containerd)?)
+            }
         };
-        let node = Self { kind, parts, machine };
+        let node = Self { kind, parts: Mutex::new(parts), machine };
         node.wait_ready(cluster)?;
         Ok(node)
     }
@@ -54,10 +80,25 @@ impl ClusterNode {
     /// What its agent logged.
     #[must_use]
     pub fn log(&self) -> String {
-        match &self.parts {
+        match &*self.lock() {
             Parts::Podwright(podwright) => podwright.log(),
             Parts::Stock(stock) => stock.log(),
         }
+    }
+
+    /// Kills one half as a crash would, and starts it again. A node that is one program has one half.
+    ///
+    /// # Errors
+    /// When it does not come up again.
+    pub fn crash(&self, half: Half) -> Result<()> {
+        match &mut *self.lock() {
+            Parts::Podwright(podwright) => podwright.crash_half(half, &self.machine),
+            Parts::Stock(stock) => stock.crash(half, &self.machine),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the node is Ready.

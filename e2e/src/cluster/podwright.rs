@@ -7,14 +7,22 @@ use serde_json::{Value, json};
 
 use super::Cluster;
 use super::flags::{DNS_SERVICE, DOMAIN};
+use super::node::{Half, Runtime};
+use super::stock;
+use crate::containerd::{Containerd, write_network};
 use crate::lab::Machine;
 use crate::parts;
 use crate::test_host::Daemon;
+
+/// The CRI socket of a machine that has one of ours.
+pub const SOCKET: &str = "/run/podwright/podwright.sock";
 
 /// The running agent. It ends with its machine, as the pods do.
 pub struct Podwright {
     agent: Daemon,
     arguments: Vec<String>,
+    /// Where our own runtime does not run the pods.
+    containerd: Option<Containerd>,
 }
 
 impl Podwright {
@@ -22,7 +30,7 @@ impl Podwright {
     ///
     /// # Errors
     /// When it does not register: with its log.
-    pub fn start(cluster: &Cluster, machine: &Machine) -> Result<Self> {
+    pub(super) fn start(cluster: &Cluster, machine: &Machine, runtime: Runtime) -> Result<Self> {
         let config = machine.host.path().join("kubelet.json");
         std::fs::write(&config, kubelet_config().to_string()).context("write the configuration")?;
         let arguments = [
@@ -32,14 +40,24 @@ impl Podwright {
             format!("--registry-config-dir={}", machine.host.path().join("certs.d").display()),
             format!("--cgroup-root={}", machine.cgroup),
             format!("--node-ip={}", machine.address),
-            "--pod-network=builtin".to_owned(),
         ];
-        let arguments = arguments.to_vec();
-        let mut node = Self { agent: spawn(machine, &arguments)?, arguments };
+        let (containerd, more) = match runtime {
+            Runtime::Podwright => (None, "--pod-network=builtin".to_owned()),
+            Runtime::Containerd => {
+                let containerd = Containerd::start_without_network(&machine.host)?;
+                let endpoint = format!("--container-runtime-endpoint=unix://{}", containerd.socket.display());
+                (Some(containerd), endpoint)
+            }
+        };
+        let arguments: Vec<String> = arguments.into_iter().chain([more]).collect();
+        let mut node = Self { agent: spawn(machine, &arguments)?, arguments, containerd };
         let name = machine.name.clone();
         let cidr = node.agent.wait_within(Duration::from_secs(60), "given a podCIDR", || {
             cluster.get(&["node", &name]).ok()?["spec"]["podCIDR"].as_str().map(str::to_owned)
         })?;
+        if node.containerd.is_some() {
+            write_network(&machine.host, &stock::network(&cidr))?;
+        }
         cluster.lab.route(&cidr, machine)?;
         Ok(node)
     }
@@ -48,6 +66,17 @@ impl Podwright {
     #[must_use]
     pub fn log(&self) -> String {
         self.agent.log()
+    }
+
+    /// Kills a half as a crash would, and starts it again; without containerd there is one.
+    pub(super) fn crash_half(&mut self, half: Half, machine: &Machine) -> Result<()> {
+        match (half, &mut self.containerd) {
+            (Half::Runtime, Some(containerd)) => containerd.crash(&machine.host),
+            _ => {
+                self.crash();
+                self.restart(machine)
+            }
+        }
     }
 
     /// Kills the agent as a crash would.
@@ -63,6 +92,26 @@ impl Podwright {
         self.agent = spawn(machine, &self.arguments)?;
         Ok(())
     }
+}
+
+/// Starts `podwright runtime`, with the network that CNI configuration files give.
+///
+/// # Errors
+/// When it does not come up: with its log.
+pub(super) fn start_runtime(machine: &Machine) -> Result<Daemon> {
+    let mut command = machine.host.command(parts::podwright());
+    command
+        .arg("runtime")
+        .arg(format!("--registry-config-dir={}", machine.host.path().join("certs.d").display()))
+        .arg(format!("--cni-conf-dir={}", machine.host.path().join("net.d").display()))
+        .arg(format!("--cgroup-root={}", machine.cgroup));
+    let mut runtime = machine.host.spawn("podwright-runtime", &mut command)?;
+    let crictl = parts::tool("crictl");
+    let endpoint = format!("unix://{SOCKET}");
+    runtime.wait_until("ready", || {
+        machine.host.run(&crictl, &["--runtime-endpoint", &endpoint, "version"]).ok()
+    })?;
+    Ok(runtime)
 }
 
 fn spawn(machine: &Machine, arguments: &[String]) -> Result<Daemon> {

@@ -1,6 +1,7 @@
-//! The reference node: stock kubelet, containerd, runc, upstream's CNI plugins and kube-proxy.
+//! The reference node: stock kubelet, containerd, runc, upstream's CNI plugins and kube-proxy; or the same with our CRI
+//! socket instead of containerd's.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -9,6 +10,8 @@ use serde_json::{Value, json};
 use super::Cluster;
 use super::control_plane::user;
 use super::flags::{DNS_SERVICE, DOMAIN, POD_CIDR};
+use super::node::{Half, Runtime};
+use super::podwright;
 use crate::containerd::{Containerd, write_network};
 use crate::lab::Machine;
 use crate::parts;
@@ -18,7 +21,13 @@ use crate::test_host::{Daemon, TestHost};
 pub struct Stock {
     kubelet: Daemon,
     proxy: Daemon,
-    containerd: Containerd,
+    engine: Engine,
+}
+
+/// Who runs the pods.
+enum Engine {
+    Containerd(Containerd),
+    Podwright(Daemon),
 }
 
 /// Kernel settings that the kubelet wants for the whole machine. It finds them as it wants them, and writes nothing.
@@ -36,12 +45,15 @@ impl Stock {
     ///
     /// # Errors
     /// When one does not come up: with its log.
-    pub fn start(cluster: &Cluster, machine: &Machine) -> Result<Self> {
+    pub(super) fn start(cluster: &Cluster, machine: &Machine, runtime: Runtime) -> Result<Self> {
         let host = &machine.host;
         hide_kernel_settings(host).context("hide the kernel's settings")?;
         make_cgroup(machine).context("make the node's cgroup")?;
-        let containerd = Containerd::start_without_network(host)?;
-        let mut kubelet = start_kubelet(machine, &containerd.socket)?;
+        let engine = match runtime {
+            Runtime::Containerd => Engine::Containerd(Containerd::start_without_network(host)?),
+            Runtime::Podwright => Engine::Podwright(podwright::start_runtime(machine)?),
+        };
+        let mut kubelet = start_kubelet(machine, &engine.socket())?;
         let name = machine.name.clone();
         let cidr = kubelet.wait_within(Duration::from_secs(60), "given a podCIDR", || {
             cluster.get(&["node", &name]).ok()?["spec"]["podCIDR"].as_str().map(str::to_owned)
@@ -49,7 +61,7 @@ impl Stock {
         write_network(host, &network(&cidr))?;
         cluster.lab.route(&cidr, machine)?;
         let proxy = start_proxy(cluster, machine)?;
-        Ok(Self { kubelet, proxy, containerd })
+        Ok(Self { kubelet, proxy, engine })
     }
 
     /// What the kubelet logged.
@@ -64,10 +76,36 @@ impl Stock {
         self.proxy.log()
     }
 
-    /// containerd's socket.
+    /// The runtime's CRI socket.
     #[must_use]
-    pub fn socket(&self) -> &Path {
-        &self.containerd.socket
+    pub fn socket(&self) -> PathBuf {
+        self.engine.socket()
+    }
+
+    /// Kills a half as a crash would, and starts it again.
+    pub(super) fn crash(&mut self, half: Half, machine: &Machine) -> Result<()> {
+        match (half, &mut self.engine) {
+            (Half::Kubelet, engine) => {
+                self.kubelet.kill();
+                self.kubelet = start_kubelet(machine, &engine.socket())?;
+                Ok(())
+            }
+            (Half::Runtime, Engine::Containerd(containerd)) => containerd.crash(&machine.host),
+            (Half::Runtime, Engine::Podwright(runtime)) => {
+                runtime.kill();
+                *runtime = podwright::start_runtime(machine)?;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Engine {
+    fn socket(&self) -> PathBuf {
+        match self {
+            Self::Containerd(containerd) => containerd.socket.clone(),
+            Self::Podwright(_) => podwright::SOCKET.into(),
+        }
     }
 }
 
@@ -126,7 +164,7 @@ fn kubelet_config(machine: &Machine, containerd: &Path) -> Value {
 }
 
 /// Pods of other nodes are reached by the lab's routes, without NAT.
-fn network(cidr: &str) -> Value {
+pub(super) fn network(cidr: &str) -> Value {
     json!({
         "cniVersion": "1.0.0", "name": "pods",
         "plugins": [{

@@ -33,12 +33,14 @@ pub fn shared() -> &'static Cluster {
 /// # Panics
 /// When it does not get Ready.
 pub fn shared_node(kind: NodeKind) -> &'static ClusterNode {
-    static PODWRIGHT: OnceLock<ClusterNode> = OnceLock::new();
-    static STOCK: OnceLock<ClusterNode> = OnceLock::new();
-    let (node, name) = match kind {
-        NodeKind::Podwright => (&PODWRIGHT, "podwright"),
-        NodeKind::Stock => (&STOCK, "stock"),
+    static NODES: [OnceLock<ClusterNode>; 4] = [const { OnceLock::new() }; 4];
+    let (number, name) = match kind {
+        NodeKind::Podwright => (0, "podwright"),
+        NodeKind::Stock => (1, "stock"),
+        NodeKind::PodwrightOnContainerd => (2, "podwright-on-containerd"),
+        NodeKind::StockOnPodwright => (3, "stock-on-podwright"),
     };
+    let node = &NODES[number];
     node.get_or_init(|| {
         shared().node(kind, name).unwrap_or_else(|error| panic!("start the node {name}: {error:?}"))
     })

@@ -220,6 +220,14 @@ impl CgroupManager {
         }
     }
 
+    /// Whether huge pages can be limited: a kernel may have no `hugetlb`, and a hybrid machine has it where limits are not.
+    pub fn limits_huge_pages(&self) -> bool {
+        match &self.layout {
+            Layout::V1(hierarchies) => hierarchies.have(limits::Controller::Hugetlb),
+            Layout::V2(tree) => tree.has(limits::Controller::Hugetlb),
+        }
+    }
+
     /// Makes the cgroup at `path` (and its parents) with these limits; an existing one gets the limits. A path that begins with `/`
     /// counts from the mount point, another from the caller's own cgroup.
     pub fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {

@@ -42,6 +42,10 @@ impl Hierarchies {
         Ok(Self { list, unified })
     }
 
+    pub(super) fn have(&self, controller: Controller) -> bool {
+        self.list.iter().any(|hierarchy| hierarchy.name.split(',').any(|name| name == controller.name()))
+    }
+
     pub(super) fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let mut cgroup = Cgroup { version: Version::V1, directories: Vec::new() };
         let outcome = self.create_each(path, limits, &mut cgroup.directories);

@@ -20,6 +20,11 @@ impl Tree {
         Self { mount: mount.to_owned(), own: own.map_or_else(|| "/".to_owned(), |(_, path)| path) }
     }
 
+    pub(super) fn has(&self, controller: Controller) -> bool {
+        let all = std::fs::read_to_string(self.mount.join("cgroup.controllers")).unwrap_or_default();
+        all.split_whitespace().any(|name| name == controller.name())
+    }
+
     pub(super) fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
         let directory = v1::resolve(&self.mount, &self.own, path);
         let controllers = limits.controllers();

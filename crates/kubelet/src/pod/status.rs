@@ -40,6 +40,8 @@ pub struct StatusFacts {
     pub ending: bool,
     /// Whether the runtime makes mounts read-only with all below them.
     pub recursive_read_only: bool,
+    /// What the runtime calls itself: `containerd://ID` is a container of containerd's.
+    pub runtime_name: String,
 }
 
 /// Renders the status; conditions keep the transition times of `former` where they did not change.
@@ -258,11 +260,11 @@ fn container_status(
         return status;
     };
     status.restart_count = i32::try_from(current.attempt).unwrap_or(i32::MAX);
-    status.container_id = Some(format!("podwright://{}", current.id));
+    status.container_id = Some(format!("{}://{}", facts.runtime_name, current.id));
     status.image_id.clone_from(&current.image_id);
     container_details::add(&mut status, container, &current.details);
     let longest = MAX_MESSAGES / pod.all_containers().count().max(1);
-    let ended = |container| terminated(container, &facts.last_words, longest);
+    let ended = |container| terminated(container, facts, longest);
     let previous = attempts.get(1).and_then(ended);
     match &current.state {
         ObservedState::Created => status.state = Some(waiting(first, None)),
@@ -312,16 +314,12 @@ fn container_status(
     status
 }
 
-fn terminated(
-    container: &ObservedContainer,
-    last_words: &BTreeMap<String, String>,
-    longest: usize,
-) -> Option<ContainerState> {
+fn terminated(container: &ObservedContainer, facts: &StatusFacts, longest: usize) -> Option<ContainerState> {
     let ObservedState::Exited { code, reason, message, started_at, finished_at, .. } = &container.state
     else {
         return None;
     };
-    let said = last_words.get(&container.id).filter(|said| !said.is_empty());
+    let said = facts.last_words.get(&container.id).filter(|said| !said.is_empty());
     let parts: Vec<&str> = [Some(message), said]
         .into_iter()
         .flatten()
@@ -336,7 +334,7 @@ fn terminated(
         message: Some(message).filter(|message| !message.is_empty()),
         started_at: time(*started_at),
         finished_at: time(*finished_at),
-        container_id: Some(format!("podwright://{}", container.id)),
+        container_id: Some(format!("{}://{}", facts.runtime_name, container.id)),
         signal: None,
     };
     Some(ContainerState { terminated: Some(terminated), ..ContainerState::default() })

@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) inputs: Inputs,
     pub(crate) capacity: Capacity,
     pub(crate) cri: Channel,
+    /// What the runtime calls itself.
+    pub(crate) runtime_name: String,
     pub(crate) cgroups: PodCgroups,
     pub(crate) volumes: Volumes,
     pub(crate) reporter: Reporter,
@@ -330,6 +332,7 @@ impl Worker {
             last_words: self.last_words.clone(),
             ending: matches!(self.state, WorkerState::Terminating { .. }),
             recursive_read_only: self.recursive_read_only,
+            runtime_name: self.node.runtime_name.clone(),
         };
         let status = render_status(&self.pod, seen, &facts, self.former.as_ref(), wall_ns());
         let is_ready =

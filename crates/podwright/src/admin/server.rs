@@ -115,7 +115,11 @@ fn image(order: wire::Request, sources: Arc<Sources>) -> Response<Body> {
     let (updates, lines) = mpsc::unbounded_channel::<wire::Update>();
     tokio::spawn(async move {
         let hear: ops::Hear = Arc::new(move |update| drop(updates.send(update)));
-        if let Err(error) = ops::apply(sources.images(), order, &hear).await {
+        let applied = match sources.images() {
+            Ok(images) => ops::apply(images, order, &hear).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = applied {
             hear(wire::Update::Failed { message: format!("{error:#}") });
         }
     });

@@ -12,12 +12,14 @@
 
 mod cluster;
 mod endpoints;
+mod engine;
 pub(crate) mod parts;
 mod problems;
 mod server;
 mod services;
 mod sources;
 
+use engine::Engine;
 pub(crate) use sources::{Reports, Sources, node_object};
 
 use std::path::PathBuf;
@@ -31,7 +33,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::cli::{AgentArgs, RunArgs, RuntimeArgs};
+use crate::cli::{AgentArgs, PodNetwork, RunArgs, RuntimeArgs};
 use crate::lock::NodeLock;
 use crate::node::Node;
 use crate::{admin, config, image, signals};
@@ -71,6 +73,14 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
     let file = config::kubelet(args.config.as_deref())?;
     let mut node = Node::here(&file.complete(&args.node))?;
     file.apply(&mut node);
+    if let Some(endpoint) = &args.container_runtime_endpoint {
+        node.container_runtime_endpoint = Some(endpoint.clone());
+    }
+    if node.container_runtime_endpoint.is_some() && args.pod_network == PodNetwork::Builtin {
+        bail!(
+            "--pod-network=builtin is a network of our own runtime's pods: leave it out, or --container-runtime-endpoint"
+        );
+    }
     file.tell();
     let membership = cluster::Membership::of(args, &node, &file.settings);
     until_signal(node, Role::Cluster(Box::new(membership)))
@@ -117,44 +127,38 @@ impl Agent {
             Role::Runtime | Role::Node { .. } => Some(parts::network(&node, node.pod_cidrs.clone())),
         };
         let (network, networks) = watch::channel(default);
-        let runtime = runtime::Runtime::open(parts::runtime(&node, networks), writer.clone())
-            .await
-            .context("open the runtime")?;
-        let listener = cri::bind(&node.listen)?;
-        let admin_listener = admin::server::bind(&node.admin_socket())?;
-        let (channel, in_memory) = cri::connect_in_memory();
         let servers_stop = CancellationToken::new();
         let mut servers = Parts::new();
-        let serving = cri::serve(
-            listener,
-            in_memory,
-            runtime.runtime_service(),
-            runtime.image_service(),
-            servers_stop.clone().cancelled_owned(),
-        );
-        servers.spawn(async move { ("the CRI server", serving.await.map_err(Into::into)) });
+        let engine = match &node.container_runtime_endpoint {
+            None => Engine::own(&node, networks, writer.clone(), &mut servers, &servers_stop).await?,
+            Some(endpoint) => Engine::foreign(endpoint, &stop).await?,
+        };
+        let admin_listener = admin::server::bind(&node.admin_socket())?;
         let mut callers = Parts::new();
         let reports = match role {
             Role::Runtime => None,
             Role::Node { manifests } => {
                 // Pods that want it wait with the reason; the others need not.
-                if let Err(error) = image::built_in::import(runtime.images()).await {
+                if let Some(runtime) = &engine.own
+                    && let Err(error) = image::built_in::import(runtime.images()).await
+                {
                     tracing::warn!(error = format!("{error:#}"), "no built-in image");
                 }
-                Some(start_node(&mut callers, &node, manifests, channel.clone(), writer, &stop)?)
+                Some(start_node(&mut callers, &node, manifests, engine.cri.clone(), writer, &stop)?)
             }
             Role::Cluster(membership) => {
-                Some(membership.start(&mut callers, &node, channel.clone(), network, writer, &stop).await?)
+                let cri = engine.cri.clone();
+                Some(membership.start(&mut callers, &node, cri, network, writer, &stop).await?)
             }
         };
-        let sources = Arc::new(Sources { node, runtime, cri: channel, reports });
+        let sources = Arc::new(Sources { node, runtime: engine.own, cri: engine.cri, reports });
         let admin =
             admin::server::serve(admin_listener, Arc::clone(&sources), stop.clone(), servers_stop.clone());
         servers.spawn(async move {
             admin.await;
             ("the admin socket", Ok(()))
         });
-        tracing::info!(node = sources.node.name, cri = %sources.node.listen.display(), "ready");
+        tracing::info!(node = sources.node.name, cri = sources.node.cri_endpoint(), "ready");
         Ok(Self { sources, callers, servers, stop, servers_stop, _lock: lock })
     }
 

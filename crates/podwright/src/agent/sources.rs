@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use cri::v1::StatusRequest;
 use cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_openapi::api::core::v1::{Node as NodeObject, Service};
@@ -22,9 +23,9 @@ use crate::status::sandboxes;
 pub(crate) struct Sources {
     /// Where everything lies.
     pub(crate) node: Node,
-    /// The runtime of this process.
-    pub(crate) runtime: Arc<Runtime>,
-    /// A channel to its CRI server.
+    /// The runtime of this process; none where another one runs the pods.
+    pub(crate) runtime: Option<Arc<Runtime>>,
+    /// A channel to the CRI server.
     pub(crate) cri: Channel,
     /// What there is more where a kubelet runs.
     pub(crate) reports: Option<Reports>,
@@ -44,9 +45,11 @@ pub(crate) struct Reports {
 }
 
 impl Sources {
-    /// The image store.
-    pub(crate) fn images(&self) -> &Arc<ImageStore> {
-        self.runtime.images()
+    /// The image store; a foreign runtime keeps its own.
+    pub(crate) fn images(&self) -> anyhow::Result<&Arc<ImageStore>> {
+        let endpoint = self.node.cri_endpoint();
+        let own = self.runtime.as_ref().map(|runtime| runtime.images());
+        own.with_context(|| format!("images are kept by the runtime at {endpoint}: use its own tools"))
     }
 
     /// Everything, as of now.

@@ -62,7 +62,7 @@ impl Clock {
 
 /// The built-in image; without it every pod of the example would wait for ever.
 async fn image(sources: &Sources) -> anyhow::Result<String> {
-    let image = built_in::import(sources.images()).await?;
+    let image = built_in::import(sources.images()?).await?;
     Ok(format!("{} of this very binary, {}", built_in::NAME, output::bytes(image.size)))
 }
 

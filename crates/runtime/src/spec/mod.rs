@@ -65,6 +65,8 @@ pub struct Request<'a> {
     pub host_devices: &'a [oci_spec::runtime::LinuxDevice],
     /// The layers of the images that are mounted as volumes, by the name that the mount has.
     pub image_volumes: &'a BTreeMap<String, Vec<PathBuf>>,
+    /// Whether this machine can limit huge pages.
+    pub limits_huge_pages: bool,
     /// A `Localhost` profile, read and parsed.
     pub localhost_profile: Option<LinuxSeccomp>,
 }

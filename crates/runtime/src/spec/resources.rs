@@ -25,7 +25,9 @@ pub(super) fn render(
     let swap = (asked.memory_swap_limit_in_bytes != 0).then_some(asked.memory_swap_limit_in_bytes);
     memory.set_limit(limit).set_swap(swap);
     let mut hugepages = Vec::new();
-    for limit in &asked.hugepage_limits {
+    // A kubelet limits every size of pages to none for a container that asks for none, on any machine.
+    let without = |limit: &&v1::HugepageLimit| request.limits_huge_pages || limit.limit > 0;
+    for limit in asked.hugepage_limits.iter().filter(without) {
         let mut one = LinuxHugepageLimit::default();
         let bytes = i64::try_from(limit.limit)
             .map_err(|_| SpecError::Invalid(format!("hugepage limit {} is too large", limit.limit)))?;

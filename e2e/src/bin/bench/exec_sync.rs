@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::cri_server::{CriServer, Implementation};
 use e2e::requests::{self, Runtime};
 
-use crate::measure::{Row, now};
+use crate::measure::{Row, machine_ticks, now};
 
 const PEER: &str = "containerd 2.4 + runc 1.5";
 /// Sides take turns after so many.
@@ -69,23 +69,14 @@ impl Side {
     }
 
     async fn turn(&mut self) -> Result<()> {
-        let before = busy_ticks()?;
+        let before = machine_ticks()?;
         for _ in 0..TURN {
             let start = now();
             let done = requests::exec(&mut self.client, &self.container, &["/bin/true"]).await?;
             self.latencies.push(start.elapsed());
             ensure!(done.exit_code == 0, "true ended with {}", done.exit_code);
         }
-        self.cpu_ticks += busy_ticks()? - before;
+        self.cpu_ticks += machine_ticks()? - before;
         Ok(())
     }
-}
-
-/// Hundredths of a second that the machine's CPUs were not idle.
-fn busy_ticks() -> Result<u64> {
-    let text = std::fs::read_to_string("/proc/stat").context("read the machine's CPU time")?;
-    let line = text.lines().next().context("a line of all CPUs")?;
-    let ticks: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
-    // user nice system idle iowait irq softirq steal; guest time is in user already.
-    Ok([0, 1, 2, 5, 6, 7].iter().filter_map(|&index| ticks.get(index)).sum())
 }

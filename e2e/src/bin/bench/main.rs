@@ -4,6 +4,7 @@
 //! first log line was written, and its address answers. Between samples the kernel's deferred work of the other side is
 //! awaited, untimed. Called by `hack/bench.sh`.
 
+mod cluster;
 mod cri_pods;
 mod exec_sync;
 mod measure;
@@ -17,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use measure::Row;
 
 /// Name, and what it compares.
-const BENCHES: [(&str, &str); 8] = [
+const BENCHES: [(&str, &str); 14] = [
     ("oci-run", "`oci run` of `true` with memory, cpu and pids limits, against runc"),
     ("oci-run-crun", "the same against crun"),
     (
@@ -38,7 +39,29 @@ const BENCHES: [(&str, &str); 8] = [
         "pull",
         "PullImage of 300 MB, over 10,000 files, in six layers (gzip, zstd), unpacked, from a registry on the loopback, against containerd",
     ),
+    (
+        "pod-ready",
+        "create to Ready as a watch sees it, one pod at a time, against the stock kubelet; also without the control plane's share",
+    ),
+    ("pod-ready-20", "the same for 20 pods at once: median, and the last one"),
+    ("pod-ready-100", "the same for 100 pods at once"),
+    (
+        "pod-delete-20",
+        "delete of 20 pods that end on SIGTERM, until no object is left, against the stock kubelet",
+    ),
+    (
+        "node-memory",
+        "PSS of everything on a node but the workload, with 20 and 100 pods, against kubelet + containerd + shims + kube-proxy",
+    ),
+    (
+        "probe-cpu",
+        "CPU time of the whole machine for each exec probe, 20 pods with one each second, against the stock kubelet",
+    ),
 ];
+
+/// Those that need a cluster.
+const OF_CLUSTERS: [&str; 6] =
+    ["pod-ready", "pod-ready-20", "pod-ready-100", "pod-delete-20", "node-memory", "probe-cpu"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse(std::env::args().skip(1))?;
@@ -65,12 +88,36 @@ fn main() -> Result<()> {
     if arguments.wants("pull") {
         rows.push(pull::pull(5)?);
     }
+    if OF_CLUSTERS.iter().any(|bench| arguments.wants(bench)) {
+        rows.extend(of_clusters(&arguments)?);
+    }
     print(&rows)?;
     if let Some(file) = &arguments.json {
-        let text = serde_json::to_string_pretty(&rows.iter().map(Row::to_json).collect::<Vec<_>>())?;
+        let text = serde_json::to_string_pretty(&rows.iter().copied().map(Row::to_json).collect::<Vec<_>>())?;
         std::fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
     }
     Ok(())
+}
+
+fn of_clusters(arguments: &Arguments) -> Result<Vec<Row>> {
+    let sides = cluster::Sides::start()?;
+    let mut rows = Vec::new();
+    if arguments.wants("pod-ready") {
+        rows.extend(sides.pod_ready(20)?);
+    }
+    if arguments.wants("pod-ready-20") || arguments.wants("pod-delete-20") {
+        rows.extend(sides.many(20, ["pod-ready-20", "pod-ready-20-last", "pod-delete-20"])?);
+    }
+    if arguments.wants("pod-ready-100") {
+        rows.extend(sides.many(100, ["pod-ready-100", "pod-ready-100-last", "pod-delete-100"])?);
+    }
+    if arguments.wants("node-memory") {
+        rows.extend(sides.node_memory()?);
+    }
+    if arguments.wants("probe-cpu") {
+        rows.push(sides.probe_cpu()?);
+    }
+    Ok(rows)
 }
 
 struct Arguments {
@@ -104,10 +151,10 @@ impl Arguments {
 fn print(rows: &[Row]) -> Result<()> {
     let load = std::fs::read_to_string("/proc/loadavg").context("read the load")?;
     println!("load: {}", load.trim());
-    println!("{:<14} {:>10} {:>10} {:>8} {:>4}  peer", "bench", "ours", "peer", "ratio", "n");
+    println!("{:<18} {:>10} {:>10} {:>8} {:>4}  peer", "bench", "ours", "peer", "ratio", "n");
     for row in rows {
         println!(
-            "{:<14} {:>7.2} {} {:>7.2} {} {:>7.1}x {:>4}  {}",
+            "{:<18} {:>7.2} {} {:>7.2} {} {:>7.1}x {:>4}  {}",
             row.bench,
             row.ours,
             row.unit,

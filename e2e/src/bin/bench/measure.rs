@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 /// One line of the result. Smaller values are better; the ratio is the peer's value over ours.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Row {
     pub(crate) bench: &'static str,
     pub(crate) unit: &'static str,
@@ -27,11 +27,11 @@ impl Row {
         Self { bench, unit: "ms", ours: median_ms(ours), peer, peer_value: median_ms(theirs), n: ours.len() }
     }
 
-    pub(crate) fn ratio(&self) -> f64 {
+    pub(crate) fn ratio(self) -> f64 {
         self.peer_value / self.ours
     }
 
-    pub(crate) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(self) -> Value {
         json!({
             "bench": self.bench, "unit": self.unit, "ours": self.ours, "peer": self.peer,
             "peer_value": self.peer_value, "ratio": self.ratio(), "n": self.n,
@@ -77,6 +77,15 @@ pub(crate) fn network_namespaces() -> usize {
     let slabs = std::fs::read_to_string("/proc/slabinfo").unwrap_or_default();
     let line = slabs.lines().find(|line| line.starts_with("net_namespace "));
     line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
+/// Hundredths of a second that the machine's CPUs were not idle.
+pub(crate) fn machine_ticks() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/stat").context("read the machine's CPU time")?;
+    let line = text.lines().next().context("a line of all CPUs")?;
+    let ticks: Vec<u64> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    // user nice system idle iowait irq softirq steal; guest time is in user already.
+    Ok([0, 1, 2, 5, 6, 7].iter().filter_map(|&index| ticks.get(index)).sum())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use e2e::requests;
 use crate::measure::Row;
 
 const PEER: &str = "containerd 2.4 + runc 1.5";
-const MIB: f64 = 1_048_576.0;
+pub(crate) const MIB: f64 = 1_048_576.0;
 
 /// Rows `memory-0`, `memory-50` and, in kilobytes, `memory-pod`: what one more pod costs.
 pub(crate) fn with_pods(pods: u32) -> Result<Vec<Row>> {
@@ -51,7 +51,7 @@ fn measure(implementation: Implementation, pods: u32) -> Result<(u64, u64)> {
 }
 
 /// Lets background work of the last requests end.
-fn settle() {
+pub(crate) fn settle() {
     std::thread::sleep(std::time::Duration::from_secs(3));
 }
 
@@ -90,12 +90,14 @@ fn processes(server: &mut CriServer) -> Result<Vec<u32>> {
     Ok(found)
 }
 
-fn all_processes() -> impl Iterator<Item = u32> {
+/// Every process of this machine.
+pub(crate) fn all_processes() -> impl Iterator<Item = u32> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-fn memory_of(processes: &[u32]) -> Result<u64> {
+/// Bytes of these processes together.
+pub(crate) fn memory_of(processes: &[u32]) -> Result<u64> {
     let mut memfds = BTreeMap::new();
     let mut bytes = 0;
     for pid in processes {

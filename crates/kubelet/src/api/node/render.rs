@@ -215,7 +215,9 @@ fn readiness(observed: &Observed) -> (bool, &'static str, String) {
             );
         }
     };
-    let bad = status.conditions.iter().filter(|condition| !condition.status);
+    // A runtime may have more conditions: they are not the node's.
+    let own = |one: &&crv1::RuntimeCondition| matches!(one.r#type.as_str(), "RuntimeReady" | "NetworkReady");
+    let bad = status.conditions.iter().filter(own).filter(|condition| !condition.status);
     let troubles: Vec<String> = bad
         .map(|one| {
             let what = if one.r#type == "NetworkReady" {
@@ -324,7 +326,8 @@ mod tests {
             reason: "NetworkPluginNotReady".into(),
             message: "cni".into(),
         };
-        let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", network)];
+        let other = condition("ContainerdHasNoDeprecationWarnings", false);
+        let conditions = vec![condition("RuntimeReady", true), condition("NetworkReady", network), other];
         let status = crv1::StatusResponse {
             status: Some(crv1::RuntimeStatus { conditions }),
             ..crv1::StatusResponse::default()

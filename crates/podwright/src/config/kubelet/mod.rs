@@ -51,6 +51,14 @@ pub(crate) fn kubelet_text(text: &str) -> Result<KubeletConfig, String> {
     let mut faults = std::mem::take(&mut verdict.refused);
     let file = decode(document, &mut faults);
     check_cgroup_driver(&file.cgroup_driver, &mut verdict.ignored, &mut faults);
+    if !file.image_service_endpoint.is_empty()
+        && file.image_service_endpoint != file.container_runtime_endpoint
+    {
+        let endpoint = &file.image_service_endpoint;
+        faults.push(format!(
+            "imageServiceEndpoint {endpoint:?} is not containerRuntimeEndpoint: images come from the runtime"
+        ));
+    }
     if let Err(fault) =
         ranges("podCIDR", Some(&file.pod_cidr).filter(|cidr| !cidr.is_empty()).map(String::as_str))
     {
@@ -141,6 +149,7 @@ impl KubeletConfig {
             node.cluster_domain.clone_from(domain);
         }
         node.cluster_dns.clone_from(&settings.cluster_dns);
+        node.container_runtime_endpoint.clone_from(&settings.container_runtime_endpoint);
     }
 
     /// Says which keys ask for what is not done.

@@ -55,8 +55,6 @@ pub(crate) struct Settings {
     pub(crate) log_rotation: LogRotationPolicy,
     /// The runtime, if it is not our own.
     pub(crate) container_runtime_endpoint: Option<String>,
-    /// The image service, if it is not the runtime's.
-    pub(crate) image_service_endpoint: Option<String>,
     /// The cgroup below which `kubepods` lies.
     pub(crate) cgroup_root: Option<String>,
     /// The pods' range where nobody else says it.
@@ -218,7 +216,6 @@ impl Settings {
             image_gc: image_gc(&file, faults),
             log_rotation: log_rotation(&file, faults),
             container_runtime_endpoint: text(&file.container_runtime_endpoint),
-            image_service_endpoint: text(&file.image_service_endpoint),
             cgroup_root: text(&file.cgroup_root),
             pod_cidr: text(&file.pod_cidr),
             allowed_unsafe_sysctls: file.allowed_unsafe_sysctls,

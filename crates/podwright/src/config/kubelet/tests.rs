@@ -166,6 +166,10 @@ fn what_is_not_done_is_ignored_or_refused_by_name() {
 #[test]
 fn mistakes_are_refused_by_name_and_all_at_once() {
     for (text, expect) in [
+        (
+            "imageServiceEndpoint: unix:///run/images.sock\n",
+            "imageServiceEndpoint \"unix:///run/images.sock\" is not containerRuntimeEndpoint",
+        ),
         ("containerRuntimeEndpont: x\n", "unknown field `containerRuntimeEndpont`"),
         ("authentication: {x509: {caFile: x}}\n", "caFile"),
         ("cgroupDriver: cgmanager\n", "none of cgroupfs and systemd"),

@@ -1,0 +1,95 @@
+//! Each half of the node with the field's other half: our kubelet on containerd, and the stock kubelet on our CRI socket.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::images::AGNHOST;
+use e2e::cluster::{ClusterStory, Half, NodeKind};
+use e2e::test_host::eventually;
+use serde_json::Value;
+
+e2e::half_stories![twenty_pods_outlive_a_crash_of_either_half];
+
+const PODS: usize = 20;
+
+fn web(replicas: usize) -> String {
+    format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: web
+        image: {AGNHOST}
+        args: [netexec, --http-port=8080]
+        readinessProbe: {{exec: {{command: [sh, -c, 'test -d /proc/1']}}, periodSeconds: 2}}
+        livenessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 2}}
+"
+    )
+}
+
+/// What must not change over a crash: by pod, the container's id and how often it was started again.
+fn containers(story: &ClusterStory) -> Result<BTreeMap<String, (String, i64)>> {
+    let pods = story.get("pods")?;
+    let pods = pods["items"].as_array().context("a list")?.iter().map(|pod| {
+        let container = &pod["status"]["containerStatuses"][0];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let restarts = container["restartCount"].as_i64().context("a count")?;
+        Ok((text(&pod["metadata"]["name"]), (text(&container["containerID"]), restarts)))
+    });
+    pods.collect()
+}
+
+/// Exec, logs and statistics, as kubectl and metrics-server ask for them.
+fn everything_answers(story: &ClusterStory, pods: &BTreeMap<String, (String, i64)>) -> Result<()> {
+    for pod in pods.keys().take(3) {
+        // A kubelet that has just started does not know its pods yet.
+        let answer = eventually("exec works", || story.exec(pod, "echo $((6 * 7))").ok())?;
+        ensure!(answer.trim() == "42", "exec in {pod}: {answer}");
+        let log = story.kubectl(&["logs", pod])?;
+        ensure!(log.contains("Started HTTP server"), "the log of {pod}: {log}");
+    }
+    let path = format!("/api/v1/nodes/{}/proxy/stats/summary", story.node.name());
+    let measured = || {
+        let summary: Value =
+            serde_json::from_str(&story.cluster.kubectl(&["get", "--raw", &path]).ok()?).ok()?;
+        let told = summary["pods"].as_array()?.iter().filter(|pod| {
+            let name = pod["podRef"]["name"].as_str().unwrap_or_default();
+            pods.contains_key(name) && pod["containers"][0]["memory"]["workingSetBytes"].as_u64() > Some(0)
+        });
+        (told.count() == pods.len()).then_some(())
+    };
+    eventually("statistics name every pod", measured)
+}
+
+fn twenty_pods_outlive_a_crash_of_either_half(story: &ClusterStory) -> Result<()> {
+    story.apply(&web(PODS))?;
+    story.kubectl(&["rollout", "status", "deployment/web", "--timeout=180s"])?;
+    let before = containers(story)?;
+    let runtime = match story.node.kind {
+        NodeKind::PodwrightOnContainerd => "containerd://",
+        _ => "podwright://",
+    };
+    ensure!(before.values().all(|(id, _)| id.starts_with(runtime)), "{before:?}");
+    ensure!(before.len() == PODS && before.values().all(|(_, restarts)| *restarts == 0), "{before:?}");
+    everything_answers(story, &before)?;
+
+    for half in [Half::Runtime, Half::Kubelet] {
+        story.node.crash(half)?;
+        story.node.wait_ready(story.cluster)?;
+        everything_answers(story, &before).with_context(|| format!("after a crash of the {half:?}"))?;
+        ensure!(containers(story)? == before, "after a crash of the {half:?}: {:?}", containers(story)?);
+    }
+
+    // The pods go, and new ones come: nothing was lost on the way.
+    story.apply(&web(1))?;
+    eventually("nineteen pods are gone", || (containers(story).ok()?.len() == 1).then_some(()))?;
+    story.kubectl(&["scale", "deployment/web", "--replicas=2"])?;
+    story.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).map(drop)
+}
