@@ -5,6 +5,7 @@
 
 pub mod admission;
 pub mod api;
+pub mod certificates;
 mod cgroups;
 mod cri_requests;
 mod downward;
@@ -14,6 +15,7 @@ mod eviction;
 mod hosts;
 mod image_gc;
 mod inputs;
+pub mod join;
 mod log_rotation;
 mod manager;
 mod names;

@@ -10,7 +10,7 @@
 //!   Node, Lease ◄── node (facts, conditions of the runtime)           └── events ──► event ──► POST, PATCH
 //! ```
 
-mod client;
+pub(crate) mod client;
 mod event;
 mod mirror;
 mod node;
@@ -30,9 +30,10 @@ use manifest::Loaded;
 use tokio::sync::{mpsc, watch};
 use tonic::transport::Channel;
 
-pub use client::{ClientError, connect};
+pub use client::{ClientError, Connection, Credentials, Reload, connect, connect_as};
 pub use kube::Client;
 pub use node::NodeConfig;
+pub(crate) use source::chain;
 pub use tokens::ApiTokens;
 
 use crate::report::NodeReport;

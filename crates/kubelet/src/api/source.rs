@@ -375,7 +375,7 @@ pub(super) fn key_of<K: kube::ResourceExt>(object: &K) -> ObjectKey {
 }
 
 /// An error with its causes in one line.
-pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

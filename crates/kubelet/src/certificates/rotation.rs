@@ -1,0 +1,93 @@
+//! Renewing the client certificate while the node runs, with the node's own identity.
+
+use std::time::Duration;
+
+use kube::Client;
+use rcgen::KeyPair;
+
+use super::identity::Validity;
+use super::issue::{IssueError, issue};
+use super::store::Store;
+use super::template::{Purpose, user_of};
+use super::{PATIENCE, chance, now, renewal};
+use crate::api::{ClientError, Reload};
+
+/// How soon a renewal that failed is tried again, at first and at last.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(128));
+
+/// What is needed to renew a node's client certificate.
+pub struct Rotation {
+    /// The node's name.
+    pub node: String,
+    /// Where the certificates are.
+    pub store: Store,
+    /// When the present certificate holds.
+    pub validity: Validity,
+    /// The API server, as that identity.
+    pub client: Client,
+    /// Gives the client its new identity.
+    pub reload: Reload,
+}
+
+/// Why a certificate was not renewed.
+#[derive(Debug, thiserror::Error)]
+enum RotationError {
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    #[error("keep the new certificate at {}", path.display())]
+    Keep { path: std::path::PathBuf, source: std::io::Error },
+    #[error("use the new certificate")]
+    Use(#[from] ClientError),
+}
+
+/// Renews the certificate whenever it is time to, for ever. Failures are told and tried again; the node lives on without.
+pub async fn rotate(mut rotation: Rotation) {
+    loop {
+        let validity = rotation.validity;
+        let due = renewal::due(validity, chance());
+        tracing::debug!(
+            due,
+            not_after = validity.not_after,
+            "the client certificate is renewed when it is due"
+        );
+        while let Some(time) = renewal::sleep(due, now()) {
+            tokio::time::sleep(time).await;
+        }
+        let mut again = AGAIN.0;
+        loop {
+            match renew(&rotation).await {
+                Ok(validity) => {
+                    tracing::info!(not_after = validity.not_after, "the node has a new client certificate");
+                    rotation.validity = validity;
+                    break;
+                }
+                Err(error) => tell(&rotation, &error),
+            }
+            tokio::time::sleep(again).await;
+            again = (again * 2).min(AGAIN.1);
+        }
+    }
+}
+
+async fn renew(rotation: &Rotation) -> Result<Validity, RotationError> {
+    let key = KeyPair::generate().map_err(IssueError::Make)?;
+    let identity = issue(&rotation.client, &rotation.node, &Purpose::Client, &key, PATIENCE).await?;
+    let keep = |source| RotationError::Keep { path: rotation.store.current_path(), source };
+    rotation.store.replace(&identity, now()).map_err(keep)?;
+    rotation.reload.reload().await?;
+    Ok(identity.leaf.validity)
+}
+
+fn tell(rotation: &Rotation, error: &RotationError) {
+    let error = crate::api::chain(error);
+    if rotation.validity.holds_at(now()) {
+        tracing::warn!(error, "the client certificate is not renewed; trying again");
+    } else {
+        tracing::error!(
+            error,
+            user = user_of(&rotation.node),
+            "the client certificate has expired and is not renewed: the API server does not know this node any more. Its pods \
+             go on; join it again with a new token to manage them"
+        );
+    }
+}
