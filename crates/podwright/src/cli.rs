@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Taint;
+
+use crate::config::GoDuration;
 
 /// Turns this Linux machine into a Kubernetes node: kubelet, container runtime (CRI v1), CNI and service proxy.
 #[derive(Debug, Parser)]
@@ -55,6 +58,8 @@ impl std::fmt::Display for LogLevel {
 pub(crate) enum Command {
     /// Run the pods and Services of manifest files on this machine, and the CRI socket
     Run(RunArgs),
+    /// Make this machine a node of a cluster with a bootstrap token, then run the agent (kubeadm join's flags)
+    Join(JoinArgs),
     /// Run this machine as a node of the cluster that a kubeconfig names
     Agent(AgentArgs),
     /// Serve the container runtime interface (CRI v1) alone, for crictl or another kubelet
@@ -142,7 +147,10 @@ pub(crate) struct AgentArgs {
     /// How to reach the API server, and as whom
     #[arg(long, value_name = "FILE", default_value = "/etc/kubernetes/kubelet.conf")]
     pub(crate) kubeconfig: PathBuf,
-    /// A KubeletConfiguration file (kubelet.config.k8s.io/v1beta1)
+    /// Whose credentials ask for the node's certificate while the kubeconfig has no valid one
+    #[arg(long, value_name = "FILE")]
+    pub(crate) bootstrap_kubeconfig: Option<PathBuf>,
+    /// A KubeletConfiguration file (kubelet.config.k8s.io/v1beta1); for join, a JoinConfiguration (kubeadm.k8s.io/v1beta4)
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     /// Who connects pods: CNI configuration files that the cluster brings, or our own bridge and routes
@@ -158,6 +166,9 @@ pub(crate) struct AgentArgs {
     /// Labels of the node, as KEY=VALUE with commas between
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,
+    /// Taints that the node registers with, as KEY[=VALUE]:EFFECT with commas between; they replace registerWithTaints
+    #[arg(long, value_name = "TAINTS", value_delimiter = ',', value_parser = taint)]
+    pub(crate) register_with_taints: Vec<Taint>,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 }
@@ -175,6 +186,49 @@ fn label(text: &str) -> Result<(String, String), String> {
     let pair = text.split_once('=').filter(|(key, _)| !key.is_empty());
     pair.map(|(key, value)| (key.to_owned(), value.to_owned()))
         .ok_or_else(|| format!("{text:?} is no label such as pool=edge"))
+}
+
+fn taint(text: &str) -> Result<Taint, String> {
+    let fault = || format!("{text:?} is no taint such as pool=edge:NoSchedule");
+    let (name, effect) = text.rsplit_once(':').ok_or_else(fault)?;
+    let (key, value) = name.split_once('=').map_or((name, None), |(key, value)| (key, Some(value)));
+    if key.is_empty() || !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
+        return Err(fault());
+    }
+    Ok(Taint {
+        key: key.to_owned(),
+        value: value.map(str::to_owned),
+        effect: effect.to_owned(),
+        time_added: None,
+    })
+}
+
+/// `podwright join`.
+#[derive(Debug, Args)]
+pub(crate) struct JoinArgs {
+    /// Where an API server of the cluster is
+    #[arg(value_name = "HOST:PORT")]
+    pub(crate) server: Option<String>,
+    /// A bootstrap token, as `kubeadm token create` prints it
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// The SHA-256 of the public key of the cluster's CA, as sha256:HEX; one of several may match
+    #[arg(long, value_name = "HASH", value_delimiter = ',')]
+    pub(crate) discovery_token_ca_cert_hash: Vec<String>,
+    /// Believe every cluster that knows the token
+    #[arg(long)]
+    pub(crate) discovery_token_unsafe_skip_ca_verification: bool,
+    /// A kubeconfig file that tells where the cluster is and whom it trusts, in place of HOST:PORT and hash
+    #[arg(long, value_name = "FILE")]
+    pub(crate) discovery_file: Option<PathBuf>,
+    /// How long to try to find the cluster, such as 5m
+    #[arg(long, value_name = "TIME", default_value = "1m")]
+    pub(crate) discovery_timeout: GoDuration,
+    /// Install and start podwright.service, in place of running the agent in this process
+    #[arg(long)]
+    pub(crate) systemd: bool,
+    #[command(flatten)]
+    pub(crate) agent: AgentArgs,
 }
 
 /// `podwright runtime`.

@@ -36,7 +36,9 @@ fn directive(args: &LogArgs, command: &Command, env: Option<String>) -> Result<S
 fn quiet_level(command: &Command) -> &'static str {
     match command {
         // A watch that broke is told of by whoever follows it, and not before it matters.
-        Command::Run(_) | Command::Agent(_) | Command::Runtime(_) => "info,kube_runtime=off",
+        Command::Run(_) | Command::Join(_) | Command::Agent(_) | Command::Runtime(_) => {
+            "info,kube_runtime=off"
+        }
         Command::Demo(_) => "error",
         Command::Status(_)
         | Command::Reset(_)

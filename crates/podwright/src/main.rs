@@ -4,7 +4,7 @@
 //! before any thread or async runtime exists: they are started once per pod, and they fork.
 //!
 //! Exit codes: 0 done; 1 the command failed, with the reason on stderr; 2 the command line or a configuration
-//! file is wrong. `podwright oci` has runc's, the plugins have CNI's.
+//! file is wrong; 10 and more as `join` says. `podwright oci` has runc's, the plugins have CNI's.
 
 mod admin;
 mod agent;
@@ -12,6 +12,7 @@ mod cli;
 mod config;
 mod demo;
 mod image;
+mod join;
 mod lock;
 mod logging;
 mod node;
@@ -57,6 +58,7 @@ fn command(cli: Cli) -> ExitCode {
     logging::init(&cli.log, &cli.command);
     let done = match cli.command {
         Command::Run(args) => agent::run(&args),
+        Command::Join(args) => join::main(&args, &std::env::args_os().collect::<Vec<_>>()),
         Command::Agent(args) => agent::agent(&args),
         Command::Runtime(args) => agent::runtime(&args),
         Command::Demo(args) => demo::main(&args),
@@ -74,7 +76,11 @@ fn command(cli: Cli) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output::error(&error);
-            if error.is::<config::ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            match error.downcast_ref::<join::fault::Fault>() {
+                Some(fault) => ExitCode::from(fault.exit_code()),
+                None if error.is::<config::ConfigError>() => ExitCode::from(2),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Wiring of a node that belongs to a cluster: the kubelet gets its pods from the API server and tells it of them.
 
+mod credentials;
 mod other_nodes;
 mod service_proxy;
 
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use self::credentials::Credentials;
 use self::service_proxy::Surroundings;
 use super::server::{Known, Serving};
 use super::{Parts, Reports, parts, problems};
@@ -30,7 +32,7 @@ const KUBELET_PORT: u16 = 10_250;
 /// What makes a node one of a cluster.
 #[derive(Debug)]
 pub(crate) struct Membership {
-    kubeconfig: PathBuf,
+    credentials: Credentials,
     pod_network: PodNetwork,
     proxy: proxy::Mode,
     node: NodeConfig,
@@ -45,7 +47,7 @@ impl Membership {
     pub(crate) fn of(args: &AgentArgs, node: &Node, settings: &Settings) -> Self {
         let status = settings.status;
         Self {
-            kubeconfig: args.kubeconfig.clone(),
+            credentials: Credentials::of(args, node, settings),
             pod_network: args.pod_network,
             proxy: args.proxy,
             serving: Serving::of(node, settings),
@@ -53,7 +55,10 @@ impl Membership {
                 name: node.name.clone(),
                 ip: node.address(),
                 labels: args.node_labels.clone(),
-                taints: settings.registration.taints.clone(),
+                taints: match args.register_with_taints.is_empty() {
+                    true => settings.registration.taints.clone(),
+                    false => args.register_with_taints.clone(),
+                },
                 register: settings.registration.register,
                 sizing: sizing(settings),
                 max_images: status.max_images,
@@ -86,7 +91,7 @@ impl Membership {
         writer: WriterHandle,
         stop: &CancellationToken,
     ) -> anyhow::Result<Reports> {
-        let client = kubelet::api::connect(&self.kubeconfig).await?;
+        let client = self.credentials.connect(callers, stop).await?;
         let kubelet_config = kubelet::Config {
             sizing: Some(self.node.sizing),
             pressure_transition: self.pressure_transition,

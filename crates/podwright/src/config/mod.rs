@@ -30,6 +30,16 @@ pub(crate) enum ConfigError {
         /// What is wrong with it.
         reason: &'static str,
     },
+    /// What is no flag cannot be used.
+    #[error("{name} {value:?} {reason}")]
+    Argument {
+        /// What it is.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// An address would be a pod's and a Service's.
     #[error("--pod-cidr {pods} and --service-cidr {services} overlap")]
     Overlap {
@@ -67,6 +77,6 @@ fn ranges(key: &str, text: Option<&str>) -> Result<Vec<IpNet>, String> {
     ranges.collect()
 }
 
-fn read(path: &Path) -> Result<String, ConfigError> {
+pub(crate) fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })
 }

@@ -24,6 +24,8 @@ const IN_ROOT: &[&str] = &[
     "cni/cache",
     "cni/results",
     "services.json",
+    "pod-cidrs",
+    "joined",
     "kubelet",
     "pods",
     "logs",

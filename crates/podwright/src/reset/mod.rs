@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 
 use crate::admin::client::Client;
 use crate::cli::ResetArgs;
+use crate::join::files as joined;
 use crate::lock::{LockError, NodeLock};
 use crate::node::Node;
 use crate::output;
@@ -98,10 +99,14 @@ fn remove_files(node: &Node, images: Images, recorded: &[Recorded]) -> anyhow::R
             files::of_pod(node, uid, &sandbox.config.log_directory)
         })
         .collect();
+    let of_membership = joined::listed(&joined::list(&node.root));
     let mut below: Vec<&Path> = of_pods.iter().map(PathBuf::as_path).collect();
     below.extend([node.root.as_path(), node.state.as_path()]);
     files::unmount_below(&below)?;
     for path in &of_pods {
+        files::remove(path)?;
+    }
+    for path in &of_membership {
         files::remove(path)?;
     }
     for path in files::leftovers(node, images) {
