@@ -23,8 +23,11 @@ pub const BUSYBOX: &str = "docker.io/library/busybox:1.37";
 /// A process that does nothing.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
 
+/// Upstream's CNI plugins in `/plugins`, as images that install them have.
+pub const CNI_PLUGINS: &str = "registry.k8s.io/networking/cni-plugins:v1.9.1";
+
 /// Changes whenever the recipes below do.
-const RECIPES: &str = "1";
+const RECIPES: &str = "2";
 /// What the programs of [`AGNHOST`] need beside it, as far as it is installed here.
 const PROGRAMS: [&str; 3] = ["/usr/bin/curl", "/bin/bash", "/usr/bin/ss"];
 
@@ -90,6 +93,11 @@ fn all() -> Result<Vec<TestImage>> {
             config: ImageConfig { command: vec!["pause".into()], ..entrypoint("/agnhost") },
         },
         TestImage {
+            name: "networking/cni-plugins:v1.9.1",
+            layers: vec![busybox_layer()?, cni_plugins()?],
+            config: busybox_config(),
+        },
+        TestImage {
             name: "coredns/coredns:v1.14.7",
             layers: vec![tool("coredns", "coredns")?],
             config: entrypoint("/coredns"),
@@ -112,6 +120,14 @@ fn entrypoint(program: &str) -> ImageConfig {
 fn tool(name: &str, path: &str) -> Result<Layer> {
     let program = std::fs::read(parts::tool(name)).with_context(|| format!("read {name}"))?;
     Layer::default().file(path, 0o755, &program)
+}
+
+fn cni_plugins() -> Result<Layer> {
+    ["bridge", "host-local", "loopback", "portmap"].into_iter().try_fold(Layer::default(), |layer, name| {
+        let program =
+            std::fs::read(parts::upstream_cni().join(name)).with_context(|| format!("read {name}"))?;
+        layer.file(&format!("plugins/{name}"), 0o755, &program)
+    })
 }
 
 fn programs() -> Result<Layer> {

@@ -24,7 +24,7 @@ pub use flags::Component;
 pub use node::{ClusterNode, Half, NodeKind};
 pub use story::ClusterStory;
 
-use crate::lab::{Lab, ROUTER};
+use crate::lab::{Lab, Machine, ROUTER};
 use crate::registry::Registry;
 
 /// The number of the control plane's machine in the lab; nodes have the next ones.
@@ -72,7 +72,28 @@ impl Cluster {
     /// # Errors
     /// When it does not get Ready: with its log.
     pub fn node(&self, kind: NodeKind, name: &str) -> Result<ClusterNode> {
+        self.start_node(kind, self.lab.machine(name, self.next.fetch_add(1, Ordering::Relaxed))?)
+    }
+
+    /// Adds a node that is no neighbour of the others, and waits until it is Ready.
+    ///
+    /// # Errors
+    /// When it does not get Ready: with its log.
+    pub fn far_node(&self, kind: NodeKind, name: &str) -> Result<ClusterNode> {
+        self.start_node(kind, self.lab.far_machine(name, self.next.fetch_add(1, Ordering::Relaxed))?)
+    }
+
+    /// Adds one of our nodes, whose network of pods the cluster has to bring: it is not Ready.
+    ///
+    /// # Errors
+    /// When it does not register: with its log.
+    pub fn node_without_network(&self, name: &str) -> Result<ClusterNode> {
         let machine = self.lab.machine(name, self.next.fetch_add(1, Ordering::Relaxed))?;
+        images::write_mirrors(&machine.host.path().join("certs.d"))?;
+        ClusterNode::start_without_network(self, machine)
+    }
+
+    fn start_node(&self, kind: NodeKind, machine: Machine) -> Result<ClusterNode> {
         images::write_mirrors(&machine.host.path().join("certs.d"))?;
         ClusterNode::start(self, kind, machine)
     }

@@ -61,14 +61,23 @@ impl ClusterNode {
         let parts = match kind {
             NodeKind::Stock => Parts::Stock(Stock::start(cluster, &machine, Runtime::Containerd)?),
             NodeKind::StockOnPodwright => Parts::Stock(Stock::start(cluster, &machine, Runtime::Podwright)?),
-            NodeKind::Podwright => Parts::Podwright(Podwright::start(cluster, &machine, Runtime::Podwright)?),
+            NodeKind::Podwright => {
+                Parts::Podwright(Podwright::start(cluster, &machine, Runtime::Podwright, "builtin")?)
+            }
             NodeKind::PodwrightOnContainerd => {
-                Parts::Podwright(Podwright::start(cluster, &machine, Runtime::Containerd)?)
+                Parts::Podwright(Podwright::start(cluster, &machine, Runtime::Containerd, "cni")?)
             }
         };
         let node = Self { kind, parts: Mutex::new(parts), machine };
         node.wait_ready(cluster)?;
         Ok(node)
+    }
+
+    /// Starts our agent where the cluster is to bring the network of pods: it does not get Ready before.
+    pub(super) fn start_without_network(cluster: &Cluster, machine: Machine) -> Result<Self> {
+        write_credentials(cluster, &machine).context("write the node's credentials")?;
+        let podwright = Podwright::start(cluster, &machine, Runtime::Podwright, "cni")?;
+        Ok(Self { kind: NodeKind::Podwright, parts: Mutex::new(Parts::Podwright(podwright)), machine })
     }
 
     /// Its name.
@@ -94,6 +103,13 @@ impl ClusterNode {
         match &mut *self.lock() {
             Parts::Podwright(podwright) => podwright.crash_half(half, &self.machine),
             Parts::Stock(stock) => stock.crash(half, &self.machine),
+        }
+    }
+
+    /// Kills our agent for good; the pods stay.
+    pub fn end_agent(&self) {
+        if let Parts::Podwright(podwright) = &mut *self.lock() {
+            podwright.crash();
         }
     }
 

@@ -26,11 +26,17 @@ pub struct Podwright {
 }
 
 impl Podwright {
-    /// Starts the agent; the node gets Ready a little later.
+    /// Starts the agent, with `--pod-network=NETWORK` where our own runtime runs the pods; with `builtin` the node gets Ready
+    /// a little later.
     ///
     /// # Errors
     /// When it does not register: with its log.
-    pub(super) fn start(cluster: &Cluster, machine: &Machine, runtime: Runtime) -> Result<Self> {
+    pub(super) fn start(
+        cluster: &Cluster,
+        machine: &Machine,
+        runtime: Runtime,
+        network: &str,
+    ) -> Result<Self> {
         let config = machine.host.path().join("kubelet.json");
         std::fs::write(&config, kubelet_config().to_string()).context("write the configuration")?;
         let arguments = [
@@ -42,7 +48,7 @@ impl Podwright {
             format!("--node-ip={}", machine.address),
         ];
         let (containerd, more) = match runtime {
-            Runtime::Podwright => (None, "--pod-network=builtin".to_owned()),
+            Runtime::Podwright => (None, format!("--pod-network={network}")),
             Runtime::Containerd => {
                 let containerd = Containerd::start_without_network(&machine.host)?;
                 let endpoint = format!("--container-runtime-endpoint=unix://{}", containerd.socket.display());
@@ -58,7 +64,10 @@ impl Podwright {
         if node.containerd.is_some() {
             write_network(&machine.host, &stock::network(&cidr))?;
         }
-        cluster.lab.route(&cidr, machine)?;
+        // For machines without a network of pods, as a cloud's routes: the control plane's, the reference's.
+        if machine.is_near() {
+            cluster.lab.route(&cidr, machine)?;
+        }
         Ok(node)
     }
 

@@ -53,9 +53,23 @@ pub fn shared_node(kind: NodeKind) -> &'static ClusterNode {
 pub fn tell(kind: NodeKind, name: &str, story: fn(&ClusterStory) -> Result<()>) {
     let node = shared_node(kind);
     let namespace = format!("{}-{}", name.replace('_', "-"), node.name());
-    // Names of namespaces end at 63 characters.
-    let namespace = namespace[namespace.len().saturating_sub(63)..].trim_start_matches('-').to_owned();
-    let told = ClusterStory::start(shared(), node, &namespace).and_then(|told| {
+    tell_in(ClusterStory::start(shared(), node, &namespace), story);
+}
+
+/// Tells a story on the shared cluster whose pods run wherever their manifests say. `node` is the one whose log is shown.
+///
+/// # Panics
+/// As [`tell`].
+pub fn tell_anywhere(
+    node: &'static ClusterNode,
+    name: &str,
+    story: impl FnOnce(&ClusterStory) -> Result<()>,
+) {
+    tell_in(ClusterStory::anywhere(shared(), node, &name.replace('_', "-")), story);
+}
+
+fn tell_in(told: Result<ClusterStory>, story: impl FnOnce(&ClusterStory) -> Result<()>) {
+    let told = told.and_then(|told| {
         let result = story(&told);
         result.with_context(|| told.picture())
     });
@@ -65,20 +79,38 @@ pub fn tell(kind: NodeKind, name: &str, story: fn(&ClusterStory) -> Result<()>) 
 }
 
 impl ClusterStory {
-    /// Makes the namespace.
+    /// Makes the namespace; its pods run on `node`.
     ///
     /// # Errors
     /// When the API server does not take it.
     pub fn start(cluster: &'static Cluster, node: &'static ClusterNode, namespace: &str) -> Result<Self> {
+        let selector = format!("kubernetes.io/hostname={}", node.name());
+        Self::make(cluster, node, namespace, &selector)
+    }
+
+    /// Makes the namespace; its pods run on any node.
+    ///
+    /// # Errors
+    /// When the API server does not take it.
+    pub fn anywhere(cluster: &'static Cluster, node: &'static ClusterNode, namespace: &str) -> Result<Self> {
+        Self::make(cluster, node, namespace, "kubernetes.io/os=linux")
+    }
+
+    fn make(
+        cluster: &'static Cluster,
+        node: &'static ClusterNode,
+        namespace: &str,
+        selector: &str,
+    ) -> Result<Self> {
+        // Names of namespaces end at 63 characters.
+        let namespace = namespace[namespace.len().saturating_sub(63)..].trim_start_matches('-');
         cluster.apply(&format!(
             "apiVersion: v1
 kind: Namespace
 metadata:
   name: {namespace}
-  annotations:
-    scheduler.alpha.kubernetes.io/node-selector: kubernetes.io/hostname={}
-",
-            node.name()
+  annotations: {{scheduler.alpha.kubernetes.io/node-selector: {selector}}}
+"
         ))?;
         let told = Self { cluster, node, namespace: namespace.to_owned() };
         told.kubectl(&["wait", "--for=create", "serviceaccount/default", "--timeout=60s"])?;

@@ -1,7 +1,7 @@
 //! A network of machines made of namespaces: each has a name, an address and one link to the switch in the middle, as
 //! machines in a rack have. Nothing of it is linked to this machine's own interfaces.
 //!
-//! The switch is also the router: every machine's default route, and the place of whatever "the internet" offers. It is
+//! A second switch has other machines, which are no neighbours of the first one's. The switch is also the router: every machine's default route, and the place of whatever "the internet" offers. It is
 //! the whole outside world of a lab.
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -15,6 +15,16 @@ use crate::test_host::{output_of, program};
 pub const NETWORK: &str = "192.0.2";
 /// The router's address: where the lab's registry and name server are.
 pub const ROUTER: &str = "192.0.2.1";
+
+/// A switch: its name on the router, and the prefix of its network.
+struct Switch {
+    bridge: &'static str,
+    network: &'static str,
+}
+
+const NEAR: Switch = Switch { bridge: "br0", network: NETWORK };
+/// TEST-NET-2.
+const FAR: Switch = Switch { bridge: "br1", network: "198.51.100" };
 
 /// A router with machines around it. The machines end on their own: a lab knows only their links.
 pub struct Lab {
@@ -32,6 +42,15 @@ pub struct Machine {
     /// Its namespaces and directory.
     pub host: TestHost,
     port: String,
+    bridge: &'static str,
+}
+
+impl Machine {
+    /// Whether it is on the first switch.
+    #[must_use]
+    pub fn is_near(&self) -> bool {
+        self.bridge == NEAR.bridge
+    }
 }
 
 impl Lab {
@@ -43,12 +62,17 @@ impl Lab {
         let router = TestHost::machine("router", "podwright-lab-router")?;
         let set_up = format!(
             "set -e
-             ip link add br0 type bridge
-             ip address add {ROUTER}/24 dev br0
-             ip link set br0 up
              # A machine's way to another one's pods goes through here: it need not learn a shorter one.
              echo 0 > /proc/sys/net/ipv4/conf/all/send_redirects
-             echo 0 > /proc/sys/net/ipv4/conf/br0/send_redirects"
+             add() {{
+                 ip link add $1 type bridge
+                 ip address add $2.1/24 dev $1
+                 ip link set $1 up
+                 echo 0 > /proc/sys/net/ipv4/conf/$1/send_redirects
+             }}
+             add {} {}
+             add {} {}",
+            NEAR.bridge, NEAR.network, FAR.bridge, FAR.network
         );
         router.run("sh", &["-c", &set_up])?;
         Ok(Self { router })
@@ -65,15 +89,28 @@ impl Lab {
     /// # Errors
     /// When its namespaces or its link cannot be made.
     pub fn machine(&self, name: &str, number: u8) -> Result<Machine> {
+        self.machine_at(&NEAR, name, number)
+    }
+
+    /// Makes a machine behind the router, with the address `198.51.100.NUMBER`.
+    ///
+    /// # Errors
+    /// As [`machine`](Self::machine).
+    pub fn far_machine(&self, name: &str, number: u8) -> Result<Machine> {
+        self.machine_at(&FAR, name, number)
+    }
+
+    fn machine_at(&self, switch: &Switch, name: &str, number: u8) -> Result<Machine> {
+        let Switch { bridge, network } = switch;
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("podwright-e2e-{}-m{count}", std::process::id());
         let host = TestHost::machine(name, &cgroup)?;
-        let (address, port) = (format!("{NETWORK}.{number}"), format!("port{number}"));
+        let (address, port) = (format!("{network}.{number}"), format!("{bridge}p{number}"));
         let plug = format!(
             "set -e
              ip link add {port} type veth peer name up0 netns {}
-             ip link set {port} master br0 up",
+             ip link set {port} master {bridge} up",
             host.pid()
         );
         // Only the router's network is entered: the pid is one of this side.
@@ -84,11 +121,11 @@ impl Lab {
             "set -e
              ip address add {address}/24 dev up0
              ip link set up0 up
-             ip route add default via {ROUTER} dev up0
+             ip route add default via {network}.1 dev up0
              echo 'nameserver {ROUTER}' > /etc/resolv.conf"
         );
         host.run("sh", &["-c", &start])?;
-        Ok(Machine { name: name.to_owned(), address, cgroup: format!("/{cgroup}"), host, port })
+        Ok(Machine { name: name.to_owned(), address, cgroup: format!("/{cgroup}"), host, port, bridge })
     }
 
     /// Sends what is for `cidr` to that machine, as the routes of a cloud do.
@@ -112,6 +149,6 @@ impl Lab {
     /// # Errors
     /// When `ip` fails.
     pub fn heal(&self, machine: &Machine) -> Result<()> {
-        self.router.run("ip", &["link", "set", &machine.port, "master", "br0"]).map(drop)
+        self.router.run("ip", &["link", "set", &machine.port, "master", machine.bridge]).map(drop)
     }
 }
