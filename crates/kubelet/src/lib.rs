@@ -21,6 +21,7 @@ mod manager;
 mod names;
 pub mod pod;
 mod probe;
+mod probe_counts;
 mod pull_secrets;
 mod report;
 pub mod server;
@@ -40,6 +41,7 @@ pub use inputs::Inputs;
 pub use log_rotation::LogRotationPolicy;
 pub use manager::{Parts, run};
 pub use pod::worker::remembered_pods;
+pub use probe_counts::ProbeCounts;
 pub use report::{NodeReport, StartTimes};
 pub use sizing::{MemoryThreshold, Reserved, Sizing};
 pub use static_pod::{

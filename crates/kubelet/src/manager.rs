@@ -23,6 +23,7 @@ use crate::pod::model::{Pod, admit};
 use crate::pod::plan::Failure;
 use crate::pod::status::render_rejected;
 use crate::pod::worker::{self, Node, Orders, Wish, Worker};
+use crate::probe_counts::ProbeCounts;
 use crate::report::{NodeReport, Reporter, StartTimes};
 use crate::static_pod::is_static_source;
 use crate::time::wall_ns;
@@ -113,6 +114,8 @@ pub struct Parts {
     pub inputs: Inputs,
     /// Where it tells whether the node runs short of memory.
     pub pressure: watch::Sender<bool>,
+    /// Where it counts how probes went.
+    pub probes: ProbeCounts,
 }
 
 /// Makes the node's pods match what is desired until `stop` resolves; then the pods go on without a kubelet.
@@ -120,7 +123,7 @@ pub struct Parts {
 /// # Errors
 /// When a directory cannot be made, the machine's cgroups are unknown, or the runtime does not answer at the start.
 pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -> Result<(), KubeletError> {
-    let Parts { cri, desired, synced, report, events, inputs, pressure } = parts;
+    let Parts { cri, desired, synced, report, events, inputs, pressure, probes } = parts;
     for path in [&config.root_dir, &config.pod_logs_dir, &config.state_dir] {
         std::fs::create_dir_all(path)
             .map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
@@ -133,7 +136,7 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         cgroups: PodCgroups::open(&config.cgroup_root, held)?,
         volumes: Volumes::new(&config.root_dir),
         capacity,
-        reporter: Reporter::new(config.node_name.clone(), report, events),
+        reporter: Reporter::new(config.node_name.clone(), report, events, probes),
         cri,
         desired,
         inputs,

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::events::{Kind, Recorder};
 use crate::pod::model::Pod;
+use crate::probe_counts::ProbeCounts;
 
 /// The state of the node's pods.
 #[derive(Clone, Debug, Default)]
@@ -46,6 +47,8 @@ pub(crate) struct Reporter {
     state: Mutex<State>,
     sender: watch::Sender<Arc<NodeReport>>,
     events: Option<mpsc::Sender<Arc<v1::Event>>>,
+    /// How probes went.
+    pub(crate) probes: ProbeCounts,
 }
 
 #[derive(Debug, Default)]
@@ -64,8 +67,9 @@ impl Reporter {
         node_name: String,
         sender: watch::Sender<Arc<NodeReport>>,
         events: Option<mpsc::Sender<Arc<v1::Event>>>,
+        probes: ProbeCounts,
     ) -> Self {
-        Self { node_name, state: Mutex::default(), sender, events }
+        Self { node_name, state: Mutex::default(), sender, events, probes }
     }
 
     /// From now on the report is complete once these pods have been told of.
@@ -94,6 +98,7 @@ impl Reporter {
 
     /// A pod is gone.
     pub(crate) fn gone(&self, uid: &str) {
+        self.probes.forget(uid);
         self.change(|state| {
             state.starts.remove(uid);
             if let Some(awaited) = &mut state.awaited {
@@ -194,7 +199,7 @@ mod tests {
     #[test]
     fn a_report_is_complete_when_every_pod_that_was_there_has_been_told_of() {
         let (sender, reports) = watch::channel(Arc::default());
-        let reporter = Reporter::new("n".into(), sender, None);
+        let reporter = Reporter::new("n".into(), sender, None, ProbeCounts::default());
         let tell = |uid: &str| reporter.pod(uid, v1::Pod::default(), StartTimes::default());
         let complete = || reports.borrow().complete;
         tell("early");

@@ -14,11 +14,13 @@ mod cache;
 mod certificate;
 mod health;
 mod logs;
+mod metrics;
 mod pods;
 mod query;
 mod respond;
 mod route;
 mod session;
+mod stats;
 mod tls;
 
 use std::convert::Infallible;
@@ -38,6 +40,7 @@ use manifest::Loaded;
 use rustls_pki_types::CertificateDer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -54,6 +57,7 @@ use authorization::{Authorizer, Denied};
 use respond::{Answer, text};
 use route::{Missed, Route};
 
+use crate::probe_counts::ProbeCounts;
 use crate::report::NodeReport;
 
 /// Connections at once; one more is closed.
@@ -82,6 +86,12 @@ pub struct ServerConfig {
     pub handlers: Handlers,
     /// `/var/log/pods`.
     pub pod_logs_dir: PathBuf,
+    /// `/var/lib/kubelet`.
+    pub root_dir: PathBuf,
+    /// The cgroup below which `kubepods` lies: what the node uses is what is used there.
+    pub cgroup_root: String,
+    /// What `/configz` tells: the configuration in force.
+    pub configuration: serde_json::Value,
 }
 
 /// What the server is joined to.
@@ -96,6 +106,8 @@ pub struct ServerParts {
     pub report: watch::Receiver<Arc<NodeReport>>,
     /// Which pods are wanted.
     pub desired: watch::Receiver<Arc<Loaded>>,
+    /// How probes went.
+    pub probes: ProbeCounts,
 }
 
 /// Why the API is not served.
@@ -132,7 +144,14 @@ pub async fn run(
     let listener = TcpListener::bind(config.address).await.map_err(failed)?;
     let server = Arc::new(Server {
         authenticator: Authenticator::new(&config.authentication, parts.client.clone()),
-        authorizer: Authorizer::new(&config.authorization, parts.client, config.node_name),
+        authorizer: Authorizer::new(&config.authorization, parts.client, config.node_name.clone()),
+        node_name: config.node_name,
+        root_dir: config.root_dir,
+        cgroup_root: config.cgroup_root,
+        configuration: config.configuration,
+        probes: parts.probes,
+        own: metrics::Own::default(),
+        stats: stats::Stats::default(),
         handlers: config.handlers,
         pod_logs_dir: config.pod_logs_dir,
         log_watcher: logs::Watcher::default(),
@@ -143,8 +162,10 @@ pub async fn run(
         stop: CancellationToken::new(),
     });
     let _ended_with_this = server.stop.clone().drop_guard();
+    let starts = metrics::count_starts(&server.own, server.report.clone());
     tokio::select! {
-        never = accept(listener, TlsAcceptor::from(Arc::new(tls)), server) => match never {},
+        never = starts => match never {},
+        never = accept(listener, TlsAcceptor::from(Arc::new(tls)), &server) => match never {},
         () = stop => Ok(()),
     }
 }
@@ -156,6 +177,13 @@ struct Server {
     authenticator: Authenticator,
     authorizer: Authorizer,
     handlers: Handlers,
+    node_name: String,
+    root_dir: PathBuf,
+    cgroup_root: String,
+    configuration: serde_json::Value,
+    probes: ProbeCounts,
+    own: metrics::Own,
+    stats: stats::Stats,
     pod_logs_dir: PathBuf,
     log_watcher: logs::Watcher,
     cri: Channel,
@@ -165,7 +193,7 @@ struct Server {
     stop: CancellationToken,
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, server: Arc<Server>) -> Infallible {
+async fn accept(listener: TcpListener, tls: TlsAcceptor, server: &Arc<Server>) -> Infallible {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -173,7 +201,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, server: Arc<Server>) ->
             continue;
         };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else { continue };
-        let (tls, server) = (tls.clone(), Arc::clone(&server));
+        let (tls, server) = (tls.clone(), Arc::clone(server));
         let stop = server.stop.clone();
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             serve_connection(stream, tls, server).await;
@@ -195,7 +223,13 @@ async fn serve_connection(stream: TcpStream, tls: TlsAcceptor, server: Arc<Serve
         connection.peer_certificates().unwrap_or_default().into();
     let service = service_fn(move |request| {
         let (server, certificates) = (Arc::clone(&server), Arc::clone(&certificates));
-        async move { Ok::<_, Infallible>(server.answer(&certificates, request).await) }
+        async move {
+            let (request_kind, begun) =
+                (server.own.begin(request.method(), request.uri().path()), Instant::now());
+            let answer = server.answer(&certificates, request).await;
+            server.own.end(request_kind, begun.elapsed());
+            Ok::<_, Infallible>(answer)
+        }
     });
     let io = TokioIo::new(stream);
     let served = if is_http2 {
@@ -253,6 +287,9 @@ impl Server {
             Route::Attach(asked) => self.attach(&asked, request).await,
             Route::Run(asked) => self.run(&asked, &request).await,
             Route::PortForward(asked) => self.port_forward(&asked, request).await,
+            Route::Metrics(which) => self.metrics(which).await,
+            Route::StatsSummary => self.stats_summary(request.uri().query()).await,
+            Route::Configz => respond::json(&serde_json::json!({ "kubeletconfig": self.configuration })),
         }
     }
 

@@ -22,6 +22,25 @@ pub(super) enum Route<'a> {
     Run(Container<'a>),
     /// `/portForward/…`.
     PortForward(Pod<'a>),
+    /// `/metrics…`.
+    Metrics(Metrics),
+    /// `/stats/summary`.
+    StatsSummary,
+    /// `/configz`.
+    Configz,
+}
+
+/// Which page of metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Metrics {
+    /// The kubelet's own.
+    Own,
+    /// What containers use, by cadvisor's names.
+    Cadvisor,
+    /// What metrics-server reads.
+    Resource,
+    /// How probes went.
+    Probes,
 }
 
 /// A pod by the path.
@@ -74,6 +93,12 @@ pub(super) fn route<'a>(method: &Method, path: &'a str, handlers: Handlers) -> R
     let route = match (root, rest.as_slice()) {
         ("healthz", []) => Route::Healthz(None),
         ("healthz", [check]) => Route::Healthz(Some(check)),
+        ("configz", []) => Route::Configz,
+        ("metrics", []) => Route::Metrics(Metrics::Own),
+        ("metrics", ["cadvisor"]) => Route::Metrics(Metrics::Cadvisor),
+        ("metrics", ["resource"]) => Route::Metrics(Metrics::Resource),
+        ("metrics", ["probes"]) => Route::Metrics(Metrics::Probes),
+        ("stats", ["summary"]) => Route::StatsSummary,
         ("pods", [] | [""]) => Route::Pods,
         ("runningpods", [] | [""]) => Route::RunningPods,
         ("containerLogs", [_, _, _]) => Route::Logs(container(&rest)?),
@@ -88,6 +113,8 @@ pub(super) fn route<'a>(method: &Method, path: &'a str, handlers: Handlers) -> R
         Route::Exec(_) | Route::Attach(_) | Route::PortForward(_) => {
             [Method::GET, Method::POST].contains(method)
         }
+        // Upstream's older clients post what they want of a summary.
+        Route::StatsSummary => [Method::GET, Method::POST].contains(method),
         _ => *method == Method::GET,
     };
     if allowed { Ok(route) } else { Err(Missed::Method) }
@@ -142,6 +169,9 @@ mod tests {
             assert_eq!(get(path), Err(Missed::Path), "{path}");
         }
         assert_eq!(get("/runningpods/"), Ok(Route::RunningPods));
+        assert_eq!(get("/metrics/resource"), Ok(Route::Metrics(Metrics::Resource)));
+        assert_eq!(get("/metrics/"), Err(Missed::Path));
+        assert_eq!(get("/stats/summary"), Ok(Route::StatsSummary));
         assert_eq!(get("/healthz/syncloop"), Ok(Route::Healthz(Some("syncloop"))));
     }
 

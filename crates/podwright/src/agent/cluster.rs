@@ -115,6 +115,7 @@ impl Membership {
             runtime_classes: known_classes,
         };
         let stopped = || stop.clone().cancelled_owned();
+        let probes = kubelet::ProbeCounts::default();
         let joined = kubelet::Parts {
             cri: cri.clone(),
             desired: pods.clone(),
@@ -123,6 +124,7 @@ impl Membership {
             events: Some(events),
             inputs,
             pressure,
+            probes: probes.clone(),
         };
         let running = kubelet::run(kubelet_config.clone(), joined, stopped());
         callers.spawn(async move { ("the kubelet", running.await.map_err(Into::into)) });
@@ -131,6 +133,7 @@ impl Membership {
             cri: cri.clone(),
             report: reports.clone(),
             desired: pods.clone(),
+            probes,
         };
         self.serving.start(callers, known, stop)?;
         let places = Places { root_dir: kubelet_config.root_dir, cgroup_root: kubelet_config.cgroup_root };

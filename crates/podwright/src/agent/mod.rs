@@ -214,6 +214,7 @@ fn start_node(
         events: None,
         inputs,
         pressure: watch::channel(false).0,
+        probes: kubelet::ProbeCounts::default(),
     };
     let kubelet = kubelet::run(parts::kubelet(node), joined, stopped());
     callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });

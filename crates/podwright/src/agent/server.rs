@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use kubelet::NodeReport;
 use kubelet::server::{self, ServerConfig, ServerParts, ServingCertificate};
+use kubelet::{NodeReport, ProbeCounts};
 use manifest::Loaded;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,7 @@ pub(super) struct Known {
     pub(super) cri: Channel,
     pub(super) report: watch::Receiver<Arc<NodeReport>>,
     pub(super) desired: watch::Receiver<Arc<Loaded>>,
+    pub(super) probes: ProbeCounts,
 }
 
 impl Serving {
@@ -54,6 +55,9 @@ impl Serving {
                 false => server::Handlers::NoDebugging,
             },
             pod_logs_dir: node.pod_logs_dir.clone(),
+            root_dir: node.kubelet_dir.clone(),
+            cgroup_root: node.kubelet_cgroup.clone(),
+            configuration: settings.in_force(node),
         });
         Self {
             server,
@@ -78,8 +82,8 @@ impl Serving {
         let certificate = self.certificate()?;
         if let Some(config) = self.server {
             let (_, certificate) = watch::channel(certificate);
-            let Known { client, cri, report, desired } = known;
-            let parts = ServerParts { certificate, client, cri, report, desired };
+            let Known { client, cri, report, desired, probes } = known;
+            let parts = ServerParts { certificate, client, cri, report, desired, probes };
             let serving = server::run(config, parts, stop.clone().cancelled_owned());
             callers.spawn(async move { ("the kubelet's API", serving.await.map_err(Into::into)) });
         }

@@ -102,6 +102,7 @@ impl Worker {
 
     /// Takes a verdict, and tells of failures as upstream does.
     pub(super) fn judge(&mut self, verdict: Verdict) {
+        self.node.reporter.probes.note(&self.pod, &verdict.name, verdict.kind, &verdict.answer);
         let kind = verdict.kind.name();
         let told = match &verdict.answer {
             Answer::Success => None,

@@ -3,6 +3,7 @@
 
 mod eviction;
 mod file;
+mod in_force;
 mod keys;
 mod settings;
 
