@@ -108,6 +108,23 @@ impl Cluster {
             .map(drop)
     }
 
+    /// Runs metrics-server as a pod and waits until the API server reaches it.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn run_metrics_server(&self) -> Result<()> {
+        self.apply(&objects::metrics_server())?;
+        let rollout = ["rollout", "status", "deployment/metrics-server", "--timeout=120s"];
+        let in_system = |words: &[&str]| self.kubectl(&[&["-n", "kube-system"], words].concat());
+        in_system(&rollout).with_context(|| {
+            let log =
+                in_system(&["logs", "deployment/metrics-server"]).unwrap_or_else(|error| error.to_string());
+            format!("metrics-server says\n{log}")
+        })?;
+        let available = ["wait", "--for=condition=Available", "apiservice/v1beta1.metrics.k8s.io"];
+        self.kubectl(&[available.as_slice(), &["--timeout=120s"]].concat()).map(drop)
+    }
+
     /// Makes a bootstrap token, as `kubeadm token create` does, and waits until cluster-info is signed with it.
     ///
     /// # Errors

@@ -21,6 +21,12 @@ pub fn coredns() -> String {
     filled(include_str!("objects/coredns.yaml"))
 }
 
+/// metrics-server, as its own manifests have it, but that it looks every 10 s and takes kubelets' own certificates.
+#[must_use]
+pub fn metrics_server() -> String {
+    filled(include_str!("objects/metrics-server.yaml"))
+}
+
 /// The Secret that is a bootstrap token of kubeadm's default group.
 #[must_use]
 pub fn bootstrap_token(id: &str, secret: &str, expiration: &str) -> String {

@@ -5,6 +5,7 @@ use std::sync::{LazyLock, OnceLock};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+use super::images::BUSYBOX;
 use super::{Cluster, ClusterNode, NodeKind};
 
 /// See the module. The namespace goes with the value.
@@ -137,6 +138,28 @@ metadata:
     /// When the API server does not take the manifests.
     pub fn apply(&self, manifests: &str) -> Result<()> {
         self.cluster.kubectl_as("admin", &self.words(&["apply", "-f", "-"]), Some(manifests)).map(drop)
+    }
+
+    /// Runs a shell script in a pod with an empty directory `/data`, and waits until it is Ready.
+    ///
+    /// # Errors
+    /// When it does not get so.
+    pub fn run_shell(&self, pod: &str, script: &str) -> Result<()> {
+        self.apply(&format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {pod}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{{name: data, emptyDir: {{}}}}]
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, {script:?}]
+    volumeMounts: [{{name: data, mountPath: /data}}]
+"
+        ))?;
+        self.ready(pod)
     }
 
     /// An object of the namespace.
