@@ -70,7 +70,7 @@ impl Files {
 
     /// All objects and problems. Of two objects with one name the first in order counts.
     pub(crate) fn loaded(&self) -> Loaded {
-        let mut loaded = Loaded { objects: Objects::default(), problems: self.unreachable.clone() };
+        let mut loaded = Loaded { problems: self.unreachable.clone(), ..Loaded::default() };
         let mut places: BTreeMap<&ObjectId, (&Path, usize)> = BTreeMap::new();
         for path in &self.order {
             let Some(file) = self.read.get(path) else { continue };

@@ -1,6 +1,6 @@
 //! What manifests give: typed objects by kind and name, and what is wrong with the documents that gave none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -76,4 +76,6 @@ pub struct Loaded {
     pub objects: Objects,
     /// What is wrong, ordered by file and document.
     pub problems: Vec<Problem>,
+    /// Uids of pods that run already while it is not known yet whether what they refer to is there. Files leave no such doubt.
+    pub pending: BTreeSet<String>,
 }

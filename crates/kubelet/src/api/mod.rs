@@ -101,7 +101,7 @@ pub async fn run(config: ApiConfig, client: Client, parts: ApiParts, stop: impl 
     let outputs = source::Outputs { desired, synced, statics, mirrors };
     let serving = async {
         tokio::join!(
-            node::keep(client.clone(), config.node, config.places, cri, pressure),
+            node::keep(client.clone(), config.node, config.places, cri, pressure, node.subscribe()),
             node::follow(client.clone(), name.clone(), node),
             source::follow(client.clone(), name, config.remembered, config.static_pods, outputs),
             mirror::keep(client.clone(), mirroring),

@@ -57,15 +57,14 @@ pub(super) async fn follow(
     outputs: Outputs,
 ) {
     let (sender, mut found) = mpsc::channel(64);
+    // Their files tell of static ones.
+    let remembered: Pods =
+        remembered.into_iter().filter(|pod| !is_static_source(pod)).map(|pod| (key_of(&*pod), pod)).collect();
     let mut source = Source {
+        running: remembered.values().filter_map(|pod| pod.metadata.uid.clone()).collect(),
         client: client.clone(),
         found: sender,
-        pods: remembered
-            .into_iter()
-            // Their files tell of them.
-            .filter(|pod| !is_static_source(pod))
-            .map(|pod| (key_of(&*pod), pod))
-            .collect(),
+        pods: remembered,
         statics: Arc::default(),
         listing: None,
         followed: BTreeMap::new(),
@@ -174,6 +173,8 @@ struct Source {
     found: mpsc::Sender<(Reference, Found)>,
     /// The API server's, mirrors among them.
     pods: Pods,
+    /// Uids of those that a former agent ran.
+    running: BTreeSet<String>,
     /// Those of files.
     statics: Arc<Pods>,
     /// A list that is not complete yet.
@@ -282,15 +283,21 @@ impl Source {
         self.known.objects.config_maps.retain(|key, _| is_wanted(Kind::ConfigMap, key));
         self.known.objects.secrets.retain(|key, _| is_wanted(Kind::Secret, key));
         let before = outputs.desired.borrow().clone();
+        let is_answered =
+            |key: &ObjectKey| of_pods[key].iter().all(|reference| self.answered.contains(reference));
+        let uid_of = |pod: &v1::Pod| pod.metadata.uid.clone().unwrap_or_default();
         // Nothing waits that is to go, or that runs already.
         let ready = |(key, pod): &(&ObjectKey, &Arc<v1::Pod>)| {
             pod.metadata.deletion_timestamp.is_some()
                 || before.objects.pods.get(*key).is_some_and(|known| known.metadata.uid == pod.metadata.uid)
-                || of_pods[*key].iter().all(|reference| self.answered.contains(reference))
+                || self.running.contains(&uid_of(pod))
+                || is_answered(key)
         };
-        let ready = pods.iter().filter(ready);
+        let ready: Vec<(&ObjectKey, &Arc<v1::Pod>)> = pods.iter().filter(ready).collect();
+        let pending = ready.iter().filter(|(key, _)| !is_answered(key)).map(|(_, pod)| uid_of(pod));
+        self.known.pending = pending.collect();
         // What static pods refer to is not the API server's to give.
-        let all = ready.chain(self.statics.iter());
+        let all = ready.into_iter().chain(self.statics.iter());
         self.known.objects.pods = all.map(|(key, pod)| (key.clone(), pod.clone())).collect();
         if *before != self.known {
             outputs.desired.send_replace(Arc::new(self.known.clone()));
@@ -372,6 +379,11 @@ impl Backoff for Again {
 
 pub(super) fn key_of<K: kube::ResourceExt>(object: &K) -> ObjectKey {
     ObjectKey::new(object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Versions of one object grow.
+pub(super) fn version_of<K: kube::ResourceExt>(object: &K) -> u64 {
+    object.resource_version().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 /// An error with its causes in one line.

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::mirror::Pods;
-use super::source::{chain, key_of};
+use super::source::{chain, key_of, version_of};
 use super::trouble::Trouble;
 use crate::report::NodeReport;
 use crate::static_pod::{is_mirror_of, is_static_source};
@@ -181,11 +181,6 @@ impl Known {
             Outcome::Failed(_) => {}
         }
     }
-}
-
-/// Versions of one object grow.
-fn version_of(pod: &v1::Pod) -> u64 {
-    pod.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 async fn carry_out(client: Client, pod: Arc<v1::Pod>, uid: String, step: Step) -> (String, Outcome) {

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::Places;
-use super::source::{again, chain};
+use super::source::{again, chain, version_of};
 use super::trouble::Trouble;
 use crate::sizing::Sizing;
 use crate::time::{BootTime, wall_ns};
@@ -75,6 +75,7 @@ pub(super) async fn keep(
     places: Places,
     cri: Channel,
     mut pressure: watch::Receiver<bool>,
+    mut own: watch::Receiver<Option<Arc<v1::Node>>>,
 ) {
     let nodes = Api::<v1::Node>::all(client.clone());
     let machine = facts::machine(&places.root_dir, &places.cgroup_root);
@@ -86,6 +87,12 @@ pub(super) async fn keep(
         loop {
             let mut observed = observe(&cri).await;
             observed.memory_pressure = *pressure.borrow_and_update();
+            // What the cluster thought of a node that was away for a while is set right.
+            if let Some(theirs) = own.borrow_and_update().as_deref()
+                && version_of(theirs) > version_of(&known)
+            {
+                known = theirs.clone();
+            }
             let status = status_of(&config, &machine, &observed, known.status.as_ref(), wall_ns());
             let due = BootTime::now() >= told.after(config.status_report);
             if due || render::differs(known.status.as_ref(), &status) {
@@ -106,6 +113,7 @@ pub(super) async fn keep(
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = pressure.changed() => {}
+                Ok(()) = own.changed() => {}
             }
         }
     });

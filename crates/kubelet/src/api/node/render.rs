@@ -7,6 +7,8 @@ use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use manifest::quantity::Amount;
+
 use super::NodeConfig;
 use super::facts::Machine;
 use crate::sizing::Allocatable;
@@ -126,8 +128,8 @@ pub(super) fn differs(known: Option<&v1::NodeStatus>, new: &v1::NodeStatus) -> b
         (
             conditions,
             status.addresses.clone(),
-            status.capacity.clone(),
-            status.allocatable.clone(),
+            parsed(&status.capacity),
+            parsed(&status.allocatable),
             status.images.clone().unwrap_or_default(),
             status.node_info.clone(),
             status.runtime_handlers.clone().unwrap_or_default(),
@@ -135,6 +137,12 @@ pub(super) fn differs(known: Option<&v1::NodeStatus>, new: &v1::NodeStatus) -> b
         )
     };
     still(known) != still(new)
+}
+
+/// An API server writes the same amount in its own way.
+fn parsed(amounts: &Option<BTreeMap<String, Quantity>>) -> Vec<(String, Option<Amount>)> {
+    let parse = |quantity: &Quantity| manifest::quantity::parse(&quantity.0).ok();
+    amounts.iter().flatten().map(|(name, quantity)| (name.clone(), parse(quantity))).collect()
 }
 
 fn amounts(config: &NodeConfig, machine: &Machine, allocatable: bool) -> BTreeMap<String, Quantity> {
@@ -382,6 +390,10 @@ mod tests {
         );
         assert!(differs(Some(&first), &status(false, Some(&first), 9_000_000_000)));
         assert!(differs(None, &first));
+        let mut returned = first.clone();
+        let capacity = returned.capacity.get_or_insert_default();
+        capacity.insert("memory".into(), Quantity("4Gi".into()));
+        assert!(!differs(Some(&returned), &later), "the same, written otherwise");
     }
 
     #[test]

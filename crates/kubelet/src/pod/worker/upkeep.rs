@@ -34,9 +34,10 @@ impl Worker {
         self.tokens.take(answers);
     }
 
-    /// Brings the files of a pod that is wanted up to date.
+    /// Brings the files of a pod that is wanted up to date. What is not known to be there yet takes nothing away.
     pub(super) fn refresh_volumes(&mut self) {
         if self.state == WorkerState::Syncing
+            && self.used.is_known
             && let Err(message) = self.set_up_volumes()
         {
             tracing::warn!(pod = self.pod.name, message, "volumes could not be updated");

@@ -10,7 +10,11 @@ use crate::api::references::{self, Kind};
 /// The objects that a pod refers to, in a fixed order; nothing for one that is not there. Held, so that no other object can have
 /// its address.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Used(Vec<Option<Object>>);
+pub(super) struct Used {
+    objects: Vec<Option<Object>>,
+    /// Whether what is not there is known not to be there.
+    pub(super) is_known: bool,
+}
 
 #[derive(Clone, Debug)]
 enum Object {
@@ -28,7 +32,8 @@ impl Used {
                 Kind::Secret => objects.secrets.get(&key).cloned().map(Object::Secret),
             }
         };
-        Self(references::of_pod(pod).into_iter().map(find).collect())
+        let is_known = pod.metadata.uid.as_ref().is_none_or(|uid| !loaded.pending.contains(uid));
+        Self { objects: references::of_pod(pod).into_iter().map(find).collect(), is_known }
     }
 }
 
@@ -41,7 +46,9 @@ impl PartialEq for Used {
             (Some(Object::Secret(one)), Some(Object::Secret(other))) => Arc::ptr_eq(one, other),
             _ => false,
         };
-        self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(same)
+        self.is_known == other.is_known
+            && self.objects.len() == other.objects.len()
+            && self.objects.iter().zip(&other.objects).all(same)
     }
 }
 
@@ -54,7 +61,7 @@ mod tests {
     #[test]
     fn a_pod_is_concerned_by_what_it_refers_to() {
         let pod: v1::Pod = serde_json::from_value(json!({
-            "metadata": { "name": "p", "namespace": "n" },
+            "metadata": { "name": "p", "namespace": "n", "uid": "u" },
             "spec": { "containers": [], "volumes": [{ "name": "v", "configMap": { "name": "mine" } }] },
         }))
         .expect("a pod");
@@ -70,5 +77,8 @@ mod tests {
         assert!(some != none && Used::of(&pod, &loaded.clone()) == some);
         put(&mut loaded, "mine");
         assert!(Used::of(&pod, &loaded) != some);
+        let known = Used::of(&pod, &loaded);
+        loaded.pending.insert("u".into());
+        assert!(known.is_known && known != Used::of(&pod, &loaded), "then it is to be looked at again");
     }
 }
