@@ -32,9 +32,12 @@ pub(crate) struct Places {
     pub(crate) log: PathBuf,
 }
 
+/// What containers leave behind, in the pod's directory.
+pub(crate) const CONTAINERS: &str = "containers";
+
 /// Below the pod's directory, as upstream, but by attempt instead of a random name.
 pub(crate) fn message_file(pod_directory: &Path, container: &str, attempt: u32) -> PathBuf {
-    pod_directory.join("containers").join(container).join(attempt.to_string())
+    pod_directory.join(CONTAINERS).join(container).join(attempt.to_string())
 }
 
 impl Places {

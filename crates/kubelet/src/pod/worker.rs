@@ -135,6 +135,8 @@ pub(crate) struct Worker {
     former: Option<v1::PodStatus>,
     orders: Orders,
     wake: Arc<Notify>,
+    /// Whether what the pod will not use again was given back.
+    is_released: bool,
     /// The objects that the pod's volumes were made of, at the latest.
     used: Used,
     times: StartTimes,
@@ -154,6 +156,7 @@ impl Worker {
         let used = Used::of(&pod.source, &node.desired.borrow());
         let mut worker = Self {
             used,
+            is_released: false,
             probers: Probers::default(),
             tokens: Tokens::default(),
             node,
@@ -208,6 +211,7 @@ impl Worker {
             let plan = plan_pod(&self.pod, self.state, &seen, &self.memory, BootTime::now());
             self.tell(&seen, &plan);
             if plan.actions.is_empty() {
+                self.release_if_over(&seen);
                 self.wait(plan.wake_at).await;
             } else if plan.actions == [PodAction::Finish] {
                 if self.clean_up() {

@@ -111,6 +111,26 @@ impl Volumes {
         volumes.join(format!("kubernetes.io~{}", kind.name())).join(name)
     }
 
+    /// Gives back what a pod that has ended will not use again: its volumes. What its containers left to be read stays.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(crate) fn release(&self, uid: &str) -> io::Result<()> {
+        let directory = self.pod_directory(uid);
+        mount::detach_below(&directory)?;
+        for entry in std::fs::read_dir(&directory)?.filter(|entry| {
+            entry.as_ref().is_ok_and(|entry| entry.file_name() != crate::pod::termination::CONTAINERS)
+        }) {
+            let path = entry?.path();
+            if path.is_symlink() || path.is_file() {
+                std::fs::remove_file(path)?;
+            } else {
+                std::fs::remove_dir_all(path)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes every volume of the pod what it should be now. Repeatable: also how updates reach the files. One that cannot be
     /// made keeps no other from it.
     ///

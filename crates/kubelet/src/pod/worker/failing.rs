@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Wish, Worker};
 use crate::events::Kind;
-use crate::pod::plan::{Failure, WorkerState};
+use crate::pod::plan::{Failure, ObservedPod, WorkerState, is_running};
 use crate::time::{BootTime, wall_ns};
 
 /// Upstream: pkg/kubelet/active_deadline.go.
@@ -38,6 +38,29 @@ impl Worker {
         if let (Some(failure), WorkerState::Syncing) = (&self.memory.failure, self.state) {
             let grace = failure.grace.unwrap_or(self.pod.grace).max(Duration::from_secs(1));
             self.state = self.state.failed(now.after(grace));
+        }
+    }
+
+    /// Gives back the volumes and the cgroup of a pod that has ended for good, once: a file in memory is memory. Upstream: the
+    /// kubelet's SyncTerminatedPod.
+    pub(super) fn release_if_over(&mut self, seen: &ObservedPod) {
+        let is_over = matches!(self.state, WorkerState::Completing { .. })
+            && !seen.containers.values().flatten().any(is_running);
+        if !is_over || self.is_released {
+            return;
+        }
+        self.is_released = true;
+        let volumes = self.node.volumes.release(&self.pod.uid).map_err(|error| error.to_string());
+        let cgroup = self.node.cgroups.remove(&self.pod.uid).map_err(|error| error.to_string());
+        for (what, result) in [("volumes", volumes), ("cgroup", cgroup)] {
+            if let Err(error) = result {
+                tracing::debug!(
+                    pod = self.pod.name,
+                    what,
+                    error,
+                    "an ended pod's rest stays until it is deleted"
+                );
+            }
         }
     }
 
