@@ -31,15 +31,22 @@ impl Registry {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_with_password(host: &TestHost) -> Result<Self> {
+        Self::serve_with_password_at(host, Self::ADDRESS, &host.path().join("registry"))
+    }
+
+    /// The same on another address of the host, with its files in `storage`.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn serve_with_password_at(host: &TestHost, address: &str, storage: &Path) -> Result<Self> {
         let file = host.path().join("htpasswd");
         // bcrypt of the password.
         let line = "pod:$2b$05$abcdefghijklmnopqrstuuswOJ.QUCpuyZO9HSy3fJrzByYtDTJTK\n";
         std::fs::write(&file, line).context("write the passwords")?;
-        let storage = host.path().join("registry");
         Self::serve_with(
             host,
-            Self::ADDRESS,
-            &storage,
+            address,
+            storage,
             &format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display()),
         )
     }
@@ -61,7 +68,8 @@ impl Registry {
     }
 
     fn serve_with(host: &TestHost, address: &str, storage: &Path, more: &str) -> Result<Self> {
-        let config = host.path().join("registry.yml");
+        // One host may have several.
+        let config = host.path().join(format!("registry-{address}.yml"));
         std::fs::create_dir_all(storage).context("create the registry's storage")?;
         let text = format!(
             "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{more}",

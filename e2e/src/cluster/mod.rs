@@ -12,6 +12,7 @@ pub mod kubectl;
 pub mod node;
 pub mod objects;
 pub mod podwright;
+mod settings;
 pub mod stock;
 pub mod story;
 
@@ -22,6 +23,7 @@ use anyhow::{Context, Result};
 pub use control_plane::ControlPlane;
 pub use flags::Component;
 pub use node::{ClusterNode, Half, NodeKind};
+pub use settings::NodeSettings;
 pub use story::ClusterStory;
 
 use crate::lab::{Lab, Machine, ROUTER};
@@ -94,6 +96,17 @@ impl Cluster {
     }
 
     fn start_node(&self, kind: NodeKind, machine: Machine) -> Result<ClusterNode> {
+        images::write_mirrors(&machine.host.path().join("certs.d"))?;
+        ClusterNode::start(self, kind, machine)
+    }
+
+    /// Adds a node that is not as the others, and waits until it is Ready.
+    ///
+    /// # Errors
+    /// When it does not get Ready: with its log.
+    pub fn node_with(&self, kind: NodeKind, name: &str, settings: &NodeSettings) -> Result<ClusterNode> {
+        let machine = self.lab.machine(name, self.next.fetch_add(1, Ordering::Relaxed))?;
+        settings.prepare(&machine).with_context(|| format!("prepare the machine {name}"))?;
         images::write_mirrors(&machine.host.path().join("certs.d"))?;
         ClusterNode::start(self, kind, machine)
     }

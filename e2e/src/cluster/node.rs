@@ -106,10 +106,22 @@ impl ClusterNode {
         }
     }
 
-    /// Kills our agent for good; the pods stay.
+    /// Kills the agent, or the stock kubelet, as a crash would; the pods stay.
     pub fn end_agent(&self) {
-        if let Parts::Podwright(podwright) = &mut *self.lock() {
-            podwright.crash();
+        match &mut *self.lock() {
+            Parts::Podwright(podwright) => podwright.crash(),
+            Parts::Stock(stock) => stock.end_kubelet(),
+        }
+    }
+
+    /// Starts it again with the same flags.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_agent(&self) -> Result<()> {
+        match &mut *self.lock() {
+            Parts::Podwright(podwright) => podwright.restart(&self.machine),
+            Parts::Stock(stock) => stock.start_kubelet(&self.machine),
         }
     }
 

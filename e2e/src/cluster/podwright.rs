@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::Cluster;
 use super::flags::{DNS_SERVICE, DOMAIN};
 use super::node::{Half, Runtime};
+use super::settings::special;
 use super::stock;
 use crate::containerd::{Containerd, write_network};
 use crate::lab::Machine;
@@ -38,7 +39,8 @@ impl Podwright {
         network: &str,
     ) -> Result<Self> {
         let config = machine.host.path().join("kubelet.json");
-        std::fs::write(&config, kubelet_config().to_string()).context("write the configuration")?;
+        std::fs::write(&config, special(machine, kubelet_config()).to_string())
+            .context("write the configuration")?;
         let arguments = [
             "agent".to_owned(),
             "--kubeconfig=/etc/kubernetes/kubelet.conf".to_owned(),

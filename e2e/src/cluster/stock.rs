@@ -12,6 +12,7 @@ use super::control_plane::user;
 use super::flags::{DNS_SERVICE, DOMAIN, POD_CIDR};
 use super::node::{Half, Runtime};
 use super::podwright;
+use super::settings::special;
 use crate::containerd::{Containerd, write_network};
 use crate::lab::Machine;
 use crate::parts;
@@ -85,10 +86,9 @@ impl Stock {
     /// Kills a half as a crash would, and starts it again.
     pub(super) fn crash(&mut self, half: Half, machine: &Machine) -> Result<()> {
         match (half, &mut self.engine) {
-            (Half::Kubelet, engine) => {
-                self.kubelet.kill();
-                self.kubelet = start_kubelet(machine, &engine.socket())?;
-                Ok(())
+            (Half::Kubelet, _) => {
+                self.end_kubelet();
+                self.start_kubelet(machine)
             }
             (Half::Runtime, Engine::Containerd(containerd)) => containerd.crash(&machine.host),
             (Half::Runtime, Engine::Podwright(runtime)) => {
@@ -97,6 +97,19 @@ impl Stock {
                 Ok(())
             }
         }
+    }
+}
+
+impl Stock {
+    /// Kills the kubelet as a crash would.
+    pub(super) fn end_kubelet(&mut self) {
+        self.kubelet.kill();
+    }
+
+    /// Starts it again with the same flags.
+    pub(super) fn start_kubelet(&mut self, machine: &Machine) -> Result<()> {
+        self.kubelet = start_kubelet(machine, &self.engine.socket())?;
+        Ok(())
     }
 }
 
@@ -133,7 +146,7 @@ fn make_cgroup(machine: &Machine) -> Result<()> {
 fn start_kubelet(machine: &Machine, containerd: &Path) -> Result<Daemon> {
     let host = &machine.host;
     let config = host.path().join("kubelet.json");
-    std::fs::write(&config, kubelet_config(machine, containerd).to_string())?;
+    std::fs::write(&config, special(machine, kubelet_config(machine, containerd)).to_string())?;
     let mut command = host.command(parts::tool("kubelet"));
     command
         .arg(format!("--config={}", config.display()))

@@ -198,7 +198,8 @@ spec:
     }
 
     /// What the namespace looks like, for whoever reads that a story failed.
-    fn picture(&self) -> String {
+    #[must_use]
+    pub fn picture(&self) -> String {
         let pods = self.kubectl(&["get", "pods", "-o", "wide"]).unwrap_or_else(|error| error.to_string());
         let described = self.kubectl(&["describe", "pods"]).unwrap_or_default();
         let log = self.node.log();

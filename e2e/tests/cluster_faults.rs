@@ -1,0 +1,279 @@
+//! What becomes of pods while the API server, the agent or the way between them is away: none is lost, none started twice. Told on
+//! our node and on the stock kubelet with containerd. Each kind has a cluster of its own, and one story of it is told at a time.
+
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use e2e::cluster::images::BUSYBOX;
+use e2e::cluster::{Cluster, ClusterNode, Component, NodeKind};
+use e2e::test_host::eventually;
+use serde_json::Value;
+
+macro_rules! faults {
+    ($($name:ident),* $(,)?) => {
+        mod on_podwright {
+            $(#[test] #[ignore = "needs a cluster"] fn $name() { super::tell(&super::PODWRIGHT, super::$name); })*
+        }
+        mod on_stock {
+            $(#[test] #[ignore = "needs a cluster"] fn $name() { super::tell(&super::STOCK, super::$name); })*
+        }
+    };
+}
+
+faults![
+    pods_go_on_without_the_api_server_for_a_minute,
+    an_agent_that_starts_again_flips_no_readiness,
+    an_agent_that_starts_without_the_api_server_keeps_its_pods,
+    a_pod_that_is_deleted_while_the_agent_is_away_ends,
+    a_pod_that_is_deleted_by_force_behind_a_cut_link_ends,
+    an_api_server_that_comes_and_goes_starts_nothing_twice,
+];
+
+static PODWRIGHT: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::start(NodeKind::Podwright)));
+static STOCK: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::start(NodeKind::Stock)));
+
+/// A cluster with one node, of which parts can be taken away.
+struct World {
+    cluster: Cluster,
+    node: ClusterNode,
+}
+
+fn tell(world: &LazyLock<Mutex<World>>, story: fn(&World) -> Result<()>) {
+    // A story that failed leaves a world in which the next one may work.
+    let world = world.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(error) = story(&world) {
+        panic!("{error:?}\n{}", world.picture());
+    }
+}
+
+impl World {
+    fn start(kind: NodeKind) -> Self {
+        let cluster = Cluster::start().unwrap_or_else(|error| panic!("start a cluster: {error:?}"));
+        let node = cluster.node(kind, "node").unwrap_or_else(|error| panic!("start a node: {error:?}"));
+        Self { cluster, node }
+    }
+
+    /// A pod whose process nobody confuses with another: it sleeps for that many seconds.
+    fn sleeper(&self, name: &str, seconds: u32, more: &str) -> Result<()> {
+        self.cluster.apply(&format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sleep, '{seconds}']
+{more}"
+        ))?;
+        self.ready(name)
+    }
+
+    fn ready(&self, pod: &str) -> Result<()> {
+        self.cluster
+            .kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=120s"])
+            .map(drop)
+    }
+
+    fn pod(&self, name: &str) -> Result<Pod> {
+        self.cluster.get(&[&format!("pod/{name}")]).map(Pod)
+    }
+
+    /// How many processes of the node sleep that long.
+    fn sleeping(&self, seconds: u32) -> usize {
+        let pids = self.node.machine.host.run("pgrep", &["-fx", &format!("sleep {seconds}")]);
+        pids.unwrap_or_default().lines().count()
+    }
+
+    fn gone(&self, pod: &str) -> Result<()> {
+        self.cluster.kubectl(&["wait", "--for=delete", &format!("pod/{pod}"), "--timeout=120s"]).map(drop)
+    }
+
+    fn delete(&self, pods: &[&str]) -> Result<()> {
+        self.cluster.kubectl(&[&["delete", "pod", "--timeout=60s"], pods].concat()).map(drop)
+    }
+
+    fn picture(&self) -> String {
+        let pods = self.cluster.kubectl(&["describe", "pods"]).unwrap_or_else(|error| error.to_string());
+        let log = self.node.log();
+        let lines: Vec<&str> = log.lines().collect();
+        format!(
+            "{pods}\n--- the last lines of the agent ---\n{}",
+            lines[lines.len().saturating_sub(80)..].join("\n")
+        )
+    }
+}
+
+struct Pod(Value);
+
+impl Pod {
+    fn container(&self) -> &Value {
+        &self.0["status"]["containerStatuses"][0]
+    }
+
+    fn restarts(&self) -> i64 {
+        self.container()["restartCount"].as_i64().unwrap_or(-1)
+    }
+
+    /// What a restart of anything but the pod does not change.
+    fn identity(&self) -> (Value, Value, Value) {
+        let conditions = self.0["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let ready = conditions.into_iter().find(|one| one["type"] == "Ready").unwrap_or_default();
+        (self.container()["containerID"].clone(), self.container()["state"].clone(), ready)
+    }
+}
+
+/// Only the passing of time shows that nothing happens.
+fn pass(seconds: u64) {
+    std::thread::sleep(Duration::from_secs(seconds));
+}
+
+const PROBED: &str = "    readinessProbe: {exec: {command: ['true']}, periodSeconds: 1}\n";
+
+fn pods_go_on_without_the_api_server_for_a_minute(world: &World) -> Result<()> {
+    world.sleeper("steady", 11_001, PROBED)?;
+    // Ends once, in the middle of the outage.
+    world.cluster.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: once}}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{{name: w, emptyDir: {{}}}}]
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, '[ -e /w/second ] && exec sleep 11002; touch /w/second; sleep 20; exit 1']
+    volumeMounts: [{{name: w, mountPath: /w}}]
+"
+    ))?;
+    world.ready("once")?;
+    let steady = world.pod("steady")?;
+    world.cluster.control_plane.kill(Component::ApiServer);
+    let manifests = world.node.machine.host.path().join("kubernetes/manifests");
+    let fixed = format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: fixed}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{{name: main, image: {BUSYBOX}, command: [sleep, '11003']}}]
+"
+    );
+    std::fs::write(manifests.join("fixed.yaml"), fixed)?;
+    eventually("a static pod starts without it", || (world.sleeping(11_003) == 1).then_some(()))?;
+    pass(60);
+    ensure!(world.sleeping(11_001) == 1 && world.sleeping(11_002) == 1, "a pod is lost, or there twice");
+    world.cluster.control_plane.start_component(Component::ApiServer)?;
+    eventually("the restart is told", || (world.pod("once").ok()?.restarts() == 1).then_some(()))?;
+    world.ready("once")?;
+    world.ready("fixed-node")?;
+    let after = world.pod("steady")?;
+    assert_eq!(
+        (after.restarts(), &after.container()["containerID"]),
+        (0, &steady.container()["containerID"])
+    );
+    world.node.wait_ready(&world.cluster)?;
+    eventually("what the cluster thought of the pod meanwhile is set right", || {
+        (world.pod("steady").ok()?.identity().2["status"] == "True").then_some(())
+    })?;
+    world.sleeper("after-a-minute", 11_004, "")?;
+    std::fs::remove_file(manifests.join("fixed.yaml"))?;
+    world.gone("fixed-node")?;
+    world.delete(&["steady", "once", "after-a-minute"])
+}
+
+fn an_agent_that_starts_again_flips_no_readiness(world: &World) -> Result<()> {
+    world.sleeper("probed", 12_001, PROBED)?;
+    world.sleeper("plain", 12_002, "")?;
+    let before = [world.pod("probed")?.identity(), world.pod("plain")?.identity()];
+    for _ in 0..2 {
+        world.node.end_agent();
+        pass(2);
+        world.node.start_agent()?;
+        world.node.wait_ready(&world.cluster)?;
+        pass(5);
+    }
+    let after = [world.pod("probed")?.identity(), world.pod("plain")?.identity()];
+    assert_eq!(after, before);
+    ensure!(world.sleeping(12_001) == 1 && world.sleeping(12_002) == 1, "there twice");
+    world.delete(&["probed", "plain"])
+}
+
+fn an_agent_that_starts_without_the_api_server_keeps_its_pods(world: &World) -> Result<()> {
+    world.sleeper("kept", 13_001, PROBED)?;
+    let before = world.pod("kept")?.container()["containerID"].clone();
+    world.cluster.control_plane.kill(Component::ApiServer);
+    world.node.end_agent();
+    world.node.start_agent()?;
+    pass(10);
+    assert_eq!(world.sleeping(13_001), 1, "while nobody says what is wanted");
+    world.cluster.control_plane.start_component(Component::ApiServer)?;
+    world.node.wait_ready(&world.cluster)?;
+    world.sleeper("new", 13_002, "")?;
+    world.ready("kept")?;
+    let after = world.pod("kept")?;
+    assert_eq!((after.restarts(), &after.container()["containerID"]), (0, &before));
+    world.delete(&["kept", "new"])
+}
+
+fn a_pod_that_is_deleted_while_the_agent_is_away_ends(world: &World) -> Result<()> {
+    world.sleeper("polite", 14_001, "")?;
+    world.sleeper("forced", 14_002, "")?;
+    world.node.end_agent();
+    world.cluster.kubectl(&["delete", "pod", "polite", "--wait=false"])?;
+    world.cluster.kubectl(&["delete", "pod", "forced", "--force", "--grace-period=0"])?;
+    pass(2);
+    assert_eq!((world.sleeping(14_001), world.sleeping(14_002)), (1, 1), "nobody is there to end them");
+    world.node.start_agent()?;
+    world.gone("polite")?;
+    eventually("nothing of them runs", || {
+        (world.sleeping(14_001) + world.sleeping(14_002) == 0).then_some(())
+    })
+}
+
+fn a_pod_that_is_deleted_by_force_behind_a_cut_link_ends(world: &World) -> Result<()> {
+    world.sleeper("lost", 15_001, "")?;
+    world.cluster.lab.cut(&world.node.machine)?;
+    world.cluster.kubectl(&["delete", "pod", "lost", "--force", "--grace-period=0"])?;
+    pass(5);
+    assert_eq!(world.sleeping(15_001), 1, "the node cannot know");
+    world.cluster.lab.heal(&world.node.machine)?;
+    eventually("nothing of it runs", || (world.sleeping(15_001) == 0).then_some(()))?;
+    world.node.wait_ready(&world.cluster)
+}
+
+fn an_api_server_that_comes_and_goes_starts_nothing_twice(world: &World) -> Result<()> {
+    world.cluster.apply(&format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: many}}
+spec:
+  replicas: 10
+  selector: {{matchLabels: {{app: many}}}}
+  template:
+    metadata: {{labels: {{app: many}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{{name: main, image: {BUSYBOX}, command: [sleep, '16001']}}]
+"
+    ))?;
+    for _ in 0..3 {
+        pass(1);
+        world.cluster.control_plane.kill(Component::ApiServer);
+        world.cluster.control_plane.start_component(Component::ApiServer)?;
+    }
+    eventually("all ten are ready", || {
+        let many = world.cluster.get(&["deployment/many"]).ok()?;
+        (many["status"]["readyReplicas"] == 10).then_some(())
+    })?;
+    assert_eq!(world.sleeping(16_001), 10);
+    let pods = world.cluster.get(&["pods", "-l", "app=many"])?;
+    let pods = pods["items"].as_array().context("pods")?.clone();
+    let restarts: Vec<i64> = pods.into_iter().map(|pod| Pod(pod).restarts()).collect();
+    assert_eq!(restarts, [0; 10]);
+    world.cluster.kubectl(&["delete", "deployment", "many", "--cascade=foreground", "--timeout=120s"])?;
+    eventually("nothing of them runs", || (world.sleeping(16_001) == 0).then_some(()))
+}
