@@ -123,9 +123,13 @@ impl Netlink {
     /// # Errors
     /// [`LinkError::NoSuchLink`] when there is none.
     pub async fn link(&self, name: &str) -> Result<Link, LinkError> {
+        self.link_message(name).await.map(|message| link_of(&message))
+    }
+
+    pub(crate) async fn link_message(&self, name: &str) -> Result<LinkMessage, LinkError> {
         let mut found = self.handle.link().get().match_name(name.to_owned()).execute();
         match found.try_next().await {
-            Ok(Some(message)) => Ok(link_of(&message)),
+            Ok(Some(message)) => Ok(message),
             Ok(None) => Err(LinkError::NoSuchLink { name: name.to_owned() }),
             Err(error) if is_errno(&error, libc::ENODEV) => {
                 Err(LinkError::NoSuchLink { name: name.to_owned() })
@@ -435,7 +439,7 @@ fn address_of(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(address?, message.header.prefix_len).ok()
 }
 
-fn link_of(message: &LinkMessage) -> Link {
+pub(crate) fn link_of(message: &LinkMessage) -> Link {
     let mut link = Link {
         index: message.header.index,
         name: String::new(),

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 
 use futures::TryStreamExt;
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::LinkVxlan;
 
-use crate::link::{Link, LinkError, Netlink, is_errno, refused};
+use crate::link::{Link, LinkError, Netlink, is_errno, link_of, refused};
 
 /// How packets are wrapped.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,11 +46,11 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn ensure_vxlan(&self, wanted: &Vxlan<'_>, was: Option<&Vxlan<'_>>) -> Result<Link, LinkError> {
-        match self.link(wanted.name).await {
-            Ok(link) if link.address == wanted.address && was.is_none_or(|was| was == wanted) => {
-                self.set_up(link.index, wanted.name).await?;
-                return Ok(link);
+    pub async fn ensure_vxlan(&self, wanted: &Vxlan<'_>) -> Result<Link, LinkError> {
+        match self.link_message(wanted.name).await {
+            Ok(message) if is_made(&message, wanted) => {
+                self.set_up(message.header.index, wanted.name).await?;
+                return Ok(link_of(&message));
             }
             Ok(_) => self.delete(wanted.name).await?,
             Err(LinkError::NoSuchLink { .. }) => {}
@@ -135,6 +136,33 @@ impl Netlink {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a device is what was asked for.
+fn is_made(message: &LinkMessage, wanted: &Vxlan<'_>) -> bool {
+    let link = link_of(message);
+    let infos = message.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let data = infos.flatten().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(data)) => Some(data.as_slice()),
+        _ => None,
+    });
+    let local = match wanted.local {
+        IpAddr::V4(local) => InfoVxlan::Local(local),
+        IpAddr::V6(local) => InfoVxlan::Local6(local),
+    };
+    let parts = [
+        InfoVxlan::Id(wanted.vni),
+        InfoVxlan::Port(wanted.port),
+        InfoVxlan::Link(wanted.link),
+        InfoVxlan::Learning(false),
+        local,
+    ];
+    link.address == wanted.address
+        && link.mtu == wanted.mtu
+        && data.is_some_and(|data| parts.iter().all(|part| data.contains(part)))
 }
 
 /// Only what somebody wrote down, and nothing of multicast.

@@ -18,26 +18,16 @@ const PORT: u16 = 8472;
 /// The network's number.
 const NETWORK: u32 = 0x7077;
 
-/// What is remembered between rounds.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    /// How the device was made; a device of a former agent is taken as it is.
-    overlay: Option<Overlay>,
-}
-
 /// Brings the kernel to `plan`. What is refused does not keep the rest from being done.
-pub(crate) async fn apply(netlink: &Netlink, plan: &Plan, memory: &mut Memory) -> Vec<LinkError> {
+pub(crate) async fn apply(netlink: &Netlink, plan: &Plan) -> Vec<LinkError> {
     let mut failed = Vec::new();
     let mut wanted = plan.routes.clone();
     match &plan.overlay {
-        Some(overlay) => match overlay_routes(netlink, overlay, memory, &mut failed).await {
+        Some(overlay) => match overlay_routes(netlink, overlay, &mut failed).await {
             Ok(routes) => wanted.extend(routes),
             Err(error) => failed.push(error),
         },
-        None => {
-            failed.extend(remove_device(netlink).await.err());
-            memory.overlay = None;
-        }
+        None => failed.extend(remove_device(netlink).await.err()),
     }
     let there = match netlink.routes(OWNER).await {
         Ok(there) => there,
@@ -63,12 +53,9 @@ pub(crate) async fn apply(netlink: &Netlink, plan: &Plan, memory: &mut Memory) -
 async fn overlay_routes(
     netlink: &Netlink,
     overlay: &Overlay,
-    memory: &mut Memory,
     failed: &mut Vec<LinkError>,
 ) -> Result<BTreeSet<Route>, LinkError> {
-    let was = memory.overlay.take();
-    let device = netlink.ensure_vxlan(&vxlan(overlay), was.as_ref().map(vxlan).as_ref()).await?;
-    memory.overlay = Some(overlay.clone());
+    let device = netlink.ensure_vxlan(&vxlan(overlay)).await?;
     let addresses = netlink.addresses(device.index).await?;
     let ours = |net: &&ipnet::IpNet| net.prefix_len() == net.max_prefix_len();
     for former in addresses.iter().filter(ours).filter(|there| !overlay.addresses.contains(there)) {

@@ -13,7 +13,7 @@ use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client};
 use tokio::time::Instant;
 
-use crate::apply::{self, Memory};
+use crate::apply::apply;
 use crate::member::Member;
 use crate::plan::{OnLink, Plan, plan};
 use crate::rules::render_rules;
@@ -79,7 +79,6 @@ struct Shell {
     writer: WriterHandle,
     /// When the next round is, if anything asks for one.
     due: Option<Instant>,
-    memory: Memory,
     written: Option<PerFamily<Ruleset>>,
     told: BTreeSet<String>,
     trouble: Option<String>,
@@ -96,7 +95,6 @@ impl Shell {
             monitor: NetworkMonitor::start()?,
             writer,
             due: None,
-            memory: Memory::default(),
             written: None,
             told: BTreeSet::new(),
             trouble: None,
@@ -169,7 +167,7 @@ impl Shell {
         let mut problems: Vec<String> = plan.refused.iter().map(ToString::to_string).collect();
         // The rules come first: what begins meanwhile keeps its address for as long as it lasts.
         let mut failed: Vec<String> = self.write(&plan).await.err().into_iter().collect();
-        let applied = apply::apply(&self.netlink, &plan, &mut self.memory).await;
+        let applied = apply(&self.netlink, &plan).await;
         failed.extend(applied.iter().map(|error| chain(error)));
         if !failed.is_empty() {
             self.within(AGAIN);
