@@ -198,9 +198,6 @@ impl Shell {
         let outcome = self.programmer.serve(&services, &around).await;
         self.retry.note(if outcome.is_ok() { Outcome::Done } else { Outcome::Retry });
         self.health.served(outcome.is_ok(), local_counts(&services));
-        if let Err(error) = &outcome {
-            tracing::warn!(error, "Services are not served as the API server says; trying again");
-        }
         self.tell(outcome.err());
         self.earliest = Instant::now() + (began.elapsed() * REST).min(LONGEST_REST);
     }

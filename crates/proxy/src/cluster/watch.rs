@@ -27,12 +27,12 @@ pub(super) struct Watched<K, V> {
 }
 
 /// Why nothing comes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Trouble {
     /// The node's credentials are not enough.
     Forbidden,
     /// The API server is away, or says something else.
-    Failing(String),
+    Silent,
 }
 
 impl<K, V> Watched<K, V>
@@ -51,7 +51,7 @@ where
         Self { stream, store: Store::default(), what, trouble: None }
     }
 
-    /// Takes an event in, or says once what is the matter.
+    /// Takes an event in, or remembers what is the matter.
     pub(super) fn take(
         &mut self,
         event: watcher::Result<Event<K>>,
@@ -81,26 +81,19 @@ where
             // An expired watch lists again by itself: no trouble unless that fails.
             Some(410) => return,
             Some(403) => Trouble::Forbidden,
-            _ => Trouble::Failing(chain(error)),
+            _ => Trouble::Silent,
         };
-        match (&trouble, &self.trouble) {
-            (Trouble::Forbidden, Some(Trouble::Forbidden)) => {}
-            (Trouble::Forbidden, _) => tracing::warn!("{}", forbidden(self.what)),
-            (Trouble::Failing(error), None) => {
-                tracing::warn!(watch = self.what, %error, "Services stay as they are until the API server answers");
-            }
-            (Trouble::Failing(error), Some(_)) => {
-                tracing::debug!(watch = self.what, %error, "no answer from the API server");
-            }
-        }
+        tracing::debug!(watch = self.what, error = chain(error), "no answer from the API server");
         self.trouble = Some(trouble);
     }
 
     /// For a report.
     pub(super) fn problem(&self) -> Option<String> {
-        match self.trouble.as_ref()? {
+        match self.trouble? {
             Trouble::Forbidden => Some(forbidden(self.what)),
-            Trouble::Failing(_) => Some(format!("{}: the API server does not answer", self.what)),
+            Trouble::Silent => {
+                Some(format!("{}: the API server does not answer; Services stay as they are", self.what))
+            }
         }
     }
 }
