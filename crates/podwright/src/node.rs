@@ -157,6 +157,11 @@ impl Node {
         self.root.join("services.json")
     }
 
+    /// There as long as the chains of a cluster's Services are ours.
+    pub(crate) fn proxy_mark(&self) -> PathBuf {
+        self.state.join("service-proxy")
+    }
+
     /// Results of CNI calls.
     pub(crate) fn cni_cache_dir(&self) -> PathBuf {
         self.root.join("cni/cache")

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use self::credentials::Credentials;
-use self::service_proxy::Surroundings;
+use self::service_proxy::{Duty, Surroundings};
 use super::server::{Known, Serving};
 use super::{Parts, Reports, parts, problems};
 use crate::cli::{AgentArgs, PodNetwork};
@@ -168,8 +168,8 @@ impl Membership {
             reports: reports.clone(),
         };
         let programming = (writer.clone(), proxy_report);
-        let serving = (client.clone(), self.proxy);
-        let proxying = service_proxy::run(parts::proxy(node), serving, around, programming, stopped());
+        let duty = Duty { client: client.clone(), mode: self.proxy, mark: node.proxy_mark() };
+        let proxying = service_proxy::run(parts::proxy(node), duty, around, programming, stopped());
         callers.spawn(async move { ("the proxy", proxying.await) });
         let connecting = other_nodes::run(self.pod_network, node.name.clone(), client, writer, stopped());
         callers.spawn(async move { ("the network of nodes", connecting.await) });

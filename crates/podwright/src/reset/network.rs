@@ -10,8 +10,8 @@ use crate::node::Node;
 /// Removes every chain of ours from netfilter, the bridge with what is still attached to it, and what leads to other nodes'
 /// pods. Where no Service was ever served here, Services' chains are somebody else's.
 pub(crate) async fn remove(node: &Node) -> anyhow::Result<()> {
-    let owners: &[Owner] =
-        if node.services_file().exists() { &Owner::ALL } else { &[Owner::Cni, Owner::Podnet] };
+    let served = node.services_file().exists() || node.proxy_mark().exists();
+    let owners: &[Owner] = if served { &Owner::ALL } else { &[Owner::Cni, Owner::Podnet] };
     let rules = parts::netfilter().clear(owners).await.context("remove the netfilter rules");
     let links = match Netlink::open() {
         Ok(netlink) => remove_links(&netlink, &node.bridge).await,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,16 @@ const HEALTHZ: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4A
 /// For so long after the last kube-proxy pod the next one is waited for: a roll-out replaces them one after the other.
 const GAP: Duration = Duration::from_secs(10);
 
+/// What the proxy is to do.
+pub(super) struct Duty {
+    /// The API server.
+    pub(super) client: kube::Client,
+    /// When.
+    pub(super) mode: Mode,
+    /// The file that is there as long as the chains of Services are ours, for `podwright reset`.
+    pub(super) mark: PathBuf,
+}
+
 /// What the proxy learns of its node.
 #[derive(Clone)]
 pub(super) struct Surroundings {
@@ -36,7 +47,7 @@ pub(super) struct Surroundings {
 /// Serves Services for as long as it is our turn, until `stop`.
 pub(super) async fn run(
     config: proxy::Config,
-    (client, mode): (kube::Client, Mode),
+    duty: Duty,
     around: Surroundings,
     (writer, report): (WriterHandle, watch::Sender<Arc<ProxyReport>>),
     stop: impl Future<Output = ()>,
@@ -49,12 +60,13 @@ pub(super) async fn run(
     };
     let (network, known_network) = watch::channel(first);
     let (turn, our_turn) = watch::channel(Switch::Off);
+    let Duty { client, mode, mark } = duty;
     let cluster = Cluster { client, network: known_network, switch: our_turn, healthz: Some(HEALTHZ) };
     let serving = proxy::run(config, Source::Cluster(cluster), writer, report, stop);
     tokio::select! {
         served = serving => Ok(served?),
         () = follow_network(own, network) => Ok(()),
-        () = follow_turn(mode, around, turn) => Ok(()),
+        () = follow_turn(mode, around, turn, &mark) => Ok(()),
     }
 }
 
@@ -84,9 +96,9 @@ fn network_of(node: &v1::Node) -> NodeNetwork {
 }
 
 /// Turns the proxy on and off by what runs on the node, for ever.
-async fn follow_turn(mode: Mode, around: Surroundings, turn: watch::Sender<Switch>) {
+async fn follow_turn(mode: Mode, around: Surroundings, turn: watch::Sender<Switch>, mark: &Path) {
     let Surroundings { mut desired, mut synced, mut reports, .. } = around;
-    let mut turns = Turns::default();
+    let (mut turns, mut noted) = (Turns::default(), None);
     loop {
         let known = *synced.borrow_and_update();
         let wanted = {
@@ -94,6 +106,10 @@ async fn follow_turn(mode: Mode, around: Surroundings, turn: watch::Sender<Switc
             known.then(|| proxy::switch(mode, labels_of_living(&pods, &report)))
         };
         let (now, again) = turns.decide(wanted, Instant::now());
+        if known && noted != Some(now) {
+            note(mark, now);
+            noted = Some(now);
+        }
         turn.send_if_modified(|was| std::mem::replace(was, now) != now);
         let due = async {
             match again {
@@ -111,6 +127,20 @@ async fn follow_turn(mode: Mode, around: Surroundings, turn: watch::Sender<Switc
             // The agent ends.
             return std::future::pending().await;
         }
+    }
+}
+
+/// Writes down whose the chains are, before they are ours.
+fn note(mark: &Path, turn: Switch) {
+    let done = match turn {
+        Switch::On => std::fs::write(mark, ""),
+        Switch::Off => std::fs::remove_file(mark),
+    };
+    match done {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, file = %mark.display(), "note whose the chains of Services are");
+        }
+        _ => {}
     }
 }
 
