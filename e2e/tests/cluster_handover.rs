@@ -8,8 +8,10 @@ use anyhow::{Context, Result, ensure};
 use e2e::TestHost;
 use e2e::cluster::images::{AGNHOST, CNI_PLUGINS};
 use e2e::cluster::node::Half;
+use e2e::cluster::objects::NODE_RIGHTS;
 use e2e::cluster::story::{shared, shared_node, tell_anywhere};
 use e2e::cluster::{Cluster, ClusterNode, ClusterStory, Component, NodeKind};
+use e2e::parts::podwright;
 use e2e::test_host::{Daemon, eventually};
 
 fn here() -> &'static ClusterNode {
@@ -181,6 +183,37 @@ spec: {selector: {kind: server}, ports: [{port: 80, targetPort: 8080}]}
             one.machine.host.run("curl", &["-sS", "-H", "Connection: close", "-w", "\n", &many]).ok()?;
         text.lines().filter(|line| !line.is_empty()).all(|pod| pod == "web-one").then_some(())
     })
+}
+
+#[test]
+#[ignore = "needs a cluster"]
+fn a_node_without_rights_says_what_to_apply() {
+    if let Err(error) = without_rights() {
+        panic!("{error:?}");
+    }
+}
+
+/// A cluster of its own, whose administrator has not granted anything.
+fn without_rights() -> Result<()> {
+    let cluster = Cluster::start()?;
+    cluster.kubectl(&["delete", "clusterrolebinding", "podwright:service-proxy", "podwright:pod-network"])?;
+    let node = cluster.node(NodeKind::Podwright, "one")?;
+    let status = || node.machine.host.run(podwright(), &["status"]);
+    let what = "kubectl apply -f deploy/rbac.yaml";
+    eventually("status tells it", || status().ok()?.contains(what).then_some(()))?;
+    ensure!(node.log().contains("other nodes' pods are not reached"), "{}", node.log());
+    cluster.apply(&format!("{}{}", server("web", &node, ""), service_of("web", "web")))?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/web", "--timeout=60s"])?;
+    let service =
+        cluster.get(&["service", "web"])?["spec"]["clusterIP"].as_str().context("an address")?.to_owned();
+    let ask =
+        || node.machine.host.run("curl", &["-sSf", "--max-time", "2", &format!("http://{service}/hostname")]);
+    ensure!(ask().is_err(), "nobody serves it");
+    cluster.apply(NODE_RIGHTS)?;
+    eventually("the Service answers", || ask().ok())?;
+    let status = status()?;
+    ensure!(status.contains(&service) && !status.contains(what), "{status}");
+    Ok(())
 }
 
 /// What a network's DaemonSet does: it brings programs and a configuration, and runs before there is a network.

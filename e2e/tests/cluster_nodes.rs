@@ -1,11 +1,14 @@
 //! A cluster of several of our nodes, with the built-in network of pods: what reaches what, and what nodes come and go for.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::images::AGNHOST;
+use e2e::cluster::node::Half;
 use e2e::cluster::story::{shared, shared_node, tell_anywhere};
 use e2e::cluster::{ClusterNode, ClusterStory, NodeKind};
+use e2e::parts::podwright;
 use e2e::test_host::eventually;
 use serde_json::Value;
 
@@ -83,7 +86,15 @@ fn pods_behind_a_router_speak_as_themselves() {
         // In the network that wraps packets a node has an address of its own: the first of its range.
         let range = here().object(story.cluster)?["spec"]["podCIDR"].clone();
         let node = range.as_str().and_then(|range| range.split_once('/')).context("a range")?.0;
-        pods_speak_as_themselves(story, far(), node)
+        pods_speak_as_themselves(story, far(), node)?;
+        // A new agent finds the device as it is to be: another one would have another number.
+        let device = || far().machine.host.run("ip", &["-o", "link", "show", "podwright-vx"]);
+        let before = device()?;
+        far().crash(Half::Kubelet)?;
+        eventually("the agent is back", || far().log().contains("registered").then_some(()))?;
+        std::thread::sleep(Duration::from_secs(2));
+        assert_eq!(device()?, before);
+        Ok(())
     });
 }
 
@@ -215,6 +226,18 @@ fn the_ways_to_a_node_end_with_its_object() {
         node.end_agent();
         ensure!(ways().contains(&node.machine.address), "{}", ways());
         story.kubectl(&["delete", "node", node.name()])?;
-        eventually("there is no way", || ways().is_empty().then_some(()))
+        eventually("there is no way", || ways().is_empty().then_some(()))?;
+        // And it takes its own ways and rules along when it is reset.
+        let traces = || node.machine.host.run("sh", &["-c", "ip route; iptables-save"]);
+        for trace in ["proto 112", "PODNET-", "KUBE-SERVICES"] {
+            ensure!(traces()?.contains(trace), "{trace} in {}", traces()?);
+        }
+        let cgroups = format!("--cgroup-root={}", node.machine.cgroup);
+        node.machine.host.run(podwright(), &["reset", &cgroups])?;
+        let left = traces()?;
+        for trace in ["proto 112", "PODNET-", "PODWRIGHT-", "KUBE-"] {
+            ensure!(!left.contains(trace), "{trace} in {left}");
+        }
+        Ok(())
     });
 }
