@@ -23,7 +23,7 @@ macro_rules! faults {
 
 faults![
     pods_go_on_without_the_api_server_for_a_minute,
-    an_agent_that_starts_again_flips_no_readiness,
+    an_agent_that_starts_again_starts_nothing_again,
     an_agent_that_starts_without_the_api_server_keeps_its_pods,
     a_pod_that_is_deleted_while_the_agent_is_away_ends,
     a_pod_that_is_deleted_by_force_behind_a_cut_link_ends,
@@ -72,9 +72,9 @@ spec:
     }
 
     fn ready(&self, pod: &str) -> Result<()> {
-        self.cluster
-            .kubectl(&["wait", "--for=condition=Ready", &format!("pod/{pod}"), "--timeout=120s"])
-            .map(drop)
+        let pod = format!("pod/{pod}");
+        self.cluster.kubectl(&["wait", "--for=create", &pod, "--timeout=60s"])?;
+        self.cluster.kubectl(&["wait", "--for=condition=Ready", &pod, "--timeout=120s"]).map(drop)
     }
 
     fn pod(&self, name: &str) -> Result<Pod> {
@@ -185,7 +185,7 @@ spec:
     world.delete(&["steady", "once", "after-a-minute"])
 }
 
-fn an_agent_that_starts_again_flips_no_readiness(world: &World) -> Result<()> {
+fn an_agent_that_starts_again_starts_nothing_again(world: &World) -> Result<()> {
     world.sleeper("probed", 12_001, PROBED)?;
     world.sleeper("plain", 12_002, "")?;
     let before = [world.pod("probed")?.identity(), world.pod("plain")?.identity()];
@@ -197,7 +197,12 @@ fn an_agent_that_starts_again_flips_no_readiness(world: &World) -> Result<()> {
         pass(5);
     }
     let after = [world.pod("probed")?.identity(), world.pod("plain")?.identity()];
-    assert_eq!(after, before);
+    // A stock kubelet takes a probed pod's readiness away until its probe has answered again.
+    let told = |pods: [(Value, Value, Value); 2]| match world.node.kind {
+        NodeKind::Stock => pods.map(|(id, state, _)| (id, state, Value::Null)),
+        _ => pods,
+    };
+    assert_eq!(told(after), told(before));
     ensure!(world.sleeping(12_001) == 1 && world.sleeping(12_002) == 1, "there twice");
     world.delete(&["probed", "plain"])
 }

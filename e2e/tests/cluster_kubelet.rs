@@ -18,7 +18,7 @@ e2e::cluster_stories![
     a_deadline_ends_a_pod,
     a_status_says_of_which_generation_it_is,
     an_image_is_pulled_with_a_secret,
-    a_shorter_grace_ends_a_pod_sooner,
+    what_takes_more_of_the_disk_than_it_may_is_evicted,
     a_config_map_of_a_mebibyte_reaches_its_file,
 ];
 
@@ -258,6 +258,29 @@ fn an_image_is_pulled_with_a_secret(story: &ClusterStory) -> Result<()> {
     story.ready("let-in")
 }
 
+fn what_takes_more_of_the_disk_than_it_may_is_evicted(story: &ClusterStory) -> Result<()> {
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: filler}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, 'dd if=/dev/urandom of=/v/big bs=1M count=5; exec sleep 1000']
+    volumeMounts: [{{name: v, mountPath: /v}}]
+  volumes: [{{name: v, emptyDir: {{sizeLimit: 1Mi}}}}]
+"
+    ))?;
+    story.wait("pod/filler", "jsonpath={.status.phase}=Failed")?;
+    let status = story.get("pod/filler")?["status"].clone();
+    assert_eq!(status["reason"], "Evicted", "{status}");
+    assert_eq!(text(&status["message"]).trim(), "Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\".");
+    Ok(())
+}
+
+/// A stock kubelet that already stops a container does not hear of it.
 fn a_shorter_grace_ends_a_pod_sooner(story: &ClusterStory) -> Result<()> {
     story.apply(&format!(
         "apiVersion: v1
@@ -466,6 +489,13 @@ mod on_a_podwright_of_its_own {
             &small(),
             super::with_memory_short_the_greediest_pod_is_evicted,
         );
+    }
+
+    #[test]
+    #[ignore = "needs a cluster"]
+    fn a_shorter_grace_ends_a_pod_sooner() {
+        let told = super::a_shorter_grace_ends_a_pod_sooner;
+        story::tell(NodeKind::Podwright, "a_shorter_grace_ends_a_pod_sooner", told);
     }
 
     #[test]

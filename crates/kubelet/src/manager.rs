@@ -16,7 +16,7 @@ use crate::admission::{self, NodeFacts, Rejection};
 use crate::cgroups::PodCgroups;
 use crate::cri_requests::{GRACE, POD_UID};
 use crate::downward::Capacity;
-use crate::eviction::Evictor;
+use crate::eviction::{Evictor, storage};
 use crate::image_gc::Collector;
 use crate::log_rotation::Rotator;
 use crate::pod::model::{Pod, admit};
@@ -174,10 +174,12 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         pod_logs_dir: node.config.pod_logs_dir.clone(),
     };
     let (orders, evictions) = mpsc::channel(1);
-    let evictor = Evictor::new(&node, pressure, orders);
+    let evictor = Evictor::new(&node, pressure, orders.clone());
+    let storage = storage::watch(Arc::clone(&node), orders);
     tokio::select! {
         () = manager.follow(begun, evictions, stop) => {}
         never = evictor.run() => match never {},
+        never = storage => match never {},
         never = images.run() => match never {},
         never = logs.run() => match never {},
     }

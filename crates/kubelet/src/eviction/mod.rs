@@ -1,7 +1,9 @@
-//! Ends pods when the node runs short of memory, one at a time, so that the kernel does not choose. Only `memory.available`
-//! of `evictionHard` is looked at. Upstream: pkg/kubelet/eviction/eviction_manager.go.
+//! Ends pods when the node runs short of memory, one at a time, so that the kernel does not choose; and pods that take more of
+//! the disk than they may. Only `memory.available` of `evictionHard` is looked at. Upstream: pkg/kubelet/eviction/eviction_manager.go.
 
+mod disk;
 mod plan;
+pub(crate) mod storage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -95,7 +97,7 @@ impl Evictor {
                 return None;
             }
         };
-        let pods = self.active_pods();
+        let pods = active_pods(&self.reports.borrow().clone());
         let Some(pod) = plan::first(&pods, &usage) else {
             tracing::warn!(available = memory.available, "memory runs short, and no pod may be evicted");
             return None;
@@ -107,23 +109,10 @@ impl Evictor {
         Some(pod.uid.clone())
     }
 
-    /// Pods that run and are wanted.
-    fn active_pods(&self) -> Vec<Pod> {
-        let report = self.reports.borrow().clone();
-        let active = report.pods.iter().filter(|pod| {
-            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-            phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
-        });
-        active.filter_map(|pod| admit(pod).ok()).collect()
-    }
-
     /// Memory of each container, by uid of its pod and its name.
     async fn usage(&self) -> Result<BTreeMap<String, Usage>, tonic::Status> {
-        let mut client =
-            RuntimeServiceClient::new(self.node.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
-        let answer = client.list_container_stats(crv1::ListContainerStatsRequest::default()).await?;
         let mut usage: BTreeMap<String, Usage> = BTreeMap::new();
-        for stats in answer.into_inner().stats {
+        for stats in container_stats(&self.node, None).await? {
             let Some(attributes) = stats.attributes else { continue };
             let Some(uid) = attributes.labels.get(POD_UID) else { continue };
             let name = attributes.metadata.unwrap_or_default().name;
@@ -142,6 +131,27 @@ impl Evictor {
         // Who takes longer is not waited for: memory is still short.
         let _ = tokio::time::timeout(PATIENCE, self.reports.wait_for(has_ended)).await;
     }
+}
+
+/// Pods that run and are wanted.
+fn active_pods(report: &NodeReport) -> Vec<Pod> {
+    let active = report.pods.iter().filter(|pod| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+    });
+    active.filter_map(|pod| admit(pod).ok()).collect()
+}
+
+/// What the containers use: of one pod, or all.
+async fn container_stats(node: &Node, uid: Option<&str>) -> Result<Vec<crv1::ContainerStats>, tonic::Status> {
+    let mut client =
+        RuntimeServiceClient::new(node.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    let filter = uid.map(|uid| crv1::ContainerStatsFilter {
+        label_selector: std::collections::HashMap::from([(POD_UID.to_owned(), uid.to_owned())]),
+        ..Default::default()
+    });
+    let answer = client.list_container_stats(crv1::ListContainerStatsRequest { filter }).await?;
+    Ok(answer.into_inner().stats)
 }
 
 /// Bytes that the node can still give: of its cgroup's limit where it has one, else of the machine's memory.

@@ -1,9 +1,11 @@
-//! What is refused although each of its fields is known: pure, but for asking whether the kernel has AppArmor.
+//! What is refused although each of its fields is known: pure, but for asking whether the kernel has AppArmor or SELinux.
 
 use std::path::Path;
 
 use k8s_openapi::api::core::v1;
 
+/// There while the kernel enforces SELinux's labels.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
 /// AppArmor before it was a field.
 const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.io/";
 
@@ -20,24 +22,28 @@ pub(super) fn problems(pod: &v1::Pod) -> Vec<String> {
     if wants_apparmor(pod, &spec) {
         problems.push(apparmor(Path::new("/sys/module/apparmor/parameters/enabled")));
     }
+    if wants_selinux(&spec) && Path::new(SELINUX).exists() {
+        problems.push("an SELinux label (seLinuxOptions) is not supported yet".into());
+    }
     problems
 }
 
 fn empty_dir(volume: &v1::Volume) -> Option<String> {
-    let source = volume.empty_dir.as_ref()?;
-    match source.medium.as_deref().unwrap_or_default() {
-        "Memory" => None,
-        "" => source.size_limit.as_ref().map(|_| {
-            format!(
-                "spec.volumes[].emptyDir.sizeLimit of volume {:?} is not supported yet without medium: Memory",
-                volume.name
-            )
-        }),
+    match volume.empty_dir.as_ref()?.medium.as_deref().unwrap_or_default() {
+        "" | "Memory" => None,
         medium => Some(format!(
             "spec.volumes[].emptyDir.medium {medium:?} of volume {:?} is not supported yet",
             volume.name
         )),
     }
+}
+
+/// Without SELinux on the host a label has no meaning, and nobody minds it.
+fn wants_selinux(spec: &v1::PodSpec) -> bool {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let mut of_containers = containers.filter_map(|container| container.security_context.as_ref());
+    spec.security_context.as_ref().is_some_and(|security| security.se_linux_options.is_some())
+        || of_containers.any(|security| security.se_linux_options.is_some())
 }
 
 fn wants_apparmor(pod: &v1::Pod, spec: &v1::PodSpec) -> bool {
@@ -92,7 +98,7 @@ mod tests {
         let empty_dir = |source: Value| json!({ "volumes": [{ "name": "v", "emptyDir": source }] });
         check(empty_dir(json!({})), None);
         check(empty_dir(json!({ "medium": "Memory", "sizeLimit": "1Mi" })), None);
-        check(empty_dir(json!({ "sizeLimit": "1Mi" })), Some("emptyDir.sizeLimit of volume \"v\""));
+        check(empty_dir(json!({ "sizeLimit": "1Mi" })), None);
         check(empty_dir(json!({ "medium": "HugePages" })), Some("emptyDir.medium \"HugePages\""));
     }
 

@@ -57,6 +57,13 @@ pub(crate) struct Node {
     pub(crate) desired: watch::Receiver<Arc<Loaded>>,
 }
 
+impl Node {
+    /// Upstream's directory for a pod's logs.
+    pub(crate) fn pod_logs(&self, pod: &Pod) -> std::path::PathBuf {
+        self.config.pod_logs_dir.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+    }
+}
+
 /// Whether a pod is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wish {
@@ -385,10 +392,8 @@ impl Worker {
         true
     }
 
-    /// Upstream's directory for the pod's logs.
     fn log_directory(&self) -> std::path::PathBuf {
-        let name = format!("{}_{}_{}", self.pod.namespace, self.pod.name, self.pod.uid);
-        self.node.config.pod_logs_dir.join(name)
+        self.node.pod_logs(&self.pod)
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {

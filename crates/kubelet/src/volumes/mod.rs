@@ -106,6 +106,12 @@ impl Volumes {
         entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
     }
 
+    /// Where an emptyDir of that pod lies.
+    pub(crate) fn empty_dir(&self, uid: &str, name: &str) -> PathBuf {
+        let volumes = self.pod_directory(uid).join("volumes");
+        volumes.join(format!("kubernetes.io~{}", Kind::EmptyDir.name())).join(name)
+    }
+
     fn path(&self, pod: &Pod, kind: Kind, name: &str) -> PathBuf {
         let volumes = self.pod_directory(&pod.uid).join("volumes");
         volumes.join(format!("kubernetes.io~{}", kind.name())).join(name)
