@@ -91,17 +91,17 @@ pub(crate) fn wanted(pod: &Pod) -> Vec<TokenKey> {
     keys
 }
 
-/// When a token is asked for again, in nanoseconds since 1970: after 80 % of its life, or a day.
-fn renewal(received: i64, expires: i64) -> i64 {
-    let life = expires.saturating_sub(received).max(0);
-    let day = i64::try_from(LONGEST_USE.as_nanos()).unwrap_or(i64::MAX);
-    received.saturating_add((life / 5 * 4).min(day))
+/// How long after it came a token is asked for again: after 80 % of its life, or a day.
+fn renewal(received: i64, expires: i64) -> Duration {
+    let life = u64::try_from(expires.saturating_sub(received)).unwrap_or(0);
+    Duration::from_nanos(life / 5 * 4).min(LONGEST_USE)
 }
 
 #[derive(Clone, Debug)]
 struct Held {
     token: Token,
-    renew_at: i64,
+    /// On the planner's clock: a wall clock that is set moves nothing.
+    renew_at: BootTime,
 }
 
 /// What a source said to each request.
@@ -131,14 +131,12 @@ impl Tokens {
 
     /// When the next of the pod's tokens is due, on the planner's clock; never without tokens.
     pub(crate) fn next(&self, pod: &Pod, now: BootTime) -> Option<BootTime> {
-        self.next_of(&wanted(pod), now, wall_ns())
+        self.next_of(&wanted(pod), now)
     }
 
-    fn next_of(&self, wanted: &[TokenKey], now: BootTime, wall: i64) -> Option<BootTime> {
-        let renewal = |key: &TokenKey| self.held.get(key).map_or(wall, |held| held.renew_at);
-        let first = wanted.iter().map(renewal).min()?;
-        let left = Duration::from_nanos(u64::try_from(first.saturating_sub(wall)).unwrap_or(0));
-        let due = now.after(left);
+    fn next_of(&self, wanted: &[TokenKey], now: BootTime) -> Option<BootTime> {
+        let renewal = |key: &TokenKey| self.held.get(key).map_or(now, |held| held.renew_at.max(now));
+        let due = wanted.iter().map(renewal).min()?;
         Some(self.retry_at.map_or(due, |retry| due.max(retry)))
     }
 
@@ -148,11 +146,11 @@ impl Tokens {
         pod: &Pod,
         source: &Arc<dyn TokenSource>,
     ) -> impl Future<Output = Answers> + Send + use<> {
-        let wall = wall_ns();
-        let fresh = |key: &TokenKey| self.held.get(key).is_some_and(|held| wall < held.renew_at);
+        let now = BootTime::now();
+        let fresh = |key: &TokenKey| self.held.get(key).is_some_and(|held| now < held.renew_at);
         let due: Vec<TokenKey> = wanted(pod).into_iter().filter(|key| !fresh(key)).collect();
         // Until the answers are there.
-        self.retry_at = Some(BootTime::now().after(PATIENCE * 2));
+        self.retry_at = Some(now.after(PATIENCE * 2));
         let asked = due.into_iter().map(|key| {
             let (source, request) = (source.clone(), request(pod, &key));
             async move {
@@ -170,7 +168,7 @@ impl Tokens {
         for (key, answer) in answers {
             match answer {
                 Ok(token) => {
-                    let renew_at = renewal(wall, token.expires);
+                    let renew_at = BootTime::now().after(renewal(wall, token.expires));
                     self.refused.remove(&key);
                     self.held.insert(key, Held { token, renew_at });
                 }
@@ -233,7 +231,7 @@ mod tests {
     #[test]
     fn a_token_is_renewed_after_most_of_its_life_or_a_day() {
         for (life, expect) in [(3600, 2880), (600, 480), (7 * 86_400, 86_400), (-5, 0)] {
-            assert_eq!(renewal(0, life * SECOND), expect * SECOND, "{life}");
+            assert_eq!(renewal(0, life * SECOND), Duration::from_secs(expect), "{life}");
         }
     }
 
@@ -243,8 +241,8 @@ mod tests {
         let seconds: Vec<i64> = keys.iter().map(|key| key.expiration_seconds).collect();
         assert_eq!(seconds, [3607, 600], "one for the API server, one of the least life");
         let tokens = Tokens::default();
-        assert_eq!(tokens.next_of(&keys, BootTime(7), 0), Some(BootTime(7)), "at once");
-        assert_eq!(tokens.next_of(&[], BootTime(7), 0), None);
+        assert_eq!(tokens.next_of(&keys, BootTime(7)), Some(BootTime(7)), "at once");
+        assert_eq!(tokens.next_of(&[], BootTime(7)), None);
     }
 
     #[tokio::test]
@@ -262,13 +260,13 @@ mod tests {
         assert_eq!(asked[1].audience.as_deref(), Some("vault"));
         let keys = wanted(&pod());
         // The second is due at once, the first is not.
-        tokens.held.values_mut().for_each(|held| held.renew_at = wall);
+        tokens.held.values_mut().for_each(|held| held.renew_at = BootTime::now());
         tokens.held.values_mut().last().expect("two").token.expires = wall;
         let answers_now = tokens.ask(&pod(), &source).await;
         tokens.take(answers_now);
         assert_eq!(tokens.get(&keys[0]), Ok("a"));
         assert_eq!(tokens.get(&keys[1]), Err("failed to fetch token: down".into()), "it has ended");
-        assert!(tokens.next_of(&keys, BootTime::now(), wall) > Some(BootTime::now()), "not at once again");
+        assert!(tokens.next_of(&keys, BootTime::now()) > Some(BootTime::now()), "not at once again");
     }
 
     #[test]

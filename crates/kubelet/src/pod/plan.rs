@@ -159,6 +159,8 @@ pub struct Memory {
     pub kills: BTreeMap<String, Kill>,
     /// Ids of containers whose preStop hook is over.
     pub pre_stopped: BTreeSet<String>,
+    /// When containers ended, by id, as it was first seen: the wall clock by which CRI tells it may be set later.
+    pub ends: BTreeMap<String, BootTime>,
     /// Why the pod as a whole has failed, whatever its containers do.
     pub failure: Option<Failure>,
     /// Ids of containers whose preStop hook runs, or that are being stopped, by this process; and until when they may.
@@ -173,6 +175,18 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Takes the end of each container for what it was when it was first seen.
+    pub fn settle_ends(&mut self, seen: &mut ObservedPod) {
+        let mut known = BTreeMap::new();
+        for container in seen.containers.values_mut().flatten() {
+            if let ObservedState::Exited { ended, .. } = &mut container.state {
+                *ended = self.ends.get(&container.id).copied().unwrap_or(*ended);
+                known.insert(container.id.clone(), *ended);
+            }
+        }
+        self.ends = known;
+    }
+
     /// Forgets containers that do not run any more.
     pub fn keep(&mut self, seen: &ObservedPod) {
         let running: BTreeSet<&str> = seen

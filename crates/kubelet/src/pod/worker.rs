@@ -33,7 +33,7 @@ use crate::pod::plan::{
 use crate::pod::status::{StatusFacts, render_status};
 use crate::pod::termination;
 use crate::report::{Reporter, StartTimes};
-use crate::time::{BootTime, api_time, wall_ns};
+use crate::time::{BootTime, api_time, boot_of_wall, wall_ns};
 use crate::tokens::{Answers, Tokens};
 use crate::volumes::Volumes;
 use crate::{Config, Inputs};
@@ -135,6 +135,8 @@ pub(crate) struct Worker {
     /// Whether a container was mounted read-only with all below.
     recursive_read_only: bool,
     start_time: i64,
+    /// The same on the planner's clock.
+    began: BootTime,
     /// Nanoseconds since 1970 when the pod is to be gone, once it is to go.
     deletion: Option<i64>,
     /// The record as it was last written.
@@ -181,6 +183,7 @@ impl Worker {
             deletion: None,
             written: Vec::new(),
             start_time: wall_ns(),
+            began: BootTime::now(),
             former: None,
             orders,
             wake,
@@ -188,6 +191,7 @@ impl Worker {
             seen_at: Instant::now(),
         };
         worker.recall();
+        worker.began = boot_of_wall(worker.start_time);
         worker
     }
 
@@ -197,7 +201,7 @@ impl Worker {
             let wish = self.orders.wish.borrow_and_update().clone();
             let is_wanted = wish != Wish::Stop;
             self.follow_failure(wish);
-            let seen = match self.observe().await {
+            let mut seen = match self.observe().await {
                 Ok(seen) => seen,
                 Err(error) => {
                     tracing::warn!(
@@ -209,6 +213,7 @@ impl Worker {
                     continue;
                 }
             };
+            self.memory.settle_ends(&mut seen);
             self.memory.keep(&seen);
             self.state = self.state.next(&self.pod, &seen, is_wanted, BootTime::now());
             self.fail_if_due();

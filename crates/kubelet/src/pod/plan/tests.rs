@@ -127,6 +127,34 @@ fn restarts_container_only_after_back_off_expires() {
 }
 
 #[test]
+fn a_clock_that_is_set_keeps_no_container_waiting() {
+    let pod = simple("Always");
+    let back_off = BackOff::default().next(NOW, NOW);
+    let mut memory = Memory { back_offs: [("a".to_owned(), back_off)].into(), ..Memory::default() };
+    let later = NOW.after(Duration::from_secs(10));
+    memory.settle_ends(&mut seen(true, &[("a", exited(1))]));
+    // Set back by an hour, the end seems to be now in every round; set forward, long ago.
+    for seems in [later, BootTime(0)] {
+        let mut seen = seen(true, &[("a", exited(1))]);
+        let containers = seen.containers.values_mut().flatten();
+        for container in containers {
+            if let ObservedState::Exited { ended, .. } = &mut container.state {
+                *ended = seems;
+            }
+        }
+        memory.settle_ends(&mut seen);
+        assert_eq!(sync(&pod, &seen, &memory), [], "{seems:?}");
+        assert_eq!(
+            plan_pod(&pod, WorkerState::Syncing, &seen, &memory, later).actions,
+            [start("a", 1)],
+            "{seems:?}"
+        );
+    }
+    memory.settle_ends(&mut seen(true, &[("a", running())]));
+    assert!(memory.ends.is_empty());
+}
+
+#[test]
 fn init_containers_run_in_order_and_a_sidecar_is_passed_when_it_has_started() {
     let pod = with_sidecars("Always");
     let mut memory = Memory::default();

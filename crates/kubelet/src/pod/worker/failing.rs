@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Wish, Worker};
 use crate::events::Kind;
 use crate::pod::plan::{Failure, ObservedPod, WorkerState, is_running};
-use crate::time::{BootTime, wall_ns};
+use crate::time::BootTime;
 
 /// Upstream: pkg/kubelet/active_deadline.go.
 const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
@@ -70,8 +70,6 @@ impl Worker {
         if self.state != WorkerState::Syncing {
             return None;
         }
-        let end = self.start_time.saturating_add(allowed.saturating_mul(1_000_000_000));
-        let left = u64::try_from(end.saturating_sub(wall_ns())).unwrap_or(0);
-        Some(BootTime::now().after(Duration::from_nanos(left)))
+        Some(self.began.after(Duration::from_secs(u64::try_from(allowed).unwrap_or(0))))
     }
 }
