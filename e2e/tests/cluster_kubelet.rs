@@ -382,14 +382,26 @@ fn a_node_keeps_what_is_reserved(story: &ClusterStory) -> Result<()> {
     );
     let limit: u64 = machine.host.run("sh", &["-c", &read])?.trim().parse()?;
     assert_eq!(limit, (kib(capacity) - 512 * 1024) * 1024);
+    let bound = format!("  nodeName: {}\n", story.node.name());
     for count in 0..8 {
-        story.apply(&sleeper(&format!("p{count}"), &format!("  nodeName: {}\n", story.node.name())))?;
+        story.apply(&sleeper(&format!("p{count}"), &bound))?;
     }
     eventually("one of eight is too many", || {
         let pods = story.get("pods").ok()?;
         let reasons = pods["items"].as_array()?.iter().map(|pod| text(&pod["status"]["reason"]).to_owned());
         (reasons.filter(|reason| reason == "OutOfpods").count() == 1).then_some(())
-    })
+    })?;
+    // One that the node needs more takes the place of another.
+    story.cluster.apply(&format!(
+        "{}  priorityClassName: system-node-critical\n",
+        sleeper("critical", &bound).replace("{name: critical}", "{name: critical, namespace: kube-system}")
+    ))?;
+    let critical = ["-n", "kube-system", "wait", "--for=condition=Ready", "pod/critical", "--timeout=60s"];
+    story.cluster.kubectl(&critical)?;
+    let pods = story.get("pods")?;
+    let reasons = pods["items"].as_array().context("pods")?.iter().map(|pod| text(&pod["status"]["reason"]));
+    assert_eq!(reasons.filter(|reason| *reason == "Preempting").count(), 1, "{pods}");
+    story.cluster.kubectl(&["-n", "kube-system", "delete", "pod", "critical"]).map(drop)
 }
 
 fn with_memory_short_the_greediest_pod_is_evicted(story: &ClusterStory) -> Result<()> {
@@ -468,6 +480,33 @@ fn a_pod_that_asks_for_what_is_not_done_fails_and_the_others_run(story: &Cluster
     Ok(())
 }
 
+fn twenty_pods_run_among_two_thousand_of_others(story: &ClusterStory) -> Result<()> {
+    let pod = |name: &str, whose: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, labels: {{whose: {whose}}}}}, spec: {{{}, terminationGracePeriodSeconds: 1, automountServiceAccountToken: false, containers: [{{name: main, image: '{BUSYBOX}', command: [sleep, '1000']}}]}}}}",
+            if whose == "ours" {
+                format!("nodeName: {}", story.node.name())
+            } else {
+                "schedulerName: nobody".to_owned()
+            }
+        )
+    };
+    let mut all: Vec<String> = (0..2_000).map(|count| pod(&format!("theirs-{count}"), "theirs")).collect();
+    for count in 0..20 {
+        all.insert(count * 100, pod(&format!("ours-{count}"), "ours"));
+    }
+    let file = story.cluster.control_plane.machine().host.path().join("many.yaml");
+    std::fs::write(&file, format!("{{apiVersion: v1, kind: List, items: [{}]}}", all.join(",\n")))?;
+    story.kubectl(&["create", "-f", &file.to_string_lossy()])?;
+    story.kubectl(&["wait", "--for=condition=Ready", "pods", "-l", "whose=ours", "--timeout=120s"])?;
+    let pods = story.get("pods")?;
+    let told =
+        pods["items"].as_array().context("pods")?.iter().filter(|pod| pod["status"]["startTime"].is_string());
+    assert_eq!(told.count(), 20, "nobody else's");
+    story.kubectl(&["delete", "pods", "-l", "whose=ours", "--timeout=120s"])?;
+    story.kubectl(&["delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false"]).map(drop)
+}
+
 /// A node with 384 MiB that evicts below 100 MiB.
 fn small() -> NodeSettings {
     let kubelet = json!({
@@ -489,6 +528,13 @@ mod on_a_podwright_of_its_own {
             &small(),
             super::with_memory_short_the_greediest_pod_is_evicted,
         );
+    }
+
+    #[test]
+    #[ignore = "needs a cluster"]
+    fn twenty_pods_run_among_two_thousand_of_others() {
+        let told = super::twenty_pods_run_among_two_thousand_of_others;
+        story::tell(NodeKind::Podwright, "twenty_pods_run_among_two_thousand", told);
     }
 
     #[test]

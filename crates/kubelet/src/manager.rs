@@ -12,10 +12,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use crate::admission::{self, NodeFacts, Rejection};
+use crate::admission::{self, NodeFacts, Rejection, preempt};
 use crate::cgroups::PodCgroups;
 use crate::cri_requests::{GRACE, POD_UID};
 use crate::downward::Capacity;
+use crate::events::Kind;
 use crate::eviction::{Evictor, storage};
 use crate::image_gc::Collector;
 use crate::log_rotation::Rotator;
@@ -355,7 +356,22 @@ impl Manager {
             memory_pressure: *self.memory_pressure.borrow(),
             allowed_sysctls: &self.node.config.allowed_sysctls,
         };
-        admission::admit(&pod, &facts).map(|()| pod)
+        let Err(rejection) = admission::admit(&pod, &facts) else { return Ok(pod) };
+        // What a pod that the node needs lacks is taken from others.
+        let lacks = rejection.reason.starts_with("OutOf");
+        let allocatable = self.allocatable.as_ref().filter(|_| lacks).ok_or_else(|| rejection.clone())?;
+        let victims = preempt::victims(&pod, &others, allocatable).ok_or_else(|| rejection.clone())?;
+        let is_victim = |other: &Pod| victims.iter().any(|victim| victim.uid == other.uid);
+        let left: Vec<&Pod> = others.iter().copied().filter(|other| !is_victim(other)).collect();
+        admission::admit(&pod, &NodeFacts { others: &left, ..facts })?;
+        for victim in victims {
+            let message = "Preempted in order to admit critical pod";
+            self.node.reporter.event(victim, Kind::Warning, "Preempting", message);
+            if let Some(handle) = self.workers.get(&victim.uid) {
+                handle.fail(preempted(message));
+            }
+        }
+        Ok(pod)
     }
 
     /// Pods of the API server are measured by its node; static ones run whether or not it is heard of.
@@ -429,6 +445,16 @@ impl Manager {
 /// Waits until there is something; false when there never will be.
 async fn is_known<T>(receiver: &mut watch::Receiver<Option<T>>) -> bool {
     receiver.wait_for(Option::is_some).await.is_ok()
+}
+
+/// Upstream's words: pkg/kubelet/preemption.
+fn preempted(message: &str) -> Failure {
+    Failure {
+        reason: "Preempting".to_owned(),
+        message: message.to_owned(),
+        grace: None,
+        disruption: Some("Pod was preempted by Kubelet to accommodate a critical pod.".to_owned()),
+    }
 }
 
 /// The runtime's events as uids of pods; `None`: anything may have happened. Begins again when the stream breaks.

@@ -6,6 +6,7 @@
 
 mod affinity;
 mod ports;
+pub(crate) mod preempt;
 mod resources;
 mod sysctls;
 mod taints;
