@@ -1,6 +1,7 @@
 //! A node without anything behind it: every pod bound to it is reported Ready at once, and gone when it is to go.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use e2e::cluster::Cluster;
@@ -32,6 +33,7 @@ impl Hollow {
                 register(client.clone()).await?;
                 tokio::select! {
                     failed = report(client.clone()) => failed?,
+                    failed = live(client.clone()) => failed?,
                     () = told.notified() => {}
                 }
                 Api::<Node>::all(client).delete(NAME, &DeleteParams::default()).await?;
@@ -61,17 +63,25 @@ async fn register(client: Client) -> Result<()> {
         "metadata": { "name": NAME, "labels": { "kubernetes.io/hostname": NAME } },
     }))?;
     api.create(&PostParams::default(), &node).await?;
-    let resources = json!({ "cpu": "8", "memory": "32Gi", "pods": "110" });
-    let now = k8s_openapi::jiff::Timestamp::now().to_string();
-    let status = json!({ "status": {
-        "capacity": resources, "allocatable": resources,
-        "conditions": [{
-            "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "hollow",
-            "lastHeartbeatTime": now, "lastTransitionTime": now,
-        }],
-    } });
-    api.patch_status(NAME, &PatchParams::default(), &Patch::Merge(status)).await?;
     Ok(())
+}
+
+/// Says every 10 s that the node is there.
+async fn live(client: Client) -> Result<()> {
+    let api: Api<Node> = Api::all(client);
+    let resources = json!({ "cpu": "8", "memory": "32Gi", "pods": "110" });
+    loop {
+        let now = k8s_openapi::jiff::Timestamp::now().to_string();
+        let status = json!({ "status": {
+            "capacity": resources, "allocatable": resources,
+            "conditions": [{
+                "type": "Ready", "status": "True", "reason": "KubeletReady", "message": "hollow",
+                "lastHeartbeatTime": now, "lastTransitionTime": now,
+            }],
+        } });
+        api.patch_status(NAME, &PatchParams::default(), &Patch::Merge(status)).await?;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
 }
 
 async fn report(client: Client) -> Result<()> {
@@ -82,10 +92,17 @@ async fn report(client: Client) -> Result<()> {
         while let Some(event) = events.try_next().await? {
             let (WatchEvent::Added(pod) | WatchEvent::Modified(pod)) = event else { continue };
             let name = pod.name_any();
-            if pod.metadata.deletion_timestamp.is_some() {
-                pods.delete(&name, &DeleteParams::default().grace_period(0)).await?;
+            let told = if pod.metadata.deletion_timestamp.is_some() {
+                pods.delete(&name, &DeleteParams::default().grace_period(0)).await.map(drop)
             } else if pod.status.and_then(|status| status.phase).as_deref() == Some("Pending") {
-                pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(ready())).await?;
+                pods.patch_status(&name, &PatchParams::default(), &Patch::Strategic(ready())).await.map(drop)
+            } else {
+                Ok(())
+            };
+            match told {
+                // It is gone already.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                told => told?,
             }
         }
     }
