@@ -4,7 +4,7 @@
 //! Its credentials can be replaced while it is used: requests that begin later use new connections with the new ones, and
 //! what runs on old connections, watches above all, is left alone.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -29,6 +29,9 @@ use crate::certificates::{Leaf, Store, StoreError};
 
 /// How long one connection may take to come about.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// hosts(5).
+const HOSTS: &str = "/etc/hosts";
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -220,13 +223,49 @@ impl tower::Service<Name> for Names {
         let resolver = self.0.clone();
         Box::pin(async move {
             let name = name.as_str();
+            // Before DNS, which may be away: control planes are often named in this file only.
+            let hosts = tokio::fs::read_to_string(HOSTS).await.unwrap_or_default();
+            let known = in_hosts(&hosts, name);
+            if !known.is_empty() {
+                return Ok(addressed(known).into_iter());
+            }
             if name == "localhost" {
-                return Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))].into_iter());
+                return Ok(addressed([Ipv4Addr::LOCALHOST.into()]).into_iter());
             }
             let unresolved = |cause: String| std::io::Error::other(format!("cannot resolve {name}: {cause}"));
             let resolver = resolver.ok_or_else(|| unresolved("/etc/resolv.conf is not usable".to_owned()))?;
             let addresses = resolver.lookup_ip(name).await.map_err(|error| unresolved(error.to_string()))?;
-            Ok(addresses.iter().map(|address| SocketAddr::new(address, 0)).collect::<Vec<_>>().into_iter())
+            Ok(addressed(addresses.iter()).into_iter())
         })
+    }
+}
+
+fn addressed(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<SocketAddr> {
+    addresses.into_iter().map(|address| SocketAddr::new(address, 0)).collect()
+}
+
+/// The addresses of a name in the text of hosts(5).
+fn in_hosts(text: &str, name: &str) -> Vec<IpAddr> {
+    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
+    let entries = lines.filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let address = words.next()?.parse().ok()?;
+        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
+    });
+    entries.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_the_hosts_file_has_the_addresses_of_all_its_lines() {
+        let text =
+            "127.0.0.1 localhost\n192.0.2.10\tcp.lab CP # cp3\nfd00::10 cp.lab\nno cp\n#192.0.2.11 cp\n";
+        let of = |name| in_hosts(text, name).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(of("cp.lab"), ["192.0.2.10", "fd00::10"]);
+        assert_eq!(of("cp"), ["192.0.2.10"]);
+        assert_eq!(of("cp3"), Vec::<String>::new());
     }
 }
