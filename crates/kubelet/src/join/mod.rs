@@ -15,7 +15,7 @@ mod discovery;
 mod error;
 mod jws;
 mod pin;
-mod rights;
+pub mod rights;
 mod token;
 mod trouble;
 
@@ -24,5 +24,4 @@ pub use cluster_info::{Cluster, server_of};
 pub use discovery::{Found, Trust, by_file, by_token};
 pub use error::JoinError;
 pub use pin::CaPin;
-pub use rights::{Right, missing as missing_rights};
 pub use token::BootstrapToken;

@@ -18,32 +18,32 @@ pub struct Right {
     pub purpose: &'static str,
 }
 
-/// What is asked for.
-const WANTED: [Right; 2] = [
-    Right {
-        group: "discovery.k8s.io",
-        resource: "endpointslices",
-        purpose: "Services are not served on this node",
-    },
-    Right {
-        group: "",
-        resource: "nodes",
-        purpose: "the built-in pod network has no routes to other nodes' pods",
-    },
-];
+/// For the service proxy.
+pub const ENDPOINTS: Right = Right {
+    group: "discovery.k8s.io",
+    resource: "endpointslices",
+    purpose: "no Service is served here unless a kube-proxy pod does it",
+};
 
-/// The rights that the client's user lacks.
+/// For the built-in pod network.
+pub const NODES: Right = Right {
+    group: "",
+    resource: "nodes",
+    purpose: "other nodes' pods are not reached by the built-in network",
+};
+
+/// Those of the rights that the client's user lacks.
 ///
 /// # Errors
 /// When the API server does not say.
-pub async fn missing(client: &Client) -> Result<Vec<Right>, kube::Error> {
+pub async fn missing(client: &Client, wanted: &[Right]) -> Result<Vec<Right>, kube::Error> {
     let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
     let mut missing = Vec::new();
-    for right in WANTED {
+    for right in wanted {
         for verb in ["list", "watch"] {
-            let review = reviews.create(&PostParams::default(), &question(right, verb)).await?;
+            let review = reviews.create(&PostParams::default(), &question(*right, verb)).await?;
             if !review.status.is_some_and(|status| status.allowed) {
-                missing.push(right);
+                missing.push(*right);
                 break;
             }
         }

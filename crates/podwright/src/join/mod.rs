@@ -18,9 +18,10 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser as _;
 use kubelet::certificates::Store;
-use kubelet::join::{Found, JoinError, Joining, by_file, by_token, missing_rights};
+use kubelet::join::rights::{self, Right};
+use kubelet::join::{Found, JoinError, Joining, by_file, by_token};
 
-use crate::cli::{AgentArgs, Cli, Command, JoinArgs};
+use crate::cli::{AgentArgs, Cli, Command, JoinArgs, PodNetwork};
 use crate::config::{self as configuration, ConfigError};
 use crate::lock::NodeLock;
 use crate::node::Node;
@@ -31,6 +32,9 @@ use plan::{How, Plan};
 
 /// An approver of kubeadm's takes a second; an admin may take minutes.
 const SIGNING: Duration = Duration::from_secs(5 * 60);
+
+/// How long it is waited for what may be done without.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// Joins, then runs the agent until a signal ends it. `arguments` are those of the process.
 pub(crate) fn main(args: &JoinArgs, arguments: &[OsString]) -> anyhow::Result<()> {
@@ -156,7 +160,7 @@ async fn join(plan: &Plan, target: &Target) -> anyhow::Result<()> {
     let identity = joining.certificate(SIGNING).await.map_err(Fault::from)?;
     places.write(&found.cluster, &text, &identity, kubelet::certificates::now()).map_err(Fault::from)?;
     output::note(&format!("podwright: this machine is the node {name} of {}", found.cluster.server));
-    tell_rights(&places.kubeconfig).await;
+    tell_rights(&places.kubeconfig, &wanted_rights(&target.agent()?)).await;
     Ok(())
 }
 
@@ -176,13 +180,21 @@ fn with_configured(places: &Places, text: &str) -> Result<Places, Fault> {
     Ok(Places { authority, static_pods: settings.static_pod_path, ..places.clone() })
 }
 
+/// What the agent's parts read that are on.
+fn wanted_rights(agent: &AgentArgs) -> Vec<Right> {
+    let endpoints = (agent.proxy != proxy::Mode::Off).then_some(rights::ENDPOINTS);
+    let nodes = (agent.pod_network == PodNetwork::Builtin).then_some(rights::NODES);
+    endpoints.into_iter().chain(nodes).collect()
+}
+
 /// A node's own credentials do not give everything that we do.
-async fn tell_rights(kubeconfig: &Path) {
+async fn tell_rights(kubeconfig: &Path, wanted: &[Right]) {
     let asked = async {
         let client = kubelet::api::connect(kubeconfig).await?;
-        anyhow::Ok(missing_rights(&client).await?)
+        anyhow::Ok(rights::missing(&client, wanted).await?)
     };
-    match asked.await {
+    let asked = tokio::time::timeout(ANSWER, asked).await;
+    match asked.unwrap_or_else(|_| bail!("the API server does not answer")) {
         Ok(missing) if missing.is_empty() => {}
         Ok(missing) => {
             for right in missing {
@@ -194,5 +206,29 @@ async fn tell_rights(kubeconfig: &Path) {
             );
         }
         Err(error) => tracing::warn!(error = format!("{error:#}"), "what this node may is not known"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(flags: &[&str]) -> Vec<&'static str> {
+        let flags: Vec<OsString> = flags.iter().map(OsString::from).collect();
+        let agent = parse_agent(&flags).expect("flags of the agent");
+        wanted_rights(&agent).iter().map(|right| right.resource).collect()
+    }
+
+    #[test]
+    fn only_what_is_on_wants_rights() {
+        assert_eq!(wanted(&[]), ["endpointslices"]);
+        assert_eq!(wanted(&["--pod-network=builtin"]), ["endpointslices", "nodes"]);
+        assert_eq!(wanted(&["--proxy=off"]), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn a_flag_that_the_agent_does_not_have_is_refused_by_name() {
+        let fault = parse_agent(&["--cloud-provider=external".into()]).expect_err("refused").to_string();
+        assert!(fault.contains("kubeletExtraArgs") && fault.contains("--cloud-provider"), "{fault}");
     }
 }
