@@ -24,7 +24,7 @@ pub(crate) mod tests_support;
 pub use bootstrap::{Bootstrap, BootstrapError, kubeconfig_of, needs_bootstrap};
 pub use identity::{Identity, IdentityError, Leaf, Validity};
 pub use issue::{IssueError, issue};
-pub use rotation::{Rotation, rotate};
+pub use rotation::{Rotation, rotate, tell_end};
 pub use serving::keep_serving;
 pub use store::{Store, StoreError};
 pub use template::{Purpose, user_of};

@@ -78,6 +78,20 @@ async fn renew(rotation: &Rotation) -> Result<Validity, RotationError> {
     Ok(identity.leaf.validity)
 }
 
+/// Tells when a certificate that nobody renews has expired; ends never.
+pub async fn tell_end(node: String, validity: Validity) {
+    while let Some(time) = renewal::sleep(validity.not_after.saturating_add(1), now()) {
+        tokio::time::sleep(time).await;
+    }
+    tracing::error!(
+        user = user_of(&node),
+        not_after = validity.not_after,
+        "the client certificate has expired, and rotateCertificates is off: the API server does not know this node any more. \
+         Its pods go on; join it again with a new token to manage them"
+    );
+    std::future::pending().await
+}
+
 fn tell(rotation: &Rotation, error: &RotationError) {
     let error = crate::api::chain(error);
     if rotation.validity.holds_at(now()) {

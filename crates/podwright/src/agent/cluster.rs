@@ -134,6 +134,7 @@ impl Membership {
             report: reports.clone(),
             desired: pods.clone(),
             probes,
+            own: own_node.clone(),
         };
         self.serving.start(callers, known, stop)?;
         let places = Places { root_dir: kubelet_config.root_dir, cgroup_root: kubelet_config.cgroup_root };

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1;
+use kubelet::certificates::{Store, keep_serving};
 use kubelet::server::{self, ServerConfig, ServerParts, ServingCertificate};
 use kubelet::{NodeReport, ProbeCounts};
 use manifest::Loaded;
@@ -21,7 +23,9 @@ pub(super) struct Serving {
     server: Option<ServerConfig>,
     healthz: Option<SocketAddr>,
     tls_files: Option<(PathBuf, PathBuf)>,
-    /// Where the self-signed certificate is kept.
+    /// Whether the cluster is asked for a certificate.
+    by_request: bool,
+    /// Where the node's certificates are kept.
     pki: PathBuf,
     node: Node,
 }
@@ -33,6 +37,8 @@ pub(super) struct Known {
     pub(super) report: watch::Receiver<Arc<NodeReport>>,
     pub(super) desired: watch::Receiver<Arc<Loaded>>,
     pub(super) probes: ProbeCounts,
+    /// The node's own object, whose addresses a certificate is for.
+    pub(super) own: watch::Receiver<Option<Arc<v1::Node>>>,
 }
 
 impl Serving {
@@ -63,6 +69,7 @@ impl Serving {
             server,
             healthz: settings.healthz,
             tls_files: settings.server.as_ref().and_then(|server| server.tls_files.clone()),
+            by_request: settings.certificates.request_serving,
             pki: node.kubelet_dir.join("pki"),
             node: node.clone(),
         }
@@ -81,8 +88,19 @@ impl Serving {
         }
         let certificate = self.certificate()?;
         if let Some(config) = self.server {
-            let (_, certificate) = watch::channel(certificate);
-            let Known { client, cri, report, desired, probes } = known;
+            let (sender, certificate) = watch::channel(certificate);
+            let Known { client, cri, report, desired, probes, own } = known;
+            if self.by_request && self.tls_files.is_none() {
+                let (name, store) = (self.node.name.clone(), Store::serving(&self.pki));
+                let (asking, stop) = (keep_serving(client.clone(), name, store, own, sender), stop.clone());
+                callers.spawn(async move {
+                    tokio::select! {
+                        () = asking => {}
+                        () = stop.cancelled() => {}
+                    }
+                    ("the care for the serving certificate", Ok(()))
+                });
+            }
             let parts = ServerParts { certificate, client, cri, report, desired, probes };
             let serving = server::run(config, parts, stop.clone().cancelled_owned());
             callers.spawn(async move { ("the kubelet's API", serving.await.map_err(Into::into)) });
@@ -90,7 +108,7 @@ impl Serving {
         Ok(())
     }
 
-    /// An admin's, else a self-signed one.
+    /// An admin's, else a self-signed one: also until the cluster has signed one.
     fn certificate(&self) -> anyhow::Result<ServingCertificate> {
         Ok(match &self.tls_files {
             Some((certificate, key)) => server::from_files(certificate, key)?,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use kube::Client;
 use kubelet::api::Connection;
-use kubelet::certificates::{Bootstrap, Rotation, Store, needs_bootstrap, rotate, user_of};
+use kubelet::certificates::{Bootstrap, Rotation, Store, needs_bootstrap, rotate, tell_end, user_of};
 use tokio_util::sync::CancellationToken;
 
 use super::super::Parts;
@@ -59,16 +59,16 @@ impl Credentials {
         let credentials = kubelet::api::Credentials { kubeconfig: self.kubeconfig.clone(), rotated };
         let connection = kubelet::api::connect_as(credentials).await?;
         let client = connection.client.clone();
-        if self.rotate {
-            self.keep(callers, connection, store, stop);
-        }
+        self.keep(callers, connection, store, stop);
         Ok(client)
     }
 
     fn keep(&self, callers: &mut Parts, connection: Connection, store: Store, stop: &CancellationToken) {
         let Connection { client, reload, certificate } = connection;
         let Some(certificate) = certificate else {
-            tracing::info!("the kubeconfig has no client certificate: nothing is rotated");
+            if self.rotate {
+                tracing::info!("the kubeconfig has no client certificate: nothing is rotated");
+            }
             return;
         };
         if certificate.name != user_of(&self.node) {
@@ -78,15 +78,16 @@ impl Credentials {
                 "the certificate is not this node's: the API server will refuse most of what a node does"
             );
         }
-        let rotation =
-            Rotation { node: self.node.clone(), store, validity: certificate.validity, client, reload };
+        let (node, validity, rotates) = (self.node.clone(), certificate.validity, self.rotate);
+        let rotation = Rotation { node: node.clone(), store, validity, client, reload };
         let stop = stop.clone();
         callers.spawn(async move {
             tokio::select! {
-                () = rotate(rotation) => {}
+                () = rotate(rotation), if rotates => {}
+                () = tell_end(node, validity), if !rotates => {}
                 () = stop.cancelled() => {}
             }
-            ("the rotation of the client certificate", Ok(()))
+            ("the care for the client certificate", Ok(()))
         });
     }
 }
