@@ -1,6 +1,7 @@
 //! The certificates of a cluster, with the names and groups that kubeadm gives them.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use rcgen::{
@@ -15,6 +16,23 @@ pub struct Subject<'a> {
     pub common_name: &'a str,
     /// The group, if any.
     pub organization: Option<&'a str>,
+}
+
+/// When a certificate holds, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    /// The first.
+    pub from: u64,
+    /// The last.
+    pub to: u64,
+}
+
+impl Period {
+    fn set(self, mut params: CertificateParams) -> CertificateParams {
+        let at = |seconds| date_time_ymd(1970, 1, 1) + Duration::from_secs(seconds);
+        (params.not_before, params.not_after) = (at(self.from), at(self.to));
+        params
+    }
 }
 
 /// A certificate and its key, both PEM.
@@ -81,6 +99,22 @@ impl Authority {
     /// When there is no randomness.
     pub fn client(&self, subject: Subject<'_>) -> Result<Identity> {
         self.sign(params(subject, &[])?, &[ExtendedKeyUsagePurpose::ClientAuth])
+    }
+
+    /// As [`client`](Self::client), for that time.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn client_within(&self, subject: Subject<'_>, period: Period) -> Result<Identity> {
+        self.sign(period.set(params(subject, &[])?), &[ExtendedKeyUsagePurpose::ClientAuth])
+    }
+
+    /// As [`server`](Self::server), for that time.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn server_within(&self, subject: Subject<'_>, names: &[&str], period: Period) -> Result<Identity> {
+        self.sign(period.set(params(subject, names)?), &[ExtendedKeyUsagePurpose::ServerAuth])
     }
 
     /// Signs a certificate by which `subject` serves under these names and addresses.

@@ -8,12 +8,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::certificates::{Authority, Subject, write_key_pair};
+use super::certificates::{Authority, Period, Subject, write_key_pair};
 use super::flags::{Component, KUBERNETES_SERVICE, Place};
 use super::kubeconfig;
 use crate::lab::Machine;
 use crate::parts;
 use crate::test_host::Daemon;
+
+/// The API server as `future.lab`, whose certificate does not hold yet…
+const FUTURE: (&str, Period) = ("future", Period { from: 4_828_000_000, to: 4_860_000_000 });
+/// … and as `past.lab`, whose certificate has expired.
+const PAST: (&str, Period) = ("past", Period { from: 1_700_000_000, to: 1_740_000_000 });
 
 /// A running control plane.
 pub struct ControlPlane {
@@ -126,6 +131,11 @@ impl ControlPlane {
             KUBERNETES_SERVICE,
         ];
         self.authority.server(user("kube-apiserver"), &names)?.write(&pki, "apiserver")?;
+        for (name, period) in [FUTURE, PAST] {
+            let names = [format!("{name}.lab")];
+            let names = [names[0].as_str()];
+            self.authority.server_within(user("kube-apiserver"), &names, period)?.write(&pki, name)?;
+        }
         let kubelet_client = member("kube-apiserver-kubelet-client", "kubeadm:cluster-admins");
         self.authority.client(kubelet_client)?.write(&pki, "apiserver-kubelet-client")?;
         let front_proxy = Authority::new("front-proxy-ca")?;

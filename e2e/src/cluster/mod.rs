@@ -69,12 +69,22 @@ impl Cluster {
         self.kubectl(&["wait", "--for=create", "serviceaccount/default", "--timeout=60s"]).map(drop)
     }
 
+    /// Adds a machine that is no node. Its mirrors of registries are in `certs.d` of its directory.
+    ///
+    /// # Errors
+    /// When its namespaces or its link cannot be made.
+    pub fn machine(&self, name: &str) -> Result<Machine> {
+        let machine = self.lab.machine(name, self.next.fetch_add(1, Ordering::Relaxed))?;
+        images::write_mirrors(&machine.host.path().join("certs.d"))?;
+        Ok(machine)
+    }
+
     /// Adds a node, and waits until it is Ready.
     ///
     /// # Errors
     /// When it does not get Ready: with its log.
     pub fn node(&self, kind: NodeKind, name: &str) -> Result<ClusterNode> {
-        self.start_node(kind, self.lab.machine(name, self.next.fetch_add(1, Ordering::Relaxed))?)
+        ClusterNode::start(self, kind, self.machine(name)?)
     }
 
     /// Adds a node that is no neighbour of the others, and waits until it is Ready.
@@ -82,7 +92,9 @@ impl Cluster {
     /// # Errors
     /// When it does not get Ready: with its log.
     pub fn far_node(&self, kind: NodeKind, name: &str) -> Result<ClusterNode> {
-        self.start_node(kind, self.lab.far_machine(name, self.next.fetch_add(1, Ordering::Relaxed))?)
+        let machine = self.lab.far_machine(name, self.next.fetch_add(1, Ordering::Relaxed))?;
+        images::write_mirrors(&machine.host.path().join("certs.d"))?;
+        ClusterNode::start(self, kind, machine)
     }
 
     /// Adds one of our nodes, whose network of pods the cluster has to bring: it is not Ready.
@@ -90,14 +102,7 @@ impl Cluster {
     /// # Errors
     /// When it does not register: with its log.
     pub fn node_without_network(&self, name: &str) -> Result<ClusterNode> {
-        let machine = self.lab.machine(name, self.next.fetch_add(1, Ordering::Relaxed))?;
-        images::write_mirrors(&machine.host.path().join("certs.d"))?;
-        ClusterNode::start_without_network(self, machine)
-    }
-
-    fn start_node(&self, kind: NodeKind, machine: Machine) -> Result<ClusterNode> {
-        images::write_mirrors(&machine.host.path().join("certs.d"))?;
-        ClusterNode::start(self, kind, machine)
+        ClusterNode::start_without_network(self, self.machine(name)?)
     }
 
     /// Adds a node that is not as the others, and waits until it is Ready.
