@@ -265,6 +265,15 @@ impl CgroupManager {
             Layout::V2(tree) => tree.open(path),
         })
     }
+
+    /// The cgroup at `path` for one more process: itself, or where its process `pid` is, if that has made cgroups of its own below.
+    pub fn open_beside(&self, path: &str, pid: i32) -> Result<Cgroup, CgroupError> {
+        let cgroup = self.open(path)?;
+        match &self.layout {
+            Layout::V1(_) => Ok(cgroup),
+            Layout::V2(tree) => tree.beside(cgroup, pid),
+        }
+    }
 }
 
 impl Cgroup {

@@ -70,6 +70,31 @@ impl Tree {
             if path.is_dir() { vec![Directory { hierarchy: NAME.to_owned(), path }] } else { Vec::new() };
         Cgroup { version: Version::V2, directories }
     }
+
+    /// A cgroup that hands controllers down takes no process itself (cgroup-v2.rst, No Internal Process Constraint): a container
+    /// whose init is systemd, for one. runc goes to the init's place then too.
+    pub(super) fn beside(&self, cgroup: Cgroup, pid: i32) -> Result<Cgroup, CgroupError> {
+        let Some(directory) = cgroup.unified() else { return Ok(cgroup) };
+        let handed_down = file::read_if_there(&directory.join("cgroup.subtree_control"))?.unwrap_or_default();
+        if handed_down.trim().is_empty() {
+            return Ok(cgroup);
+        }
+        let places = file::read_proc(Path::new(&format!("/proc/{pid}/cgroup")))?;
+        Ok(match place_below(&self.mount, directory, &places) {
+            Some(path) => Cgroup {
+                version: Version::V2,
+                directories: vec![Directory { hierarchy: NAME.to_owned(), path }],
+            },
+            None => cgroup,
+        })
+    }
+}
+
+/// Where `/proc/PID/cgroup` says that a process is, if that is below `directory`.
+fn place_below(mount: &Path, directory: &Path, places: &str) -> Option<PathBuf> {
+    let (_, place) = v1::parse_own(places).into_iter().find(|(controllers, _)| controllers.is_empty())?;
+    let path = mount.join(place.trim_start_matches('/'));
+    (path.starts_with(directory) && !place.split('/').any(|part| part == "..")).then_some(path)
 }
 
 pub(super) fn set(cgroup: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
@@ -191,6 +216,20 @@ mod tests {
             ("pids.max", "10"),
         ];
         assert_eq!(lines(&limits).unwrap(), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    #[test]
+    fn a_process_is_followed_only_below_its_container() {
+        let (mount, container) = (Path::new("/sys/fs/cgroup"), Path::new("/sys/fs/cgroup/pods/c"));
+        for (places, expect) in [
+            ("0::/pods/c/init.scope\n", Some("/sys/fs/cgroup/pods/c/init.scope")),
+            ("1:cpu:/x\n0::/pods/c/a/b\n", Some("/sys/fs/cgroup/pods/c/a/b")),
+            ("0::/pods/other\n", None),
+            ("0::/pods/c/../other\n", None),
+            ("", None),
+        ] {
+            assert_eq!(place_below(mount, container, places), expect.map(PathBuf::from), "{places:?}");
+        }
     }
 
     #[test]

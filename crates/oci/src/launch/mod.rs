@@ -253,7 +253,7 @@ pub fn exec(
         return Err(LaunchError::NotRunning);
     }
     let entry = match &plan.cgroup {
-        Some(path) => Some(cgroups.open(path)?.entry()?),
+        Some(path) => Some(cgroups.open_beside(path, target.init.pid)?.entry()?),
         None => None,
     };
     let filter = read_filter(&plan.process)?;
