@@ -18,6 +18,7 @@ pub mod registry;
 pub mod requests;
 pub mod stories;
 pub mod story;
+pub mod systemd;
 pub mod test_host;
 pub mod uml;
 

@@ -106,10 +106,12 @@ impl Guest {
         Ok(output)
     }
 
-    /// The kernel keeps the guest's memory in a file of TMPDIR, which must be on a tmpfs.
+    /// The kernel keeps the guest's memory in a file of TMPDIR, which must be on a tmpfs. In a pid namespace, as each of the guest's
+    /// processes is one of this machine, and none of them may outlive the guest.
     fn boot(&self) -> Result<Output> {
         program("timeout")
-            .args(["--signal=KILL", PATIENCE, "linux.uml", "mem=1G", "rootfstype=hostfs", "root=none", "rw"])
+            .args(["--signal=KILL", PATIENCE, "unshare", "--pid", "--fork", "--kill-child", "linux.uml"])
+            .args(["mem=1G", "rootfstype=hostfs", "root=none", "rw"])
             .arg(format!("rootflags={}", self.path().display()))
             .args(["init=/init", "quiet", "con=null", "con0=fd:0,fd:1"])
             .env("TMPDIR", "/dev/shm")

@@ -47,7 +47,7 @@ pub(super) fn build(parts: &Parts<'_>, stdio: &Stdio, tune: &Tune<'_>) -> Result
     };
     let scratch = scratch(&plan.rootfs);
     let mut work =
-        Work { root: &root, tune: Some(tune), read_only_later: Vec::new(), cgroup, prepared, scratch };
+        Work { root: &root, plan, tune: Some(tune), read_only_later: Vec::new(), cgroup, prepared, scratch };
     if !plan.mounts.iter().any(|mount| mount.target == Path::new("/dev")) {
         work.default_dev()?;
     }
@@ -213,6 +213,7 @@ pub(super) fn root_tree(rootfs: &Rootfs) -> Result<Tree, Failure> {
 /// What accumulates while mounting.
 struct Work<'a> {
     root: &'a OwnedFd,
+    plan: &'a LaunchPlan,
     /// Taken when it has been done.
     tune: Option<&'a Tune<'a>>,
     /// File systems in which mount points may still have to be made.
@@ -320,7 +321,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// The container's own directory of each hierarchy it was put into. In a cgroup namespace of its own that is each hierarchy's root.
+    /// The container's own directory of each hierarchy it was put into. In a cgroup namespace of its own that is each hierarchy's root;
+    /// without one the v2 tree is the node's, as a mount of cgroup2 would be: /proc/self/cgroup names a directory of it.
     fn cgroup(&mut self, plan: &MountPlan) -> Result<(), Failure> {
         let step = || format!("mount cgroups on {}", plan.target.display());
         let target = path::make_in_root(self.root, &plan.target, Leaf::Directory).step(step)?;
@@ -330,7 +332,9 @@ impl Work<'_> {
         };
         if cgroup.version() == Version::V2 {
             let Some((_, directory)) = cgroup.directories().next() else { return Ok(()) };
-            let tree = mount::clone_path(directory, Depth::One).step(step)?;
+            let shown =
+                if self.plan.has_cgroup_namespace() { directory } else { Path::new("/sys/fs/cgroup") };
+            let tree = mount::clone_path(shown, Depth::One).step(step)?;
             procfs::check(&plan.target, &target, &tree)?;
             self.apply(plan, &tree)?;
             return mount::attach(&tree, &target).step(step);

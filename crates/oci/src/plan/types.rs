@@ -284,6 +284,13 @@ impl UserPlan {
 }
 
 impl LaunchPlan {
+    /// Whether its cgroups look like roots of their hierarchies to it.
+    #[must_use]
+    pub fn has_cgroup_namespace(&self) -> bool {
+        self.new_namespaces.contains(&Namespace::Cgroup)
+            || self.join_namespaces.iter().any(|(kind, _)| *kind == Namespace::Cgroup)
+    }
+
     /// The namespaces in which a container started from this plan differs from its starter: what an [`ExecTarget`] must name.
     pub fn own_namespaces(&self) -> Vec<Namespace> {
         let joined = self.join_namespaces.iter().map(|(kind, _)| *kind);
