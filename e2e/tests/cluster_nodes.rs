@@ -75,6 +75,8 @@ fn address_of(story: &ClusterStory, pod: &str) -> Result<String> {
 fn neighbours_pods_speak_as_themselves() {
     tell_anywhere(here(), "neighbours_pods_speak_as_themselves", |story| {
         let node = here().machine.address.clone();
+        // As Docker leaves a machine.
+        near().machine.host.run("iptables", &["-P", "FORWARD", "DROP"])?;
         pods_speak_as_themselves(story, near(), &node)
     });
 }
@@ -83,6 +85,9 @@ fn neighbours_pods_speak_as_themselves() {
 #[ignore = "needs a cluster"]
 fn pods_behind_a_router_speak_as_themselves() {
     tell_anywhere(here(), "pods_behind_a_router_speak_as_themselves", |story| {
+        // As distributions set it: what comes by another link than the way back leads over is dropped.
+        let strict = "echo 1 | tee /proc/sys/net/ipv4/conf/all/rp_filter";
+        far().machine.host.run("sh", &["-c", strict])?;
         // In the network that wraps packets a node has an address of its own: the first of its range.
         let range = here().object(story.cluster)?["spec"]["podCIDR"].clone();
         let node = range.as_str().and_then(|range| range.split_once('/')).context("a range")?.0;
@@ -222,6 +227,18 @@ fn the_ways_to_a_node_end_with_its_object() {
         let range = node.object(story.cluster)?["spec"]["podCIDR"].as_str().context("a range")?.to_owned();
         let ways = || here().machine.host.run("ip", &["route", "show", &range]).unwrap_or_default();
         eventually("there is a way", || ways().contains(&node.machine.address).then_some(()))?;
+        // What somebody else routes there is theirs; when they have gone, it is led there again.
+        let back = here().object(story.cluster)?["spec"]["podCIDR"].as_str().context("a range")?.to_owned();
+        let ip = |words: &[&str]| node.machine.host.run("ip", &[&["route"], words].concat());
+        let is_ours = || ip(&["show", &back]).ok()?.contains("proto 112").then_some(());
+        eventually("there is a way back", is_ours)?;
+        ip(&["replace", &back, "via", &here().machine.address, "proto", "static"])?;
+        eventually("the agent says whose it is", || {
+            node.log().contains("somebody else routes that range").then_some(())
+        })?;
+        ensure!(ip(&["show", &back])?.contains("proto static"), "{}", ip(&["show"])?);
+        ip(&["delete", &back])?;
+        eventually("there is a way back again", is_ours)?;
         // While the agent is away, nothing changes.
         node.end_agent();
         ensure!(ways().contains(&node.machine.address), "{}", ways());

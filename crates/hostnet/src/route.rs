@@ -45,16 +45,30 @@ impl Netlink {
         Ok(routes)
     }
 
-    /// Makes `route` the way to its range, in place of the owner's former one.
+    /// Makes `route` the way to its range, in place of the owner's former one among `there`.
     ///
     /// # Errors
-    /// When the gateway cannot be reached or the families differ.
-    pub async fn put_route(&self, owner: RouteOwner, route: &Route) -> Result<(), LinkError> {
+    /// When the gateway cannot be reached, the families differ, or somebody else has a route to the range.
+    pub async fn put_route(
+        &self,
+        owner: RouteOwner,
+        route: &Route,
+        there: &BTreeSet<Route>,
+    ) -> Result<(), LinkError> {
         let what = format!("route {} via {}", route.destination, route.gateway);
         let Some(message) = message_of(owner, route) else {
             return Err(refused(what)(rtnetlink::Error::RequestFailed));
         };
-        self.handle().route().add(message).replace().execute().await.map_err(refused(what))
+        let request = self.handle().route().add(message);
+        if there.iter().any(|former| former.destination == route.destination) {
+            return request.replace().execute().await.map_err(refused(what));
+        }
+        match request.execute().await {
+            Err(error) if is_errno(&error, libc::EEXIST) => {
+                Err(refused(format!("{what}: somebody else routes that range"))(error))
+            }
+            done => done.map_err(refused(what)),
+        }
     }
 
     /// Removes a route of an owner; one that is gone is no error.

@@ -38,7 +38,7 @@ pub(crate) async fn apply(netlink: &Netlink, plan: &Plan) -> Vec<LinkError> {
     };
     for route in wanted.difference(&there) {
         tracing::debug!(range = %route.destination, gateway = %route.gateway, "a way to pods");
-        failed.extend(netlink.put_route(OWNER, route).await.err());
+        failed.extend(netlink.put_route(OWNER, route, &there).await.err());
     }
     let kept: BTreeSet<_> = wanted.iter().map(|route| route.destination).collect();
     // A way that was put in place of another one is that one's end.
