@@ -51,6 +51,10 @@ fn the_node_tells_what_its_runtime_can(story: &ClusterStory) -> Result<()> {
     let features = &default.context("the default handler")?["features"];
     ensure!(features["recursiveReadOnlyMounts"] == true, "{features}");
     ensure!(node["status"]["features"]["supplementalGroupsPolicy"] == true, "{}", node["status"]["features"]);
+    let selector =
+        format!("--field-selector=involvedObject.kind=Node,involvedObject.name={}", story.node.name());
+    let events = story.cluster.kubectl(&["get", "events", &selector, "-o", "jsonpath={.items[*].reason}"])?;
+    ensure!(events.contains("Starting") && events.contains("NodeReady"), "{events}");
     // An image that a pod used is told of.
     story.apply(&sleeper("one", ""))?;
     story.ready("one")?;
@@ -398,9 +402,11 @@ fn a_node_keeps_what_is_reserved(story: &ClusterStory) -> Result<()> {
     ))?;
     let critical = ["-n", "kube-system", "wait", "--for=condition=Ready", "pod/critical", "--timeout=60s"];
     story.cluster.kubectl(&critical)?;
-    let pods = story.get("pods")?;
-    let reasons = pods["items"].as_array().context("pods")?.iter().map(|pod| text(&pod["status"]["reason"]));
-    assert_eq!(reasons.filter(|reason| *reason == "Preempting").count(), 1, "{pods}");
+    eventually("one has made room", || {
+        let pods = story.get("pods").ok()?;
+        let reasons = pods["items"].as_array()?.iter().map(|pod| text(&pod["status"]["reason"]).to_owned());
+        (reasons.filter(|reason| reason == "Preempting").count() == 1).then_some(())
+    })?;
     story.cluster.kubectl(&["-n", "kube-system", "delete", "pod", "critical"]).map(drop)
 }
 

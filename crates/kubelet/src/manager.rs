@@ -1,6 +1,6 @@
 //! One worker per wanted pod; the CRI's events to whom they concern; what nobody wants any more is ended.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,6 +150,8 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         memory_pressure: pressure.subscribe(),
         workers: BTreeMap::new(),
         running: JoinSet::new(),
+        tasks: HashMap::new(),
+        fallen: BTreeSet::new(),
         settled: BTreeSet::new(),
         finished: BTreeSet::new(),
         synced,
@@ -196,6 +198,10 @@ struct Manager {
     workers: BTreeMap<String, Handle>,
     /// The tasks; each gives its uid at its end.
     running: JoinSet<String>,
+    /// The uids of those tasks.
+    tasks: HashMap<tokio::task::Id, String>,
+    /// Uids whose task ended by a mistake of ours: taken up again at the next relist.
+    fallen: BTreeSet<String>,
     /// Uids that have no worker, because they are not admitted or ended before this boot: their status stands.
     settled: BTreeSet<String>,
     /// Uids that are to go and have left nothing, while they are desired.
@@ -233,19 +239,36 @@ impl Manager {
                     self.workers.get(&uid).into_iter().for_each(|handle| handle.fail(failure.clone()));
                 }
                 Ok(()) = self.synced.changed(), if !begun => begun = self.begin().await,
-                Some(ended) = self.running.join_next() => {
-                    if let Ok(uid) = ended {
-                        self.workers.remove(&uid);
-                        self.finished.insert(uid);
-                    }
-                    self.reconcile();
-                }
+                Some(ended) = self.running.join_next_with_id() => self.ended(ended),
                 Some(event) = events.recv() => self.wake(event.as_deref()),
-                _ = relist.tick() => self.wake(None),
+                _ = relist.tick() => {
+                    self.wake(None);
+                    if !std::mem::take(&mut self.fallen).is_empty() {
+                        self.reconcile();
+                    }
+                }
             }
         }
         listening.abort();
         self.running.abort_all();
+    }
+
+    /// Nothing of a pod is left, or its task has broken.
+    fn ended(&mut self, ended: Result<(tokio::task::Id, String), tokio::task::JoinError>) {
+        match ended {
+            Ok((id, uid)) => {
+                self.tasks.remove(&id);
+                self.workers.remove(&uid);
+                self.finished.insert(uid);
+            }
+            Err(error) => {
+                let Some(uid) = self.tasks.remove(&error.id()) else { return };
+                tracing::error!(uid, %error, "a pod is not looked after for a moment: this is a bug");
+                self.workers.remove(&uid);
+                self.fallen.insert(uid);
+            }
+        }
+        self.reconcile();
     }
 
     /// The source has told what is desired: what a former agent left and nobody wants can go.
@@ -303,7 +326,8 @@ impl Manager {
             let uid = pod.metadata.uid.clone().unwrap_or_default();
             let known = self.workers.contains_key(&uid)
                 || self.settled.contains(&uid)
-                || self.finished.contains(&uid);
+                || self.finished.contains(&uid)
+                || self.fallen.contains(&uid);
             if !known && !self.workers.values().any(|handle| handle.key == *key) {
                 self.start(key.clone(), uid, pod);
             }
@@ -389,10 +413,12 @@ impl Manager {
         let orders = Orders { wish: wished, latest: newer };
         let worker = Worker::new(self.node.clone(), pod.clone(), orders, wake.clone());
         self.workers.insert(uid.clone(), Handle { key, pod, wish, latest, wake });
-        self.running.spawn(async move {
+        let name = uid.clone();
+        let task = self.running.spawn(async move {
             worker.run().await;
             uid
         });
+        self.tasks.insert(task.id(), name);
     }
 
     /// Pods that a former agent ran and nobody wants any more, because their manifests went meanwhile: they end as they would

@@ -31,14 +31,19 @@ pub(super) async fn send(client: Client, mut events: mpsc::Receiver<Arc<v1::Even
         if !limits.allow(&about, BootTime::now()) {
             continue;
         }
-        match tokio::time::timeout(PATIENCE, send_one(&client, &event)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::debug!(reason = event.reason, error = %chain(&error), "an event is not told");
-            }
-            Err(_) => {
-                tracing::debug!(reason = event.reason, "an event is not told: the API server does not answer")
-            }
+        tell(client.clone(), event).await;
+    }
+}
+
+/// Tells of one event, once.
+pub(super) async fn tell(client: Client, event: Arc<v1::Event>) {
+    match tokio::time::timeout(PATIENCE, send_one(&client, &event)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(reason = event.reason, error = %chain(&error), "an event is not told");
+        }
+        Err(_) => {
+            tracing::debug!(reason = event.reason, "an event is not told: the API server does not answer")
         }
     }
 }

@@ -22,8 +22,10 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use super::Places;
+use super::event;
 use super::source::{again, chain, version_of};
 use super::trouble::Trouble;
+use crate::events::{Kind, Recorder};
 use crate::sizing::Sizing;
 use crate::time::{BootTime, wall_ns};
 use render::{Observed, labels, node_object, status_of};
@@ -78,11 +80,16 @@ pub(super) async fn keep(
     mut own: watch::Receiver<Option<Arc<v1::Node>>>,
 ) {
     let nodes = Api::<v1::Node>::all(client.clone());
+    let mut events = NodeEvents::new(client.clone(), &config.name);
     let machine = facts::machine(&places.root_dir, &places.cgroup_root);
     let mut known = register(&nodes, &config, &machine, &cri).await;
     let uid = known.metadata.uid.clone().unwrap_or_default();
     tokio::join!(lease::renew(client, config.name.clone(), uid, config.lease), async {
         let mut told = BootTime(0);
+        // What the cluster has of us: what was told last, or what somebody else has made of it since.
+        let mut theirs_of_us = known.status.clone();
+        let mut was_ready = known.status.as_ref().is_some_and(render::is_ready);
+        events.tell(Kind::Normal, "Starting", "Starting kubelet.");
         let mut trouble = Trouble::new("the node's status is not told; trying again");
         loop {
             let mut observed = observe(&cri).await;
@@ -91,15 +98,27 @@ pub(super) async fn keep(
             if let Some(theirs) = own.borrow_and_update().as_deref()
                 && version_of(theirs) > version_of(&known)
             {
+                // What it made of our own words is not news.
+                if theirs.status.as_ref().is_some_and(|status| render::differs(known.status.as_ref(), status))
+                {
+                    theirs_of_us.clone_from(&theirs.status);
+                }
                 known = theirs.clone();
             }
             let status = status_of(&config, &machine, &observed, known.status.as_ref(), wall_ns());
             let due = BootTime::now() >= told.after(config.status_report);
-            if due || render::differs(known.status.as_ref(), &status) {
+            let is_ready = render::is_ready(&status);
+            if std::mem::replace(&mut was_ready, is_ready) != is_ready {
+                let reason = if is_ready { "NodeReady" } else { "NodeNotReady" };
+                let message = format!("Node {} status is now: {reason}", config.name);
+                events.tell(Kind::Normal, reason, &message);
+            }
+            if due || render::differs(theirs_of_us.as_ref(), &status) {
                 match tell(&nodes, &config.name, &status).await {
                     Ok(node) => {
                         trouble.is_over();
                         known = node;
+                        theirs_of_us = Some(status.clone());
                         told = BootTime::now();
                     }
                     Err(error) => {
@@ -109,7 +128,7 @@ pub(super) async fn keep(
                     }
                 }
             }
-            let wait = if render::is_ready(&status) { config.status_update } else { NOT_READY };
+            let wait = if is_ready { config.status_update } else { NOT_READY };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 Ok(()) = pressure.changed() => {}
@@ -117,6 +136,25 @@ pub(super) async fn keep(
             }
         }
     });
+}
+
+/// What happens to the node, as its cluster is told; what cannot be told is forgotten.
+struct NodeEvents {
+    client: Client,
+    name: String,
+    recorder: Recorder,
+}
+
+impl NodeEvents {
+    fn new(client: Client, name: &str) -> Self {
+        Self { client, name: name.to_owned(), recorder: Recorder::default() }
+    }
+
+    fn tell(&mut self, kind: Kind, reason: &str, message: &str) {
+        tracing::info!(reason, "{message}");
+        let event = self.recorder.note_node(&self.name, kind, reason, message);
+        tokio::spawn(event::tell(self.client.clone(), event));
+    }
 }
 
 /// Follows the node's own object, for ever.
