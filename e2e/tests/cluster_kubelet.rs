@@ -513,6 +513,22 @@ fn twenty_pods_run_among_two_thousand_of_others(story: &ClusterStory) -> Result<
     story.kubectl(&["delete", "pods", "--all", "--force", "--grace-period=0", "--wait=false"]).map(drop)
 }
 
+fn a_pod_that_wants_the_cluster_s_name_server_is_told_that_there_is_none(story: &ClusterStory) -> Result<()> {
+    story.apply(&sleeper("asking", ""))?;
+    story.ready("asking")?;
+    let selector = "--field-selector=involvedObject.name=asking,reason=MissingClusterDNS";
+    eventually("it is told", || {
+        let events =
+            story.kubectl(&["get", "events", selector, "-o", "jsonpath={.items[*].message}"]).ok()?;
+        events.contains("kubelet does not have ClusterDNS IP configured").then_some(())
+    })
+}
+
+/// A node that was not told where the cluster's name server is.
+fn nameless() -> NodeSettings {
+    NodeSettings { kubelet: json!({ "clusterDNS": [] }), ..NodeSettings::default() }
+}
+
 /// A node with 384 MiB that evicts below 100 MiB.
 fn small() -> NodeSettings {
     let kubelet = json!({
@@ -534,6 +550,13 @@ mod on_a_podwright_of_its_own {
             &small(),
             super::with_memory_short_the_greediest_pod_is_evicted,
         );
+    }
+
+    #[test]
+    #[ignore = "needs a cluster"]
+    fn a_pod_that_wants_the_cluster_s_name_server_is_told_that_there_is_none() {
+        let told = super::a_pod_that_wants_the_cluster_s_name_server_is_told_that_there_is_none;
+        special(NodeKind::Podwright, "nameless", &nameless(), told);
     }
 
     #[test]
@@ -574,6 +597,13 @@ mod on_a_podwright_of_its_own {
 /// The same on the reference.
 mod on_a_stock_of_its_own {
     use super::*;
+
+    #[test]
+    #[ignore = "needs a cluster"]
+    fn a_pod_that_wants_the_cluster_s_name_server_is_told_that_there_is_none() {
+        let told = super::a_pod_that_wants_the_cluster_s_name_server_is_told_that_there_is_none;
+        special(NodeKind::Stock, "nameless", &nameless(), told);
+    }
 
     #[test]
     #[ignore = "needs a cluster"]
