@@ -32,6 +32,7 @@ use tonic::transport::Channel;
 
 pub use client::{ClientError, Connection, Credentials, Reload, connect, connect_as};
 pub use kube::Client;
+pub(crate) use node::KUBELET_VERSION;
 pub use node::NodeConfig;
 pub(crate) use source::chain;
 pub use tokens::ApiTokens;

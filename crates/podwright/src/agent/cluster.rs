@@ -63,7 +63,6 @@ impl Membership {
                 sizing: sizing(settings),
                 max_images: status.max_images,
                 provider_id: settings.registration.provider_id.clone(),
-                declared_features: Vec::new(),
                 port: settings.server.as_ref().map_or(KUBELET_PORT, |server| server.address.port()),
                 status_update: status.update_frequency,
                 status_report: status.report_frequency,
@@ -136,7 +135,7 @@ impl Membership {
             probes,
             own: own_node.clone(),
         };
-        self.serving.start(callers, known, stop)?;
+        let _shown = self.serving.start(callers, known, stop)?;
         let places = Places { root_dir: kubelet_config.root_dir, cgroup_root: kubelet_config.cgroup_root };
         let static_pods = static_pods(self.static_pods)?;
         let (proxy_report, proxy) = watch::channel(Arc::default());

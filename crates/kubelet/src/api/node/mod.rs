@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
+pub(crate) use self::render::KUBELET_VERSION;
 use super::Places;
 use super::event;
 use super::source::{again, chain, version_of};
@@ -58,8 +59,6 @@ pub struct NodeConfig {
     pub max_images: Option<u32>,
     /// `spec.providerID` at registration.
     pub provider_id: Option<String>,
-    /// What of Kubernetes' features that a node must declare this one has (KEP-5328).
-    pub declared_features: Vec<String>,
     /// Where the kubelet's API listens, in `status.daemonEndpoints`.
     pub port: u16,
     /// How often the status is looked at (`nodeStatusUpdateFrequency`).

@@ -15,7 +15,7 @@ use crate::sizing::Allocatable;
 use crate::time::api_time;
 
 /// The release of Kubernetes whose kubelet this one is like, and what it is.
-const KUBELET_VERSION: &str = concat!("v1.36.3+podwright.", env!("CARGO_PKG_VERSION"));
+pub(crate) const KUBELET_VERSION: &str = concat!("v1.36.3+podwright.", env!("CARGO_PKG_VERSION"));
 
 /// Names of one image in the status, at most. Upstream: maxNamesPerImageInNodeStatus.
 const MAX_NAMES: usize = 5;
@@ -103,7 +103,7 @@ pub(super) fn status_of(
         node_info: Some(node_info(machine, observed)),
         runtime_handlers: Some(handlers(observed)).filter(|handlers| !handlers.is_empty()),
         features: features(observed),
-        declared_features: (!config.declared_features.is_empty()).then(|| config.declared_features.clone()),
+        declared_features: Some(declared(observed)),
         ..v1::NodeStatus::default()
     }
 }
@@ -285,6 +285,13 @@ fn handlers(observed: &Observed) -> Vec<v1::NodeRuntimeHandler> {
     told.collect()
 }
 
+/// By this the API server sends WebSockets on as they come, instead of turning them into SPDY (KEP-4006). The kubelet joins
+/// connections byte for byte, so it is the runtime that must speak `v5.channel.k8s.io`: ours does, of others nobody knows.
+fn declared(observed: &Observed) -> Vec<String> {
+    let is_ours = observed.runtime.as_ref().is_some_and(|version| version.runtime_name == "podwright");
+    is_ours.then(|| "ExtendWebSocketsToKubelet".to_owned()).into_iter().collect()
+}
+
 fn features(observed: &Observed) -> Option<v1::NodeFeatures> {
     let features = observed.status.as_ref().ok()?.features.as_ref()?;
     Some(v1::NodeFeatures { supplemental_groups_policy: Some(features.supplemental_groups_policy) })
@@ -314,7 +321,6 @@ mod tests {
             },
             max_images: Some(50),
             provider_id: None,
-            declared_features: Vec::new(),
             port: 10250,
             status_update: Duration::from_secs(10),
             status_report: Duration::from_secs(300),
@@ -394,6 +400,17 @@ mod tests {
         let capacity = returned.capacity.get_or_insert_default();
         capacity.insert("memory".into(), Quantity("4Gi".into()));
         assert!(!differs(Some(&returned), &later), "the same, written otherwise");
+    }
+
+    #[test]
+    fn web_sockets_are_declared_where_the_runtime_is_known_to_speak_them() {
+        let declared = |name: &str| {
+            let version = crv1::VersionResponse { runtime_name: name.into(), ..Default::default() };
+            declared(&Observed { runtime: Some(version), ..observed(true) })
+        };
+        assert_eq!(declared("podwright"), ["ExtendWebSocketsToKubelet"]);
+        // Told, so that what a former runtime could is forgotten.
+        assert_eq!(declared("containerd"), [""; 0]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::exposition::Kind::{Counter, Gauge, Histogram as Distribution};
 use super::exposition::{Histogram, Page};
+use crate::api::KUBELET_VERSION;
 use crate::cri_requests::POD_UID;
 use crate::report::NodeReport;
 use crate::time::wall_ns;
@@ -119,6 +120,9 @@ impl Own {
     pub(super) fn page(&self, node_name: &str, running: &Running) -> String {
         let mut page = Page::default();
         let state = self.lock();
+        let help = "The release of Kubernetes whose kubelet this one is like, and what it is. The count is always 1.";
+        page.family("kubernetes_build_info", Gauge, help);
+        page.sample("kubernetes_build_info", &[("git_version", KUBELET_VERSION)], 1, None);
         page.family("kubelet_node_name", Gauge, "The node's name. The count is always 1.");
         page.sample("kubelet_node_name", &[("node", node_name)], 1, None);
         page.single(
