@@ -18,11 +18,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
-use super::cache::Cache;
+use super::cache::Answers;
 
 /// How long the API server may take to say whose a token is.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,7 +51,7 @@ impl Authenticator {
         let tokens = config.webhook.map(|holds| Tokens {
             reviews: Api::all(client),
             holds,
-            known: Mutex::default(),
+            known: Answers::default(),
             places: Semaphore::new(AT_ONCE),
         });
         let authority = config.client_ca_file.clone().map(Authority::new);
@@ -184,31 +183,20 @@ struct Tokens {
     reviews: Api<TokenReview>,
     holds: Duration,
     /// By the token's hash: no token stays in memory.
-    known: Mutex<Cache<[u8; 32], Option<UserInfo>>>,
+    known: Answers<[u8; 32], Option<UserInfo>>,
     places: Semaphore,
 }
 
 impl Tokens {
     async fn user(&self, token: &str) -> Option<UserInfo> {
-        let key: [u8; 32] = Sha256::digest(token).into();
-        if let Some(known) = self.lock().get(&key, Instant::now()) {
-            return known;
-        }
-        let _place = self.places.acquire().await.ok()?;
-        // Another request may have asked meanwhile.
-        if let Some(known) = self.lock().get(&key, Instant::now()) {
-            return known;
-        }
-        match self.review(token).await {
-            Ok(user) => {
-                self.lock().put(key, user.clone(), self.holds, Instant::now());
-                user
-            }
-            Err(error) => {
-                tracing::warn!(error, "the API server does not say whose a token is");
-                None
-            }
-        }
+        let answer = self.known.get(Sha256::digest(token).into(), async {
+            let _place = self.places.acquire().await;
+            Ok::<_, String>((self.review(token).await?, self.holds))
+        });
+        answer.await.unwrap_or_else(|error| {
+            tracing::warn!(error, "the API server does not say whose a token is");
+            None
+        })
     }
 
     async fn review(&self, token: &str) -> Result<Option<UserInfo>, String> {
@@ -220,10 +208,6 @@ impl Tokens {
             answer.map_err(|_| "it does not answer".to_owned())?.map_err(|error| error.to_string())?;
         let status = review.status.unwrap_or_default();
         Ok(status.user.filter(|_| status.authenticated == Some(true)))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Cache<[u8; 32], Option<UserInfo>>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,6 @@
 //! What callers may: the API server is asked, about a subresource of the node for each path. Upstream: pkg/kubelet/server/auth.go.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::Method;
@@ -9,9 +8,8 @@ use k8s_openapi::api::authentication::v1::UserInfo;
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::PostParams;
 use kube::{Api, Client};
-use tokio::time::Instant;
 
-use super::cache::Cache;
+use super::cache::Answers;
 
 /// How long the API server may take for an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,7 +83,7 @@ struct Webhook {
     authorized_ttl: Duration,
     unauthorized_ttl: Duration,
     /// By user, verb and subresource, in JSON.
-    known: Mutex<Cache<String, bool>>,
+    known: Answers<String, bool>,
 }
 
 impl Authorizer {
@@ -93,7 +91,7 @@ impl Authorizer {
         let webhook = match *config {
             Authorization::AlwaysAllow => None,
             Authorization::Webhook { authorized_ttl, unauthorized_ttl } => {
-                let known = Mutex::default();
+                let known = Answers::default();
                 Some(Webhook { reviews: Api::all(client), authorized_ttl, unauthorized_ttl, known })
             }
         };
@@ -159,22 +157,20 @@ impl fmt::Display for Attributes {
 impl Webhook {
     async fn ask(&self, spec: SubjectAccessReviewSpec) -> Result<bool, String> {
         let key = serde_json::to_string(&spec).map_err(|error| error.to_string())?;
-        if let Some(known) = self.lock().get(&key, Instant::now()) {
-            return Ok(known);
-        }
+        let ask = async {
+            let allowed = self.review(spec).await?;
+            Ok((allowed, if allowed { self.authorized_ttl } else { self.unauthorized_ttl }))
+        };
+        self.known.get(key, ask).await
+    }
+
+    async fn review(&self, spec: SubjectAccessReviewSpec) -> Result<bool, String> {
         let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
         let parameters = PostParams::default();
         let answer = tokio::time::timeout(PATIENCE, self.reviews.create(&parameters, &review)).await;
         let review =
             answer.map_err(|_| "it does not answer".to_owned())?.map_err(|error| error.to_string())?;
-        let allowed = review.status.is_some_and(|status| status.allowed);
-        let holds = if allowed { self.authorized_ttl } else { self.unauthorized_ttl };
-        self.lock().put(key, allowed, holds, Instant::now());
-        Ok(allowed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Cache<String, bool>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(review.status.is_some_and(|status| status.allowed))
     }
 }
 

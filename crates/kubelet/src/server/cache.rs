@@ -1,6 +1,7 @@
-//! Answers that hold for a while: bounded, without a clock of its own.
+//! Answers of the API server that hold for a while, and are asked for once however many wait for them.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,7 +11,61 @@ const LIMIT: usize = 4096;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Cache<K, V>(BTreeMap<K, (Instant, V)>);
+pub(super) struct Answers<K, V> {
+    known: Mutex<Cache<K, V>>,
+    /// Held by whoever asks.
+    asking: Mutex<BTreeMap<K, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+impl<K, V> Default for Answers<K, V> {
+    fn default() -> Self {
+        Self { known: Mutex::default(), asking: Mutex::default() }
+    }
+}
+
+impl<K: Ord + Clone, V: Clone> Answers<K, V> {
+    /// The answer, from before or by `ask`, which also says how long it holds. An error is nobody else's answer.
+    pub(super) async fn get<E>(
+        &self,
+        key: K,
+        ask: impl Future<Output = Result<(V, Duration), E>>,
+    ) -> Result<V, E> {
+        if let Some(known) = self.known(&key) {
+            return Ok(known);
+        }
+        let turn = self.turn(&key);
+        let _turn = turn.lock().await;
+        if let Some(known) = self.known(&key) {
+            return Ok(known);
+        }
+        let (value, holds) = ask.await?;
+        lock(&self.known).put(key, value.clone(), holds, Instant::now());
+        Ok(value)
+    }
+
+    fn known(&self, key: &K) -> Option<V> {
+        lock(&self.known).get(key, Instant::now())
+    }
+
+    fn turn(&self, key: &K) -> Arc<tokio::sync::Mutex<()>> {
+        let mut asking = lock(&self.asking);
+        if let Some(turn) = asking.get(key).and_then(Weak::upgrade) {
+            return turn;
+        }
+        asking.retain(|_, turn| turn.strong_count() > 0);
+        let turn = Arc::default();
+        asking.insert(key.clone(), Arc::downgrade(&turn));
+        turn
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What is known: bounded, without a clock of its own.
+#[derive(Debug)]
+struct Cache<K, V>(BTreeMap<K, (Instant, V)>);
 
 impl<K, V> Default for Cache<K, V> {
     fn default() -> Self {
@@ -20,12 +75,12 @@ impl<K, V> Default for Cache<K, V> {
 
 impl<K: Ord + Clone, V: Clone> Cache<K, V> {
     /// The answer, while it holds.
-    pub(super) fn get(&self, key: &K, now: Instant) -> Option<V> {
+    fn get(&self, key: &K, now: Instant) -> Option<V> {
         self.0.get(key).filter(|(until, _)| *until > now).map(|(_, value)| value.clone())
     }
 
     /// Keeps an answer for that long.
-    pub(super) fn put(&mut self, key: K, value: V, holds: Duration, now: Instant) {
+    fn put(&mut self, key: K, value: V, holds: Duration, now: Instant) {
         if self.0.len() >= LIMIT && !self.0.contains_key(&key) {
             self.make_room(now);
         }
@@ -46,6 +101,25 @@ mod tests {
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn many_who_wait_for_one_answer_ask_once() {
+        let (answers, asked) = (Answers::default(), std::cell::Cell::new(0));
+        let ask = |fails| {
+            let asked = &asked;
+            async move {
+                asked.set(asked.get() + 1);
+                tokio::task::yield_now().await;
+                if fails { Err("away") } else { Ok((7, SECOND * 60)) }
+            }
+        };
+        let all = (0..50).map(|_| answers.get("key", ask(false)));
+        assert!(futures::future::join_all(all).await.into_iter().all(|answer| answer == Ok(7)));
+        assert_eq!(asked.get(), 1);
+        assert_eq!(answers.get("other", ask(true)).await, Err("away"));
+        assert_eq!(answers.get("other", ask(false)).await, Ok(7));
+        assert_eq!((asked.get(), lock(&answers.asking).len()), (3, 1));
+    }
 
     #[test]
     fn an_answer_holds_for_its_time() {

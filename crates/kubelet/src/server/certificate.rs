@@ -1,17 +1,21 @@
 //! Where the serving certificate comes from when nobody gives one while the node runs: files that an admin names, else a
 //! self-signed one beside the node's others. Upstream: cmd/kubelet/app/server.go, InitializeTLS.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures::StreamExt;
+use inotify::{Inotify, WatchMask};
 use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
     date_time_ymd,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::watch;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
@@ -22,6 +26,9 @@ use crate::time::wall_ns;
 const YEAR: i64 = 365 * DAY;
 const DAY: i64 = 24 * 3600;
 const RENEW: i64 = 30 * DAY;
+
+/// How long after a change the other of two files may be replaced.
+const SETTLES: Duration = Duration::from_millis(200);
 
 /// Why there is no serving certificate.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +87,49 @@ pub fn from_files(certificate: &Path, key: &Path) -> Result<ServingCertificate, 
         key: key.to_owned(),
         source,
     })
+}
+
+/// Shows what the two files hold, whenever they are replaced, for ever. Files that do not go together are told of and change nothing.
+///
+/// # Errors
+/// When their directories cannot be watched.
+pub async fn follow_files(
+    certificate: &Path,
+    key: &Path,
+    shown: watch::Sender<ServingCertificate>,
+) -> io::Result<Infallible> {
+    let inotify = Inotify::init()?;
+    for file in [certificate, key] {
+        let directory = file.parent().unwrap_or(Path::new("/"));
+        // A Secret's volume is replaced by renaming a link.
+        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::CREATE;
+        inotify.watches().add(directory, mask)?;
+    }
+    let mut events = inotify.into_event_stream(vec![0; 4096])?;
+    loop {
+        match events.next().await {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Err(error),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+        tokio::time::sleep(SETTLES).await;
+        match from_files(certificate, key) {
+            Ok(now) => {
+                let is_new = shown.send_if_modified(|known| {
+                    let is_new = known.cert != now.cert;
+                    *known = now;
+                    is_new
+                });
+                if is_new {
+                    tracing::info!(file = %certificate.display(), "serving with a new certificate");
+                }
+            }
+            Err(error) => {
+                let error = crate::api::chain(&error);
+                tracing::warn!(error, "the serving certificate stays the former one");
+            }
+        }
+    }
 }
 
 /// The self-signed one in `kubelet.crt` and `kubelet.key` of a directory; made when there is none, or when it is of no use.
@@ -178,6 +228,33 @@ mod tests {
         std::fs::write(directory.path().join("kubelet.key"), pair.serialize_pem()).unwrap();
         let made = self_signed(directory.path(), "node", None).unwrap();
         assert!(holds_until(&made) > now + RENEW);
+    }
+
+    #[tokio::test]
+    async fn files_that_are_replaced_are_shown_and_wrong_ones_are_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let (certificate, key) = (directory.path().join("a.crt"), directory.path().join("a.key"));
+        let write = |now| {
+            let (signed, pair) = generate("node", None, now).unwrap();
+            std::fs::write(&certificate, signed.pem()).unwrap();
+            std::fs::write(&key, pair.serialize_pem()).unwrap();
+        };
+        write(1_000_000);
+        let (shown, mut seen) = watch::channel(from_files(&certificate, &key).unwrap());
+        let first = seen.borrow_and_update().clone();
+        let following = follow_files(&certificate, &key, shown);
+        let story = async {
+            std::fs::write(&key, "torn").unwrap();
+            tokio::time::sleep(SETTLES * 2).await;
+            assert!(!seen.has_changed().unwrap(), "what is torn is not shown");
+            write(2_000_000);
+            seen.changed().await.unwrap();
+            assert_ne!(seen.borrow().cert, first.cert);
+        };
+        tokio::select! {
+            ended = following => panic!("{ended:?}"),
+            () = story => {}
+        }
     }
 
     #[test]

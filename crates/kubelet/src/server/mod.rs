@@ -48,7 +48,7 @@ use tonic::transport::Channel;
 
 pub use authentication::Authentication;
 pub use authorization::Authorization;
-pub use certificate::{CertificateError, from_files, self_signed};
+pub use certificate::{CertificateError, follow_files, from_files, self_signed};
 pub use route::Handlers;
 pub use tls::{ServingCertificate, TlsConfig, TlsVersion, serving_certificate};
 

@@ -135,7 +135,7 @@ impl Membership {
             probes,
             own: own_node.clone(),
         };
-        let _shown = self.serving.start(callers, known, stop)?;
+        self.serving.start(callers, known, stop)?;
         let places = Places { root_dir: kubelet_config.root_dir, cgroup_root: kubelet_config.cgroup_root };
         let static_pods = static_pods(self.static_pods)?;
         let (proxy_report, proxy) = watch::channel(Arc::default());

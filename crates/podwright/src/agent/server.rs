@@ -82,30 +82,49 @@ impl Serving {
         known: Known,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
+        let stopped = || stop.clone().cancelled_owned();
         if let Some(address) = self.healthz {
-            let serving = server::run_healthz(address, stop.clone().cancelled_owned());
+            let serving = server::run_healthz(address, stopped());
             callers.spawn(async move { ("the health check", serving.await.map_err(Into::into)) });
         }
-        let certificate = self.certificate()?;
+        let (sender, certificate) = watch::channel(self.certificate()?);
+        self.renew(callers, &known, sender, stop);
         if let Some(config) = self.server {
-            let (sender, certificate) = watch::channel(certificate);
-            let Known { client, cri, report, desired, probes, own } = known;
-            if self.by_request && self.tls_files.is_none() {
-                let (name, store) = (self.node.name.clone(), Store::serving(&self.pki));
-                let (asking, stop) = (keep_serving(client.clone(), name, store, own, sender), stop.clone());
-                callers.spawn(async move {
-                    tokio::select! {
-                        () = asking => {}
-                        () = stop.cancelled() => {}
-                    }
-                    ("the care for the serving certificate", Ok(()))
-                });
-            }
+            let Known { client, cri, report, desired, probes, own: _ } = known;
             let parts = ServerParts { certificate, client, cri, report, desired, probes };
-            let serving = server::run(config, parts, stop.clone().cancelled_owned());
+            let serving = server::run(config, parts, stopped());
             callers.spawn(async move { ("the kubelet's API", serving.await.map_err(Into::into)) });
         }
         Ok(())
+    }
+
+    /// Shows what an admin replaces, or what the cluster signs; a self-signed certificate stays.
+    fn renew(
+        &self,
+        callers: &mut Parts,
+        known: &Known,
+        sender: watch::Sender<ServingCertificate>,
+        stop: &CancellationToken,
+    ) {
+        let (stop, what) = (stop.clone().cancelled_owned(), "the care for the serving certificate");
+        if let Some((certificate, key)) = self.tls_files.clone() {
+            callers.spawn(async move {
+                tokio::select! {
+                    Err(error) = server::follow_files(&certificate, &key, sender) => (what, Err(error.into())),
+                    () = stop => (what, Ok(())),
+                }
+            });
+        } else if self.by_request && self.server.is_some() {
+            let (name, store) = (self.node.name.clone(), Store::serving(&self.pki));
+            let asking = keep_serving(known.client.clone(), name, store, known.own.clone(), sender);
+            callers.spawn(async move {
+                tokio::select! {
+                    () = asking => {}
+                    () = stop => {}
+                }
+                (what, Ok(()))
+            });
+        }
     }
 
     /// An admin's, else a self-signed one: also until the cluster has signed one.
