@@ -14,6 +14,7 @@ use e2e::test_host::{eventually, output_of, program};
 e2e::cluster_stories![
     logs_are_told_as_they_are_asked_for,
     logs_are_followed_to_the_end_and_told_of_the_life_before,
+    logs_are_followed_over_rotations,
     a_command_has_its_streams_and_exit_code,
     a_command_has_a_terminal,
     a_container_can_be_attached_to,
@@ -62,6 +63,17 @@ fn in_terminal(command: &Command) -> Command {
         }
     }
     terminal
+}
+
+/// Newer clients speak WebSocket to the API server, older ones SPDY; both get through to the node.
+const WEB_SOCKETS: [&str; 2] = ["true", "false"];
+
+/// kubectl over one or the other.
+fn kubectl_over(story: &ClusterStory, web_sockets: &str, arguments: &[&str]) -> Command {
+    let mut command = story.kubectl_command(arguments);
+    command.env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", web_sockets);
+    command.env("KUBECTL_PORT_FORWARD_WEBSOCKETS", web_sockets);
+    command
 }
 
 /// Ends with the value.
@@ -130,47 +142,90 @@ spec:
     Ok(())
 }
 
+fn logs_are_followed_over_rotations(story: &ClusterStory) -> Result<()> {
+    // 40 MiB of log in 20 s, where 10 MiB are enough to be rotated and somebody looks every 10 s.
+    let script = "until [ -e /data/go ]; do sleep 0.1; done; n=0
+                  while [ $n -lt 800000 ]; do seq $((n + 1)) $((n + 20000)); n=$((n + 20000)); sleep 0.5; done";
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: writes}}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  volumes: [{{name: data, emptyDir: {{}}}}]
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, {script:?}]
+    volumeMounts: [{{name: data, mountPath: /data}}]
+"
+    ))?;
+    story.ready("writes")?;
+    let mut follow =
+        Running(story.kubectl_command(&["logs", "-f", "writes"]).stdout(Stdio::piped()).spawn()?);
+    let told = BufReader::new(follow.0.stdout.take().context("piped")?);
+    story.exec("writes", "touch /data/go")?;
+    let mut last = 0;
+    for line in told.lines() {
+        let number: u64 = line?.parse().context("a number")?;
+        ensure!(number == last + 1, "{number} follows {last}");
+        last = number;
+    }
+    assert_eq!(last, 800_000);
+    // What was rotated away is not told of any more.
+    let now = story.kubectl(&["logs", "writes"])?;
+    ensure!(now.lines().count() < 800_000 && now.ends_with("\n800000\n"), "{} lines", now.lines().count());
+    Ok(())
+}
+
 fn a_command_has_its_streams_and_exit_code(story: &ClusterStory) -> Result<()> {
     story.run_shell("box", "sleep 100000")?;
-    let output = story
-        .kubectl_command(&["exec", "box", "--", "sh", "-c", "echo out; echo err >&2; exit 7"])
-        .output()?;
-    assert_eq!(output.status.code(), Some(7));
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "err\ncommand terminated with exit code 7\n");
-    // 100 MiB in, hashed there; then out again, hashed here.
     let (path, expect) = big_file(story)?;
     let input = || std::fs::File::open(&path).map(Stdio::from);
-    let keep = ["exec", "-i", "box", "--", "sh", "-c", "tee /data/big | sha256sum"];
-    let hashed = output_of(story.kubectl_command(&keep).stdin(input()?))?;
-    assert_eq!(hashed.split_whitespace().next(), Some(expect.as_str()));
-    let output = story.kubectl_command(&["exec", "box", "--", "cat", "/data/big"]).output()?;
-    assert_eq!(hash(&output.stdout), expect);
-    // Both ways at once.
-    let output = story.kubectl_command(&["exec", "-i", "box", "--", "cat"]).stdin(input()?).output()?;
-    assert_eq!(hash(&output.stdout), expect);
+    for web_sockets in WEB_SOCKETS {
+        let exec = |words: &[&str]| {
+            kubectl_over(story, web_sockets, &[&["exec", "-i", "box", "--"], words].concat())
+        };
+        let output = exec(&["sh", "-c", "echo out; echo err >&2; exit 7"]).output()?;
+        assert_eq!(output.status.code(), Some(7));
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stderr),
+            "err\ncommand terminated with exit code 7\n",
+            "WebSocket: {web_sockets}"
+        );
+        // 100 MiB in, hashed there; then out again, hashed here; then both ways at once.
+        let hashed = output_of(exec(&["sh", "-c", "tee /data/big | sha256sum"]).stdin(input()?))?;
+        assert_eq!(hashed.split_whitespace().next(), Some(expect.as_str()));
+        assert_eq!(hash(&exec(&["cat", "/data/big"]).stdin(Stdio::null()).output()?.stdout), expect);
+        assert_eq!(hash(&exec(&["cat"]).stdin(input()?).output()?.stdout), expect);
+        let output = exec(&["no-such-program"]).output()?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && error.contains("no-such-program"), "{error}");
+    }
     std::fs::remove_file(&path)?;
-    let error =
-        story.kubectl(&["exec", "box", "--", "no-such-program"]).expect_err("there is no such program");
-    ensure!(error.to_string().contains("no-such-program"), "{error}");
     Ok(())
 }
 
 fn a_command_has_a_terminal(story: &ClusterStory) -> Result<()> {
     story.run_shell("box", "sleep 100000")?;
-    let look = ["exec", "-it", "box", "--", "sh", "-c", "test -t 0 && test -t 1 && sleep 1 && stty size"];
-    let shown = output_of(&mut in_terminal(&story.kubectl_command(&look)))?;
-    ensure!(shown.contains("24 80"), "the terminal's size: {shown:?}");
-    // A shell, typed at.
-    let mut shell = in_terminal(&story.kubectl_command(&["exec", "-it", "box", "--", "sh"]));
-    let mut shell = Running(shell.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
-    let (mut keys, mut screen) =
-        (shell.0.stdin.take().context("piped")?, shell.0.stdout.take().context("piped")?);
-    keys.write_all(b"echo $((6 * 7))\nexit 3\n")?;
-    let mut shown = String::new();
-    screen.read_to_string(&mut shown)?;
-    ensure!(shown.contains("42"), "{shown:?}");
-    assert_eq!(shell.0.wait()?.code(), Some(3));
+    for web_sockets in WEB_SOCKETS {
+        let exec = |words: &[&str]| {
+            in_terminal(&kubectl_over(story, web_sockets, &[&["exec", "-it", "box", "--"], words].concat()))
+        };
+        let shown = output_of(&mut exec(&["sh", "-c", "test -t 0 && test -t 1 && sleep 1 && stty size"]))?;
+        ensure!(shown.contains("24 80"), "the terminal's size: {shown:?}");
+        // A shell, typed at.
+        let mut shell = Running(exec(&["sh"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
+        let (mut keys, mut screen) =
+            (shell.0.stdin.take().context("piped")?, shell.0.stdout.take().context("piped")?);
+        keys.write_all(b"echo $((6 * 7))\nexit 3\n")?;
+        let mut shown = String::new();
+        screen.read_to_string(&mut shown)?;
+        ensure!(shown.contains("42"), "{shown:?}");
+        assert_eq!(shell.0.wait()?.code(), Some(3));
+    }
     Ok(())
 }
 
@@ -186,19 +241,20 @@ spec:
 "
     ))?;
     story.ready("listens")?;
-    let mut attach = story.kubectl_command(&["attach", "-i", "listens"]);
-    let mut attach = Running(attach.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
-    let mut words = attach.0.stdin.take().context("piped")?;
-    let mut told = BufReader::new(attach.0.stdout.take().context("piped")?);
-    for word in ["one", "two"] {
-        words.write_all(format!("{word}\n").as_bytes())?;
-        let mut line = String::new();
-        told.read_line(&mut line)?;
-        assert_eq!(line, format!("heard {word}\n"));
+    for web_sockets in WEB_SOCKETS {
+        let mut attach = kubectl_over(story, web_sockets, &["attach", "-i", "listens"]);
+        let mut attach = Running(attach.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
+        let mut words = attach.0.stdin.take().context("piped")?;
+        let mut told = BufReader::new(attach.0.stdout.take().context("piped")?);
+        for word in ["one", "two"] {
+            words.write_all(format!("{word}\n").as_bytes())?;
+            let mut line = String::new();
+            told.read_line(&mut line)?;
+            assert_eq!(line, format!("heard {word}\n"));
+        }
     }
-    drop(attach);
     // Who goes away takes nothing with them.
-    assert_eq!(story.kubectl(&["logs", "listens"])?, "heard one\nheard two\n");
+    assert_eq!(story.kubectl(&["logs", "listens"])?, "heard one\nheard two\n".repeat(2));
     assert_eq!(story.get("pod/listens")?["status"]["containerStatuses"][0]["restartCount"], 0);
     Ok(())
 }
@@ -221,37 +277,43 @@ fn a_port_is_forwarded_with_big_data_both_ways(story: &ClusterStory) -> Result<(
     // nc would say at once that it sends nothing, and kubectl ends a connection that one side ends.
     story.run_shell(
         "server",
-        "mkfifo /held; sleep 100000 > /held & httpd -f -p 8080 -h /data & nc -l -p 9000 < /held > /data/up; touch /data/done; sleep 100000",
+        "mkfifo /held; sleep 100000 > /held & httpd -f -p 8080 -h /data &
+         while rm -f /data/done; nc -l -p 9000 < /held > /data/up; do touch /data/done; until [ -e /data/seen ]; do sleep 0.1; done; rm /data/seen; done",
     )?;
     let (path, expect) = big_file(story)?;
     let (host, input) = (&story.cluster.control_plane.machine().host, path.to_string_lossy().into_owned());
-    let mut forward = story.kubectl_command(&["port-forward", "pod/server", ":8080", ":9000"]);
-    let mut forward = Running(forward.stdout(Stdio::piped()).spawn()?);
-    let mut told = BufReader::new(forward.0.stdout.take().context("piped")?);
-    let mut port_to = |to: u16| -> Result<String> {
-        loop {
-            let mut line = String::new();
-            ensure!(told.read_line(&mut line)? > 0, "kubectl port-forward ended");
-            let port =
-                line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split_once(" -> "));
-            if let Some((port, _)) = port.filter(|(_, known)| known.trim() == to.to_string()) {
-                return Ok(port.to_owned());
-            }
-        }
-    };
-    let (web, upload) = (port_to(8080)?, port_to(9000)?);
-    host.run("sh", &["-c", &format!("busybox nc 127.0.0.1 {upload} < {input}")])?;
-    eventually("all of it came", || story.exec("server", "test -e /data/done").ok())?;
-    let hashed = story.exec("server", "sha256sum /data/up")?;
-    assert_eq!(hashed.split_whitespace().next(), Some(expect.as_str()));
-    // Many at once over one connection to the API server.
-    let script = format!(
-        "for n in 1 2 3; do curl -sS --max-time 120 http://127.0.0.1:{web}/up | sha256sum & done; wait"
-    );
-    let hashed = host.run("sh", &["-c", &script])?;
-    assert_eq!(hashed, format!("{expect}  -\n").repeat(3));
+    for web_sockets in WEB_SOCKETS {
+        let mut forward = kubectl_over(story, web_sockets, &["port-forward", "pod/server", ":8080", ":9000"]);
+        let mut forward = Running(forward.stdout(Stdio::piped()).spawn()?);
+        let mut told = BufReader::new(forward.0.stdout.take().context("piped")?);
+        let (web, upload) = (forwarded(&mut told, 8080)?, forwarded(&mut told, 9000)?);
+        let listens = "grep -q ':2328 .* 0A ' /proc/net/tcp /proc/net/tcp6";
+        eventually("port 9000 is listened on", || story.exec("server", listens).ok())?;
+        host.run("sh", &["-c", &format!("busybox nc 127.0.0.1 {upload} < {input}")])?;
+        eventually("all of it came", || story.exec("server", "test -e /data/done").ok())?;
+        let hashed = story.exec("server", "sha256sum /data/up")?;
+        assert_eq!(hashed.split_whitespace().next(), Some(expect.as_str()), "WebSocket: {web_sockets}");
+        // Many at once over one connection to the API server.
+        let script = format!(
+            "for n in 1 2 3; do curl -sS --max-time 120 http://127.0.0.1:{web}/up | sha256sum & done; wait"
+        );
+        assert_eq!(host.run("sh", &["-c", &script])?, format!("{expect}  -\n").repeat(3));
+        story.exec("server", "touch /data/seen")?;
+    }
     std::fs::remove_file(&path)?;
     Ok(())
+}
+
+/// The local port that kubectl says leads to one of the pod's.
+fn forwarded(told: &mut impl BufRead, to: u16) -> Result<String> {
+    loop {
+        let mut line = String::new();
+        ensure!(told.read_line(&mut line)? > 0, "kubectl port-forward ended");
+        let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split_once(" -> "));
+        if let Some((port, _)) = port.filter(|(_, known)| known.trim() == to.to_string()) {
+            return Ok(port.to_owned());
+        }
+    }
 }
 
 fn a_pod_runs_while_one_looks_and_is_removed(story: &ClusterStory) -> Result<()> {
