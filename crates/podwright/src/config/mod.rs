@@ -6,10 +6,8 @@ mod kubelet;
 mod runtime;
 
 pub(crate) use duration::GoDuration;
-#[allow(unused_imports, reason = "read by the agent that speaks to an API server")]
 pub(crate) use kubelet::{
-    Authentication, Authorization, Capacity, Certificates, Eviction, KubeletConfig, Registration, Server,
-    Settings, Status, Threshold, TlsVersion, kubelet, kubelet_text,
+    Authentication, Authorization, Capacity, Settings, Threshold, TlsVersion, kubelet, kubelet_text,
 };
 pub(crate) use runtime::runtime;
 

@@ -11,9 +11,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-#[allow(unused_imports, reason = "read by the agent that speaks to an API server")]
 pub(crate) use eviction::Threshold;
-#[allow(unused_imports, reason = "read by the agent that speaks to an API server")]
 pub(crate) use settings::*;
 
 use super::{ConfigError, ranges, read};

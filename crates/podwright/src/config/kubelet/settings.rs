@@ -1,8 +1,6 @@
 //! A KubeletConfiguration with upstream's defaults and types: what the agent is made from. Reading it is pure, and
 //! finds every mistake. Upstream: pkg/kubelet/apis/config, v1beta1/defaults.go and validation.go.
 
-#![allow(dead_code, reason = "read by the agent that speaks to an API server")]
-
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
