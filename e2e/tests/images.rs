@@ -279,6 +279,39 @@ fn a_pull_cut_off_by_kill_9_goes_on_where_it_was() -> Result<()> {
     Ok(())
 }
 
+/// What a machine without a registry has; a file that is wrong is told of, and stops neither the others nor the node.
+#[test]
+#[ignore = "needs root"]
+fn archives_beside_the_node_are_there_before_the_first_pod() -> Result<()> {
+    let host = TestHost::new()?;
+    let layout = image::busybox(host.path())?;
+    let images = host.path().join("root/images");
+    std::fs::create_dir_all(&images)?;
+    let archive = images.join("b.tar.gz").display().to_string();
+    output_of(program("tar").args(["-C", &layout.display().to_string(), "-czf", &archive, "."]))?;
+    std::fs::write(images.join("a.tar"), "no archive")?;
+    std::fs::write(images.join("README"), "")?;
+    let mut node = Node::runtime(&host)?;
+    let list = |node: &Node| {
+        eventually("the image is there", || {
+            let listed = output_of(&mut node.command(&host, &["image", "ls"])).ok()?;
+            listed.contains("registry.test/busybox").then_some(listed)
+        })
+    };
+    let listed = list(&node)?;
+    let log = node.log();
+    for expect in ["a.tar", "images were not imported", "README", "no archive of images", "imported images"] {
+        assert!(log.contains(expect), "{expect}: {log}");
+    }
+    // As after an upgrade: the same again changes nothing.
+    node.crash();
+    node.restart(&host)?;
+    assert_eq!(list(&node)?, listed);
+    node.reset(&host);
+    assert!(images.join("b.tar.gz").exists(), "the files are the user's");
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root"]
 fn the_longest_unused_images_go_when_the_disk_fills_up() -> Result<()> {

@@ -42,6 +42,7 @@ pub use log_rotation::LogRotationPolicy;
 pub use manager::{Parts, run};
 pub use pod::worker::remembered_pods;
 pub use probe_counts::ProbeCounts;
+pub use pull_secrets::docker_config_credentials;
 pub use report::{NodeReport, StartTimes};
 pub use sizing::{MemoryThreshold, Reserved, Sizing};
 pub use static_pod::{

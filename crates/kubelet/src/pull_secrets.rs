@@ -43,8 +43,22 @@ struct DockerConfigJson {
 /// The credentials for that image in the order in which they are tried: those of the longest name first, then by the order
 /// of the secrets.
 pub(crate) fn credentials(secrets: &[&Secret], image: &str) -> Vec<Credential> {
+    select(secrets.iter().flat_map(|secret| entries(secret)), image)
+}
+
+/// User and password for that image in a docker `config.json` (its `auths`), as [`credentials`] orders them.
+///
+/// # Errors
+/// When the text is no such JSON.
+pub fn docker_config_credentials(text: &[u8], image: &str) -> serde_json::Result<Vec<(String, String)>> {
+    let config: DockerConfigJson = serde_json::from_slice(text)?;
+    let found = select(readable(config.auths).into_iter(), image);
+    Ok(found.into_iter().map(|Credential { username, password }| (username, password)).collect())
+}
+
+fn select(entries: impl Iterator<Item = (String, Credential)>, image: &str) -> Vec<Credential> {
     let mut known: BTreeMap<String, Vec<Credential>> = BTreeMap::new();
-    for (registry, credential) in secrets.iter().flat_map(|secret| entries(secret)) {
+    for (registry, credential) in entries {
         known.entry(key_of(&registry)).or_default().push(credential);
     }
     let repository = repository(image);
@@ -68,8 +82,11 @@ fn entries(secret: &Secret) -> Vec<(String, Credential)> {
         }
         _ => None,
     };
-    let readable = entries.unwrap_or_default().into_iter();
-    readable.filter_map(|(registry, entry)| Some((registry, credential(entry)?))).collect()
+    readable(entries.unwrap_or_default())
+}
+
+fn readable(entries: BTreeMap<String, Entry>) -> Vec<(String, Credential)> {
+    entries.into_iter().filter_map(|(registry, entry)| Some((registry, credential(entry)?))).collect()
 }
 
 /// `auth` is user and password in one, and wins.

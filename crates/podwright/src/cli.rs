@@ -90,7 +90,8 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Node")]
 pub(crate) struct NodeArgs {
-    /// Where images, snapshots and leases are kept [default: /var/lib/podwright]
+    /// Where images, snapshots and leases are kept [default: /var/lib/podwright]. Archives in ROOT/images (tar, also .gz or .zst) are
+    /// imported at each start, before any pod
     #[arg(long, value_name = "DIR")]
     pub(crate) root: Option<PathBuf>,
     /// Where the records of what runs are kept until the next boot [default: /run/podwright]
@@ -318,6 +319,10 @@ pub(crate) enum ImageCommand {
         /// USER:PASSWORD for the registry
         #[arg(long, env = "PODWRIGHT_REGISTRY_CREDENTIALS", hide_env_values = true)]
         creds: Option<String>,
+        /// A config.json of docker or auth.json of podman with the password [default: the first there is of $REGISTRY_AUTH_FILE,
+        /// $XDG_RUNTIME_DIR/containers/auth.json, $DOCKER_CONFIG/config.json, ~/.docker/config.json]
+        #[arg(long, value_name = "FILE")]
+        authfile: Option<PathBuf>,
         #[command(flatten)]
         node: NodeArgs,
     },

@@ -167,6 +167,11 @@ impl Node {
         self.root.join("cni/cache")
     }
 
+    /// Images that lie beside the node before it starts; the user's own files.
+    pub(crate) fn preloaded_images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
     /// Leases, in the form of the host-local plugin.
     pub(crate) fn leases_dir(&self) -> PathBuf {
         self.root.join("networks")

@@ -133,6 +133,10 @@ impl Agent {
             None => Engine::own(&node, networks, writer.clone(), &mut servers, &servers_stop).await?,
             Some(endpoint) => Engine::foreign(endpoint, &stop).await?,
         };
+        if let Some(runtime) = &engine.own {
+            // Before there is anybody who starts pods.
+            image::preload::import(runtime.images(), &node.preloaded_images(), &stop).await;
+        }
         let admin_listener = admin::server::bind(&node.admin_socket())?;
         let mut callers = Parts::new();
         let reports = match role {

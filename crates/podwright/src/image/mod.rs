@@ -1,7 +1,9 @@
 //! `podwright image`: asks a running agent, or works on the files itself when none runs.
 
+mod auth_file;
 pub(crate) mod built_in;
 pub(crate) mod ops;
+pub(crate) mod preload;
 pub(crate) mod wire;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,8 +31,12 @@ async fn run(args: &ImageArgs) -> anyhow::Result<()> {
             let done = work(node, Request::Import { path, name: name.clone(), pin: *pin }).await?;
             done.images.iter().for_each(|row| output::line(&format!("{}  {}", row.id, title(row))));
         }
-        ImageCommand::Pull { reference, creds, node } => {
-            let request = Request::Pull { reference: reference.clone(), credentials: creds.clone() };
+        ImageCommand::Pull { reference, creds, authfile, node } => {
+            let credentials = match creds {
+                Some(creds) => Some(creds.clone()),
+                None => auth_file::credentials(authfile.as_deref(), reference)?,
+            };
+            let request = Request::Pull { reference: reference.clone(), credentials };
             let done = work(node, request).await?;
             done.images.iter().for_each(|row| output::line(&row.id));
         }

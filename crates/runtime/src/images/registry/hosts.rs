@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
@@ -25,6 +26,8 @@ pub(super) struct Host {
     pub(super) namespace: Option<String>,
     pub(super) tls: Tls,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
+    /// How long a connection may take to come up.
+    pub(super) dial_timeout: Option<Duration>,
 }
 
 /// How to trust it and what to show it.
@@ -56,6 +59,7 @@ struct Entry {
     header: BTreeMap<String, OneOrMany>,
     #[serde(default)]
     override_path: bool,
+    dial_timeout: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -145,6 +149,7 @@ fn make(url: &str, entry: &Entry, directory: &Path, domain: &str) -> Result<Host
             skip_verify: entry.skip_verify,
         },
         headers: headers(&entry.header)?,
+        dial_timeout: entry.dial_timeout.as_deref().map(dial_timeout).transpose()?,
         authority,
     })
 }
@@ -172,6 +177,31 @@ fn client(given: Option<&Client>, directory: &Path) -> Result<Vec<(PathBuf, Path
             })
             .collect(),
     }
+}
+
+/// A duration as Go writes it, `1m30s`; 0 is no limit of its own.
+fn dial_timeout(text: &str) -> Result<Duration, String> {
+    let bad = || format!("dial_timeout `{text}` is no duration such as 3s or 1m30s");
+    let mut sum = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let unit_at = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
+        let (number, tail) = rest.split_at(unit_at);
+        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
+        let seconds = match &tail[..unit] {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return Err(bad()),
+        };
+        let number: f64 = number.parse().map_err(|_| bad())?;
+        sum += Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
+        rest = &tail[unit..];
+    }
+    if text.is_empty() { Err(bad()) } else { Ok(sum) }
 }
 
 fn headers(given: &BTreeMap<String, OneOrMany>) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
@@ -232,6 +262,7 @@ mod tests {
             client = [["a.cert", "a.key"], "both.pem"]
             [host."http://a.example:80/prefix"]
             skip_verify = true
+            dial_timeout = "1m1.5s"
             ca = ["/abs.pem", "rel.pem"]
             [host."http://a.example:80/prefix".header]
             x-one = "1"
@@ -255,6 +286,8 @@ mod tests {
         );
         assert_eq!(hosts[1].tls.ca, [PathBuf::from("/abs.pem"), PathBuf::from("/d/rel.pem")]);
         assert_eq!(hosts[1].headers.len(), 3);
+        assert_eq!(hosts[1].dial_timeout, Some(Duration::from_millis(61_500)));
+        assert_eq!(hosts[0].dial_timeout, None);
         assert!(hosts[1].tls.skip_verify && !hosts[3].tls.skip_verify);
         assert_eq!(hosts[3].tls.ca, [PathBuf::from("/d/up.pem")]);
         assert!(hosts.iter().all(|host| host.namespace.as_deref() == Some("reg.example")));
@@ -284,6 +317,8 @@ mod tests {
             ("server = 3", "server"),
             ("[host.\"ftp://x\"]", "ftp://x"),
             ("[host.\"http://x\"]\ncapabilities = [\"fly\"]", "fly"),
+            ("dial_timeout = \"3\"", "dial_timeout `3`"),
+            ("dial_timeout = \"soon\"", "dial_timeout `soon`"),
             ("[host", "expected"),
         ] {
             let error = parse(text, Path::new("/d"), "r").expect_err(text);

@@ -60,7 +60,8 @@ impl Transport {
         let mut http = HttpConnector::new_with_resolver(names);
         http.enforce_http(false);
         http.set_nodelay(true);
-        http.set_connect_timeout(Some(CONNECT.min(stall)));
+        let dial = host.dial_timeout.filter(|dial| !dial.is_zero()).unwrap_or(CONNECT);
+        http.set_connect_timeout(Some(dial.min(stall)));
         let tls = if host.base.starts_with("https") { Some(&host.tls) } else { None };
         let config = tls_config(tls)?;
         let connector = HttpsConnectorBuilder::new()

@@ -1,0 +1,101 @@
+//! Passwords of registries as `docker login`, `podman login` and `skopeo login` keep them. Helpers that keep them elsewhere are not run:
+//! they are named.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::output;
+
+/// `USER:PASSWORD` for that image: from `file`, else from the first of the usual files that exists.
+///
+/// # Errors
+/// When a file cannot be read, or one that was named has no password for the registry.
+pub(crate) fn credentials(file: Option<&Path>, reference: &str) -> anyhow::Result<Option<String>> {
+    let Some(path) = file.map(Path::to_owned).or_else(usual_file) else { return Ok(None) };
+    let text = std::fs::read(&path)
+        .with_context(|| format!("read passwords of registries from {}", path.display()))?;
+    let found = look(&text, reference).with_context(|| format!("parse {}", path.display()))?;
+    let path = path.display();
+    match (found, file) {
+        (Found::Password(credentials), _) => Ok(Some(credentials)),
+        (Found::Helper(helper), Some(_)) => {
+            bail!("{path} leaves the password to docker-credential-{helper}, which is not run: use --creds")
+        }
+        (Found::Helper(helper), None) => {
+            output::note(&format!(
+                "{path} leaves the password to docker-credential-{helper}, which is not run: pulling without one"
+            ));
+            Ok(None)
+        }
+        (Found::Nothing, Some(_)) => bail!("{path} has no password for the registry of {reference}"),
+        (Found::Nothing, None) => Ok(None),
+    }
+}
+
+/// In the order of containers-auth.json(5), then docker's.
+fn usual_file() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let files = [
+        variable("REGISTRY_AUTH_FILE"),
+        variable("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
+        variable("DOCKER_CONFIG").map(|directory| directory.join("config.json")),
+        variable("HOME").map(|directory| directory.join(".docker/config.json")),
+    ];
+    files.into_iter().flatten().find(|path| path.exists())
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Found {
+    Password(String),
+    /// A program of docker has it.
+    Helper(String),
+    Nothing,
+}
+
+fn look(text: &[u8], reference: &str) -> serde_json::Result<Found> {
+    let best = kubelet::docker_config_credentials(text, reference)?.into_iter().next();
+    if let Some((user, password)) = best.filter(|(user, _)| !user.is_empty()) {
+        return Ok(Found::Password(format!("{user}:{password}")));
+    }
+    let config: Value = serde_json::from_slice(text)?;
+    let registry = reference.split('/').next().unwrap_or_default();
+    let helper = config["credHelpers"][registry].as_str().or_else(|| config["credsStore"].as_str());
+    Ok(helper
+        .filter(|helper| !helper.is_empty())
+        .map_or(Found::Nothing, |helper| Found::Helper(helper.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_found_and_helpers_are_named() {
+        // "alice:s:cret" in base64.
+        let login = br#"{"auths":{"r.example":{"auth":"YWxpY2U6czpjcmV0"},"empty.example":{}}}"#;
+        let helpers =
+            br#"{"auths":{"r.example":{}},"credHelpers":{"r.example":"ecr-login"},"credsStore":"desktop"}"#;
+        for (text, reference, expect) in [
+            (&login[..], "r.example/a:1", Found::Password("alice:s:cret".into())),
+            (&login[..], "other.example/a:1", Found::Nothing),
+            (&login[..], "empty.example/a:1", Found::Nothing),
+            (&helpers[..], "r.example/a:1", Found::Helper("ecr-login".into())),
+            (&helpers[..], "busybox", Found::Helper("desktop".into())),
+        ] {
+            assert_eq!(look(text, reference).unwrap(), expect, "{reference}");
+        }
+        look(b"no JSON", "r.example/a").unwrap_err();
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_have_the_password() {
+        let temp = tempfile::tempdir().unwrap();
+        let file = temp.path().join("auth.json");
+        credentials(Some(&file), "r.example/a").unwrap_err();
+        std::fs::write(&file, r#"{"auths":{}}"#).unwrap();
+        let error = credentials(Some(&file), "r.example/a").unwrap_err().to_string();
+        assert!(error.contains("auth.json has no password for the registry of r.example/a"), "{error}");
+    }
+}
