@@ -87,9 +87,9 @@ impl Drop for Running {
 }
 
 fn logs_are_told_as_they_are_asked_for(story: &ClusterStory) -> Result<()> {
-    // A line that is longer than an entry of the log, then small ones at another time.
-    let script =
-        "head -c 40000 /dev/zero | tr '\\0' y; echo; echo one; echo two >&2; sleep 2; echo three; sleep 1000";
+    // A line that is longer than an entry of the log, then small ones at other times: two streams have no common order.
+    let script = "head -c 40000 /dev/zero | tr '\\0' y; echo; echo one; sleep 1; echo two >&2; sleep 2; echo three; \
+         sleep 1000";
     story.run_shell("talks", script)?;
     let whole = format!("{}\none\ntwo\nthree\n", "y".repeat(40_000));
     eventually("everything is told", || (story.kubectl(&["logs", "talks"]).ok()? == whole).then_some(()))?;
