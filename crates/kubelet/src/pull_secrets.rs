@@ -46,7 +46,7 @@ pub(crate) fn credentials(secrets: &[&Secret], image: &str) -> Vec<Credential> {
     select(secrets.iter().flat_map(|secret| entries(secret)), image)
 }
 
-/// User and password for that image in a docker `config.json` (its `auths`), as [`credentials`] orders them.
+/// User and password for that image in a docker `config.json` (its `auths`), as `credentials` orders them.
 ///
 /// # Errors
 /// When the text is no such JSON.

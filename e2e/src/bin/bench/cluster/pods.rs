@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use e2e::cluster::Cluster;
 use e2e::cluster::images::BUSYBOX;
-use futures::{Stream, TryStreamExt};
+use futures::TryStreamExt;
+use futures::stream::BoxStream;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
 use kube::{Client, ResourceExt};
@@ -95,8 +96,7 @@ pub(super) fn while_running<T>(
 async fn create(client: Client, batch: &Batch) -> Result<(Vec<Duration>, Duration)> {
     let api: Api<Pod> = Api::namespaced(client, NAMESPACE);
     let pods = (0..batch.count).map(|number| batch.pod(number)).collect::<Result<Vec<_>>>()?;
-    let params = WatchParams::default().labels(&format!("bench={}", batch.name));
-    let mut events = Box::pin(api.watch(&params, "0").await?);
+    let mut events = Events::of(&api, batch).await?;
     let begun = now();
     let create_one = async |pod: &Pod| {
         let created = now();
@@ -112,21 +112,52 @@ async fn create(client: Client, batch: &Batch) -> Result<(Vec<Duration>, Duratio
     Ok((each, last))
 }
 
-async fn ready(
-    events: &mut (impl Stream<Item = kube::Result<WatchEvent<Pod>>> + Unpin),
-    count: usize,
-) -> Result<BTreeMap<String, Instant>> {
+async fn ready(events: &mut Events<'_>, count: usize) -> Result<BTreeMap<String, Instant>> {
     let mut seen = BTreeMap::new();
     while seen.len() < count {
-        match events.try_next().await?.context("the watch ended")? {
+        match events.next().await? {
             WatchEvent::Added(pod) | WatchEvent::Modified(pod) if is_ready(&pod) => {
                 seen.entry(pod.name_any()).or_insert_with(now);
             }
-            WatchEvent::Error(status) => bail!("the watch broke: {status:?}"),
             _ => {}
         }
     }
     Ok(seen)
+}
+
+/// What becomes of a batch's pods. The API server ends a watch when it likes: it goes on where it was.
+struct Events<'a> {
+    api: &'a Api<Pod>,
+    params: WatchParams,
+    version: String,
+    stream: BoxStream<'static, kube::Result<WatchEvent<Pod>>>,
+}
+
+impl<'a> Events<'a> {
+    async fn of(api: &'a Api<Pod>, batch: &Batch) -> Result<Self> {
+        let params = WatchParams::default().labels(&format!("bench={}", batch.name));
+        let version = "0".to_owned();
+        let stream = Box::pin(api.watch(&params, &version).await?);
+        Ok(Self { api, params, version, stream })
+    }
+
+    async fn next(&mut self) -> Result<WatchEvent<Pod>> {
+        loop {
+            match self.stream.try_next().await? {
+                Some(WatchEvent::Error(status)) => bail!("the watch broke: {status:?}"),
+                Some(event) => {
+                    if let WatchEvent::Added(pod) | WatchEvent::Modified(pod) | WatchEvent::Deleted(pod) =
+                        &event
+                        && let Some(version) = pod.resource_version()
+                    {
+                        self.version = version;
+                    }
+                    return Ok(event);
+                }
+                None => self.stream = Box::pin(self.api.watch(&self.params, &self.version).await?),
+            }
+        }
+    }
 }
 
 fn is_ready(pod: &Pod) -> bool {
@@ -136,8 +167,7 @@ fn is_ready(pod: &Pod) -> bool {
 
 async fn delete(client: Client, batch: &Batch) -> Result<Duration> {
     let api: Api<Pod> = Api::namespaced(client, NAMESPACE);
-    let params = WatchParams::default().labels(&format!("bench={}", batch.name));
-    let mut events = Box::pin(api.watch(&params, "0").await?);
+    let mut events = Events::of(&api, batch).await?;
     let begun = now();
     let delete_one = async |number: usize| {
         let name = format!("{}-{number}", batch.name);
@@ -147,10 +177,8 @@ async fn delete(client: Client, batch: &Batch) -> Result<Duration> {
     let watching = async {
         let mut left = batch.count;
         while left > 0 {
-            match events.try_next().await?.context("the watch ended")? {
-                WatchEvent::Deleted(_) => left -= 1,
-                WatchEvent::Error(status) => bail!("the watch broke: {status:?}"),
-                _ => {}
+            if let WatchEvent::Deleted(_) = events.next().await? {
+                left -= 1;
             }
         }
         Ok(begun.elapsed())
