@@ -13,4 +13,6 @@ if [ ! -x "$deny/bin/cargo-deny" ]; then
   echo "check: building cargo-deny once, about 5 minutes on 2 cores" >&2
   cargo install --quiet --locked cargo-deny --version 0.20.2 --root "$deny"
 fi
+# It looks at every platform's dependencies; a build fetched this one's.
+cargo fetch --locked --quiet
 "$deny/bin/cargo-deny" --offline --log-level error check bans licenses sources
