@@ -168,7 +168,7 @@ impl Runtime {
             directory,
             host_devices: &self.host_devices,
             image_volumes: images.volumes,
-            limits_huge_pages: self.cgroups.limits_huge_pages(),
+            limits_huge_pages: self.limits_huge_pages,
             localhost_profile: localhost_profile(&security_of(&record.config))?,
         };
         Ok(render_spec(&request)?)

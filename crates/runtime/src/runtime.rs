@@ -25,6 +25,8 @@ pub struct Runtime {
     pub(crate) images: Arc<ImageStore>,
     pub(crate) cni: cni::Client,
     pub(crate) cgroups: CgroupManager,
+    /// A matter of the machine, so looked at once and not at each container.
+    pub(crate) limits_huge_pages: bool,
     /// `/proc/self/fd/N` of a sealed copy of this program (CVE-2019-5736).
     pub(crate) exe: SealedExe,
     pub(crate) events: Events,
@@ -61,10 +63,12 @@ impl Runtime {
         let images = ImageStore::open(&config.root, &config.registry_config_dir).await?;
         let exe = host::self_exe::open().map_err(OpenError::Seal)?;
         let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&exe)).into();
+        let cgroups = CgroupManager::detect()?;
         let runtime = Arc::new(Self {
             cni: cni::Client::open(config.cni.clone(), netfilter).await?,
             images: Arc::new(images),
-            cgroups: CgroupManager::detect()?,
+            limits_huge_pages: cgroups.limits_huge_pages(),
+            cgroups,
             exe: SealedExe { _file: exe, path },
             events: Events::default(),
             boot_id: host::process::boot_id().map_err(OpenError::Seal)?,
