@@ -233,9 +233,8 @@ fn memory_capacity() -> i64 {
     static BYTES: std::sync::OnceLock<i64> = std::sync::OnceLock::new();
     *BYTES.get_or_init(|| {
         let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-        line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<i64>().ok())
-            .map_or(i64::MAX, |kib| kib * 1024)
+        let total = crate::meminfo::bytes(&text, "MemTotal");
+        total.and_then(|bytes| i64::try_from(bytes).ok()).unwrap_or(i64::MAX)
     })
 }
 

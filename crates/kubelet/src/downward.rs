@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use manifest::quantity::{self, Amount};
 
+use crate::meminfo;
 use crate::pod::model::Pod;
 
 /// What a reference can point at, beside the manifest.
@@ -36,7 +37,9 @@ impl Capacity {
         let disk = rustix::fs::statvfs(root).map_or(0, |stat| stat.f_blocks * stat.f_frsize);
         Self {
             cpus: count_cpus(&read("/sys/devices/system/cpu/online")),
-            memory: memory_total(&read("/proc/meminfo")).min(limit.unwrap_or(u64::MAX)),
+            memory: meminfo::bytes(&read("/proc/meminfo"), "MemTotal")
+                .unwrap_or(0)
+                .min(limit.unwrap_or(u64::MAX)),
             ephemeral_storage: disk,
         }
     }
@@ -59,12 +62,6 @@ fn count_cpus(list: &str) -> u64 {
         Some((last + 1).saturating_sub(first))
     });
     ranges.sum()
-}
-
-fn memory_total(meminfo: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0).saturating_mul(1024)
 }
 
 /// A field of the pod as text, for a variable or a file.
@@ -249,6 +246,5 @@ mod tests {
     #[test]
     fn the_machine_s_own_words_are_read() {
         assert_eq!((count_cpus("0-3,8\n"), count_cpus("0"), count_cpus("")), (5, 1, 0));
-        assert_eq!(memory_total("MemTotal:       16 kB\nMemFree: 1 kB\n"), 16_384);
     }
 }

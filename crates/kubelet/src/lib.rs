@@ -18,6 +18,7 @@ mod inputs;
 pub mod join;
 mod log_rotation;
 mod manager;
+mod meminfo;
 mod names;
 pub mod pod;
 mod probe;

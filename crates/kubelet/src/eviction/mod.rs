@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cgroups::memory_of;
 use crate::cri_requests::POD_UID;
 use crate::events::Kind;
+use crate::meminfo;
 use crate::pod::model::{Pod, admit};
 use crate::pod::plan::Failure;
 use crate::pod::worker::Node;
@@ -159,30 +160,9 @@ fn available(node: &Node) -> u64 {
     let capacity = node.capacity.memory;
     match memory_of(&node.config.cgroup_root) {
         Some(memory) if memory.limit.is_some() => capacity.saturating_sub(memory.working_set()),
-        _ => capacity.saturating_sub(machine_working_set(
-            &std::fs::read_to_string("/proc/meminfo").unwrap_or_default(),
-        )),
-    }
-}
-
-/// As cAdvisor counts it for the root cgroup of v2: what is not free, without the page cache that is dropped first.
-fn machine_working_set(meminfo: &str) -> u64 {
-    let kib = |name: &str| {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0)
-    };
-    let used = kib("MemTotal").saturating_sub(kib("MemFree"));
-    used.saturating_sub(kib("Inactive(file)")).saturating_mul(1024)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn page_cache_that_is_dropped_first_is_not_in_use() {
-        let meminfo = "MemTotal:  1000 kB\nMemFree:  400 kB\nInactive:  9 kB\nInactive(file):  100 kB\n";
-        assert_eq!(machine_working_set(meminfo), 500 * 1024);
-        assert_eq!(machine_working_set(""), 0);
+        _ => {
+            let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+            capacity.saturating_sub(meminfo::working_set(&meminfo).unwrap_or(0))
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::summary::Interface;
+use crate::meminfo;
 use crate::time::{BootTime, wall_ns};
 
 /// What was read; what cannot be read is not there.
@@ -63,7 +64,7 @@ pub(super) fn read(root_dir: &Path, cgroup_root: &str, last: &mut Option<Sample>
     let text = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let (at, meminfo) = (wall_ns(), text("/proc/meminfo"));
     let cgroup = of_cgroup(cgroup_root);
-    let capacity = kib(&meminfo, "MemTotal");
+    let capacity = meminfo::bytes(&meminfo, "MemTotal");
     let memory = match cgroup.as_ref().and_then(|usage| usage.memory) {
         Some(used) => capacity.map(|capacity| Memory {
             capacity: capacity.min(used.limit.unwrap_or(u64::MAX)),
@@ -85,8 +86,8 @@ pub(super) fn read(root_dir: &Path, cgroup_root: &str, last: &mut Option<Sample>
         cpu,
         nano_cores,
         memory,
-        swap: kib(&meminfo, "SwapTotal")
-            .zip(kib(&meminfo, "SwapFree"))
+        swap: meminfo::bytes(&meminfo, "SwapTotal")
+            .zip(meminfo::bytes(&meminfo, "SwapFree"))
             .map(|(total, free)| (total, total.saturating_sub(free))),
         interfaces: interfaces(&text("/proc/self/net/dev")),
         root: file_system(root_dir),
@@ -125,19 +126,13 @@ fn rate(last: Option<Sample>, at: i64, cpu: u64) -> Option<u64> {
     u64::try_from(u128::from(used) * 1_000_000_000 / u128::from(time)).ok()
 }
 
-/// As cadvisor counts it for the root of cgroup v2.
 fn memory_of(meminfo: &str) -> Option<Memory> {
-    let capacity = kib(meminfo, "MemTotal")?;
-    let usage = capacity.saturating_sub(kib(meminfo, "MemFree")?);
-    let inactive = kib(meminfo, "Inactive(file)").unwrap_or(0);
-    let anonymous = kib(meminfo, "AnonPages").unwrap_or(0);
-    Some(Memory { capacity, usage, working_set: usage.saturating_sub(inactive), anonymous })
-}
-
-/// A line of /proc/meminfo, in bytes.
-fn kib(meminfo: &str, name: &str) -> Option<u64> {
-    let value = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    Some(value.split_whitespace().next()?.parse::<u64>().ok()?.saturating_mul(1024))
+    Some(Memory {
+        capacity: meminfo::bytes(meminfo, "MemTotal")?,
+        usage: meminfo::usage(meminfo)?,
+        working_set: meminfo::working_set(meminfo)?,
+        anonymous: meminfo::bytes(meminfo, "AnonPages").unwrap_or(0),
+    })
 }
 
 /// CPU time in the first line of /proc/stat without idling, in nanoseconds.
