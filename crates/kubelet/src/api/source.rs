@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{ApiResource, DynamicObject};
@@ -123,19 +123,32 @@ fn read(object: DynamicObject) -> v1::Pod {
 pub(super) async fn follow_services(client: Client, services: watch::Sender<Option<Arc<Vec<v1::Service>>>>) {
     let all = watcher(Api::<v1::Service>::all(client), watcher::Config::default())
         .modify(|service| *service = addresses_of(service));
-    let mut all = std::pin::pin!(again(all));
-    let mut known: BTreeMap<ObjectKey, v1::Service> = BTreeMap::new();
+    let trouble = Trouble::new("the API server does not tell of Services; trying again");
+    let entry = |service: v1::Service| (key_of(&service), service);
+    follow_all(all, trouble, entry, |known| {
+        drop(services.send_replace(Some(Arc::new(known.values().cloned().collect()))));
+    })
+    .await;
+}
+
+/// Keeps what `entry` makes of each object, and tells it all whenever something changed; nothing before the first list is complete.
+/// For ever.
+pub(super) async fn follow_all<K, Key: Ord, V>(
+    events: impl Stream<Item = watcher::Result<Event<K>>>,
+    mut trouble: Trouble,
+    entry: impl Fn(K) -> (Key, V),
+    mut tell: impl FnMut(&BTreeMap<Key, V>),
+) {
+    let mut events = std::pin::pin!(again(events));
+    let mut known = BTreeMap::new();
     let mut listing = None;
-    let mut trouble = Trouble::new("the API server does not tell of Services; trying again");
-    while let Some(event) = all.next().await {
+    while let Some(event) = events.next().await {
         match event {
             Ok(Event::Init) => listing = Some(BTreeMap::new()),
-            Ok(Event::InitApply(service)) => {
-                listing.get_or_insert_default().insert(key_of(&service), service);
-            }
+            Ok(Event::InitApply(object)) => listing.get_or_insert_default().extend([entry(object)]),
             Ok(Event::InitDone) => known = listing.take().unwrap_or_default(),
-            Ok(Event::Apply(service)) => drop(known.insert(key_of(&service), service)),
-            Ok(Event::Delete(service)) => drop(known.remove(&key_of(&service))),
+            Ok(Event::Apply(object)) => known.extend([entry(object)]),
+            Ok(Event::Delete(object)) => drop(known.remove(&entry(object).0)),
             Err(error) => {
                 trouble.meet(&error);
                 continue;
@@ -143,7 +156,7 @@ pub(super) async fn follow_services(client: Client, services: watch::Sender<Opti
         }
         trouble.is_over();
         if listing.is_none() {
-            services.send_replace(Some(Arc::new(known.values().cloned().collect())));
+            tell(&known);
         }
     }
 }
