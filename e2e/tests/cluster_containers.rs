@@ -7,6 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::ClusterStory;
 use e2e::cluster::images::{AGNHOST, BUSYBOX};
+use e2e::cluster::story::text;
 use e2e::test_host::eventually;
 use serde_json::Value;
 
@@ -22,10 +23,6 @@ e2e::cluster_stories![
     a_projected_token_works_against_the_api,
     an_image_that_is_not_there_can_be_mended,
 ];
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
 
 /// The state of a pod's first container.
 fn container(story: &ClusterStory, pod: &str) -> Option<Value> {

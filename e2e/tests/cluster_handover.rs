@@ -8,35 +8,14 @@ use anyhow::{Context, Result, ensure};
 use e2e::TestHost;
 use e2e::cluster::images::{AGNHOST, CNI_PLUGINS};
 use e2e::cluster::node::Half;
-use e2e::cluster::objects::NODE_RIGHTS;
+use e2e::cluster::objects::{NODE_RIGHTS, server};
 use e2e::cluster::story::{shared, shared_node, tell_anywhere};
-use e2e::cluster::{Cluster, ClusterNode, ClusterStory, Component, NodeKind};
+use e2e::cluster::{Cluster, ClusterNode, Component, NodeKind};
 use e2e::parts::podwright;
 use e2e::test_host::{Daemon, eventually};
 
 fn here() -> &'static ClusterNode {
     shared_node(NodeKind::Podwright)
-}
-
-/// A pod on that node that tells who asks, and runs what it is asked to.
-fn server(name: &str, node: &ClusterNode, more: &str) -> String {
-    format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, labels: {{app: {name}, kind: server}}}}
-spec:
-  terminationGracePeriodSeconds: 1
-  nodeSelector: {{kubernetes.io/hostname: {}}}
-  {more}
-  containers:
-  - name: main
-    image: {AGNHOST}
-    args: [netexec, --http-port=8080]
-    readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
----
-",
-        node.name()
-    )
 }
 
 fn service_of(app: &str, name: &str) -> String {
@@ -48,10 +27,6 @@ spec: {{selector: {{app: {app}}}, ports: [{{port: 80, targetPort: 8080}}]}}
 ---
 "
     )
-}
-
-fn address_of(story: &ClusterStory, pod: &str) -> Result<String> {
-    Ok(story.get(&format!("pod/{pod}"))?["status"]["podIP"].as_str().context("an address")?.to_owned())
 }
 
 /// Keeps asking, each time by a connection of its own, until dropped.
@@ -289,7 +264,7 @@ fn a_daemon_set_brings_the_network_of_pods() {
         node.wait_ready(story.cluster)?;
         // Also the pod that was there before.
         story.ready("early")?;
-        let address = address_of(story, "early")?;
+        let address = story.address_of("early")?;
         let prefix = range.rsplit_once('.').context("a range")?.0;
         ensure!(address.starts_with(prefix), "{address} in {range}");
         let links = node.machine.host.run("ip", &["-br", "link", "show", "type", "bridge"])?;

@@ -10,7 +10,7 @@ use e2e::cluster::certificates::Period;
 use e2e::cluster::control_plane::member;
 use e2e::cluster::images::BUSYBOX;
 use e2e::cluster::kubeconfig;
-use e2e::cluster::story::shared;
+use e2e::cluster::story::{shared, text};
 use e2e::cluster::{Cluster, objects};
 use e2e::lab::Machine;
 use e2e::parts;
@@ -153,10 +153,6 @@ fn token_id() -> String {
 #[expect(clippy::disallowed_methods, reason = "certificates hold by the wall clock")]
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
 }
 
 fn restarts(cluster: &Cluster, pod: &str) -> Result<Value> {

@@ -110,21 +110,9 @@ fn logs_are_told_as_they_are_asked_for(story: &ClusterStory) -> Result<()> {
 }
 
 fn logs_are_followed_to_the_end_and_told_of_the_life_before(story: &ClusterStory) -> Result<()> {
-    story.apply(&format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: lives}}
-spec:
-  terminationGracePeriodSeconds: 1
-  volumes: [{{name: data, emptyDir: {{}}}}]
-  containers:
-  - name: main
-    image: {BUSYBOX}
-    command: [sh, -c, 'echo life >> /data/lives; n=$(wc -l < /data/lives); echo life $n; until [ -e /data/end$n ]; do sleep 0.1; done; echo end of $n']
-    volumeMounts: [{{name: data, mountPath: /data}}]
-"
-    ))?;
-    story.ready("lives")?;
+    let script = "echo life >> /data/lives; n=$(wc -l < /data/lives); echo life $n; \
+                  until [ -e /data/end$n ]; do sleep 0.1; done; echo end of $n";
+    story.run_shell("lives", script)?;
     let mut follow = Running(story.kubectl_command(&["logs", "-f", "lives"]).stdout(Stdio::piped()).spawn()?);
     let mut told = BufReader::new(follow.0.stdout.take().context("piped")?);
     let mut line = String::new();

@@ -6,7 +6,8 @@ use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::images::{self, AGNHOST, BUSYBOX};
-use e2e::cluster::{ClusterNode, ClusterStory, NodeKind, NodeSettings, story};
+use e2e::cluster::story::{self, condition, text};
+use e2e::cluster::{ClusterNode, ClusterStory, NodeKind, NodeSettings};
 use e2e::registry::{Registry, write_only_mirror};
 use e2e::test_host::eventually;
 use serde_json::{Value, json};
@@ -21,15 +22,6 @@ e2e::cluster_stories![
     what_takes_more_of_the_disk_than_it_may_is_evicted,
     a_config_map_of_a_mebibyte_reaches_its_file,
 ];
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
-    let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
-}
 
 /// A pod that sleeps; `more` are further fields of its spec, indented by two.
 fn sleeper(name: &str, more: &str) -> String {

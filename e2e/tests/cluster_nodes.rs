@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::images::AGNHOST;
 use e2e::cluster::node::Half;
+use e2e::cluster::objects::server;
 use e2e::cluster::story::{shared, shared_node, tell_anywhere};
 use e2e::cluster::{ClusterNode, ClusterStory, NodeKind};
 use e2e::parts::podwright;
@@ -28,27 +29,6 @@ fn far() -> &'static ClusterNode {
     FAR.get_or_init(|| shared().far_node(NodeKind::Podwright, "far").expect("start the node far"))
 }
 
-/// A pod on that node that tells who asks, and runs what it is asked to.
-fn server(name: &str, node: &ClusterNode, more: &str) -> String {
-    format!(
-        "apiVersion: v1
-kind: Pod
-metadata: {{name: {name}, labels: {{app: {name}}}}}
-spec:
-  terminationGracePeriodSeconds: 1
-  nodeSelector: {{kubernetes.io/hostname: {}}}
-  {more}
-  containers:
-  - name: main
-    image: {AGNHOST}
-    args: [netexec, --http-port=8080]
-    readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
----
-",
-        node.name()
-    )
-}
-
 /// What a shell script in a server's pod prints, told by the server itself.
 fn inside(node: &ClusterNode, address: &str, script: &str) -> Result<String> {
     let (url, script) = (format!("http://{address}:8080/shell"), format!("shellCommand={script}"));
@@ -64,10 +44,6 @@ fn inside(node: &ClusterNode, address: &str, script: &str) -> Result<String> {
 /// The address from which a server says that it was asked.
 fn seen_by(asked: &str) -> String {
     asked.rsplit_once(':').map_or(asked, |(address, _)| address).to_owned()
-}
-
-fn address_of(story: &ClusterStory, pod: &str) -> Result<String> {
-    Ok(story.get(&format!("pod/{pod}"))?["status"]["podIP"].as_str().context("an address")?.to_owned())
 }
 
 #[test]
@@ -116,7 +92,7 @@ spec: {{selector: {{app: there}}, ports: [{{port: 80, targetPort: 8080}}]}}
         server("node", there, "hostNetwork: true"),
     ))?;
     ["here", "there", "node"].into_iter().try_for_each(|pod| story.ready(pod))?;
-    let (pod_here, pod_there) = (address_of(story, "here")?, address_of(story, "there")?);
+    let (pod_here, pod_there) = (story.address_of("here")?, story.address_of("there")?);
     let ask = |url: &str| format!("curl -sS --max-time 5 {url}/clientip");
     let from_here = |url: &str| -> Result<String> { Ok(seen_by(&inside(here(), &pod_here, &ask(url))?)) };
     let with_port = format!("{pod_there}:8080");
@@ -188,7 +164,7 @@ fn a_node_without_its_link_loses_pods_and_comes_back() {
         story.kubectl(&["rollout", "status", "deployment/moves", "--timeout=60s"])?;
         let first = story.kubectl(&["get", "pods", "-l", "app=moves", "-o", "name"])?.trim().to_owned();
         assert_eq!(story.get(&first)?["spec"]["nodeName"], node.name());
-        let address = format!("{}:8080", address_of(story, "stays")?);
+        let address = format!("{}:8080", story.address_of("stays")?);
         let service =
             story.get("service/moves")?["spec"]["clusterIP"].as_str().context("an address")?.to_owned();
         let ask = |what: &str| {

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::ClusterStory;
 use e2e::cluster::images::{AGNHOST, BUSYBOX};
+use e2e::cluster::story::{condition, text};
 use e2e::test_host::eventually;
 use serde_json::Value;
 
@@ -16,16 +17,6 @@ e2e::cluster_stories![
     a_daemon_set_runs_on_the_node,
     a_static_pod_has_a_mirror,
 ];
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-/// `condition TYPE is STATUS` of an object.
-fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
-    let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
-    conditions.find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
-}
 
 /// Kubernetes' notation of bytes, as far as nodes write it.
 fn bytes(quantity: &Value) -> u64 {

@@ -1,7 +1,9 @@
-//! What is applied to a new cluster: the files of `objects/`, filled in.
+//! What is applied to a new cluster: the files of `objects/`, filled in; and the pod that stories of several files ask.
 
+use super::ClusterNode;
 use super::control_plane::ControlPlane;
 use super::flags::{DNS_SERVICE, DOMAIN, POD_CIDR, SERVICE_CIDR};
+use super::images::AGNHOST;
 use super::kubeconfig;
 
 /// The ConfigMaps and rights that kubeadm makes.
@@ -51,4 +53,26 @@ fn filled(text: &str) -> String {
         .replace("POD_CIDR", POD_CIDR)
         .replace("SERVICE_CIDR", SERVICE_CIDR)
         .replace("DOMAIN", DOMAIN)
+}
+
+/// A pod on that node that tells who asks, and runs what it is asked to; `more` are fields of its spec.
+#[must_use]
+pub fn server(name: &str, node: &ClusterNode, more: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{app: {name}, kind: server}}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  nodeSelector: {{kubernetes.io/hostname: {}}}
+  {more}
+  containers:
+  - name: main
+    image: {AGNHOST}
+    args: [netexec, --http-port=8080]
+    readinessProbe: {{httpGet: {{path: /healthz, port: 8080}}, periodSeconds: 1}}
+---
+",
+        node.name()
+    )
 }

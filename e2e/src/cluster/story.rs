@@ -170,6 +170,14 @@ spec:
         self.cluster.get(&self.words(&[object]))
     }
 
+    /// The address of a pod.
+    ///
+    /// # Errors
+    /// When it has none yet.
+    pub fn address_of(&self, pod: &str) -> Result<String> {
+        Ok(self.get(&format!("pod/{pod}"))?["status"]["podIP"].as_str().context("an address")?.to_owned())
+    }
+
     /// `kubectl wait --for=CONDITION`, for two minutes; an object that is not there yet is waited for too.
     ///
     /// # Errors
@@ -217,4 +225,17 @@ impl Drop for ClusterStory {
     fn drop(&mut self) {
         let _ = self.cluster.kubectl(&["delete", "namespace", &self.namespace, "--wait=false"]);
     }
+}
+
+/// A string of an object; empty where there is none.
+#[must_use]
+pub fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+/// The condition of that type of an object; null where there is none.
+#[must_use]
+pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
+    let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.find(|condition| condition["type"] == kind).unwrap_or(&Value::Null)
 }
