@@ -216,6 +216,157 @@ fn what_died_with_the_agent_is_given_back_to_the_plugins() -> Result<()> {
     Ok(())
 }
 
+/// What inspecting a sandbox says of it: a fact by its name.
+async fn fact(runtime: &mut requests::Runtime, id: &str, name: &str) -> Result<Value> {
+    let request = cri::v1::PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+    let info = runtime.pod_sandbox_status(request).await?.into_inner().info;
+    let facts: Value = serde_json::from_str(info.get("info").context("facts")?)?;
+    Ok(facts[name].clone())
+}
+
+/// Ours alone.
+fn bundled(version: &str) -> Value {
+    json!({ "cniVersion": version, "name": "foreign", "plugins": [
+        { "type": "bridge", "bridge": "cni9", "isGateway": true, "ipMasq": true, "ipam": ipam(Path::new(PATH_OF_HOST)) },
+        { "type": "portmap", "capabilities": { "portMappings": true } },
+        { "type": "firewall" },
+    ]})
+}
+
+/// A pod whose network somebody breaks is told of to whoever inspects it, and in the log when a new agent takes it over. It
+/// is left alone. `expect` is a part of what is said of a lost address.
+fn check_story(conflist: &Value, expect: &str) -> Result<()> {
+    let mut story = Host::start(&parts::upstream_cni(), &with_host(conflist, Path::new("/nowhere"))?)?;
+    story.configure(&with_host(conflist, story.host.path())?)?;
+    let path = story.host.path().to_owned();
+    block_on(async {
+        let mut runtime = story.runtime().await?;
+        let (one, _) = serve(&mut runtime, &path, "one", 8081).await?;
+        let (two, _) = serve(&mut runtime, &path, "two", 8082).await?;
+        for id in [&one, &two] {
+            assert_eq!(fact(&mut runtime, id, "cniCheck").await?, "intact");
+        }
+        let pid = fact(&mut runtime, &one, "pid").await?;
+        let inside = format!("--net=/proc/{pid}/ns/net");
+        story.host.run("nsenter", &[&inside, "ip", "address", "flush", "dev", "eth0"])?;
+        let found = fact(&mut runtime, &one, "cniCheck").await?;
+        let found = found.as_str().context("a verdict")?;
+        assert!(found.starts_with("broken: ") && found.contains(expect), "{found}");
+        assert_eq!(fact(&mut runtime, &two, "cniCheck").await?, "intact");
+        drop(runtime);
+        story.node().crash();
+        story.node.as_mut().context("the node")?.restart(&story.host)?;
+        let told = eventually("the log tells of the broken network", || {
+            let log = story.node.as_ref()?.log();
+            log.lines().find(|line| line.contains("has lost its network")).map(str::to_owned)
+        })?;
+        assert!(told.contains("default/one") && told.contains(expect), "{told}");
+        assert!(!story.node().log().contains("default/two"), "{}", story.node().log());
+        let mut runtime = story.runtime().await?;
+        assert_eq!(fact(&mut runtime, &one, "processStatus").await?, "running");
+        remove(&mut runtime, &one).await?;
+        remove(&mut runtime, &two).await
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_network_that_upstream_s_plugins_made_is_checked_by_them() -> Result<()> {
+    check_story(&bridge(), "bridge CHECK: ")
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_network_that_the_bundled_plugins_made_is_checked() -> Result<()> {
+    check_story(&bundled("1.1.0"), "eth0 does not have the address 10.99.0.2/24")?;
+    let story = Host::start(Path::new("/nowhere"), &bundled("0.4.0"))?;
+    story.configure(&with_host(&bundled("0.4.0"), story.host.path())?)?;
+    let path = story.host.path().to_owned();
+    block_on(async {
+        let mut runtime = story.runtime().await?;
+        let (one, _) = serve(&mut runtime, &path, "one", 8081).await?;
+        // Rules that somebody removed are the writer's to put back.
+        let before = story.rules()?;
+        story.host.run("iptables", &["-t", "nat", "-F", "PODWRIGHT-HOSTPORTS"])?;
+        assert_eq!(fact(&mut runtime, &one, "cniCheck").await?, "intact");
+        let lines = |text: &str| text.lines().filter(|line| line.starts_with("-A")).count();
+        assert_eq!(lines(&story.rules()?), lines(&before));
+        let links = story.host.run("ip", &["-o", "link", "show", "master", "cni9"])?;
+        let name = links.split(&[' ', '@'][..]).nth(1).context("a port of the bridge")?;
+        story.host.run("ip", &["link", "delete", name])?;
+        let found = fact(&mut runtime, &one, "cniCheck").await?;
+        assert_eq!(found, format!("broken: the pod's link {name} is gone"));
+        remove(&mut runtime, &one).await
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn what_a_network_does_not_let_be_checked_is_not() -> Result<()> {
+    let story = Host::start(&parts::upstream_cni(), &bundled("1.1.0"))?;
+    let path = story.host.path().to_owned();
+    let mut disabled = bundled("1.1.0");
+    disabled["disableCheck"] = true.into();
+    let cases = [
+        (ptp(), "unknown: CNI 0.3.1 has no CHECK"),
+        (disabled, "unknown: the network's configuration has disableCheck"),
+    ];
+    block_on(async {
+        let mut runtime = story.runtime().await?;
+        for (conflist, expect) in cases {
+            story.configure(&with_host(&conflist, &path)?)?;
+            let id = run_pod(&mut runtime, &pod(&path, "web")).await?;
+            assert_eq!(fact(&mut runtime, &id, "cniCheck").await?, expect);
+            remove(&mut runtime, &id).await?;
+        }
+        let mut on_the_node = pod(&path, "node");
+        let linux = on_the_node.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        let namespaces =
+            linux.and_then(|context| context.namespace_options.as_mut()).context("namespaces")?;
+        namespaces.set_network(cri::v1::NamespaceMode::Node);
+        let id = run_pod(&mut runtime, &on_the_node).await?;
+        assert_eq!(fact(&mut runtime, &id, "cniCheck").await?, Value::Null);
+        remove(&mut runtime, &id).await
+    })
+}
+
+/// Our binary as whoever else runs CNI plugins calls it.
+#[test]
+#[ignore = "needs root"]
+fn our_bridge_answers_check_as_a_program() -> Result<()> {
+    let host = TestHost::new()?;
+    let bridge = host.path().join("bridge");
+    std::os::unix::fs::symlink(parts::podwright(), &bridge)?;
+    host.run("ip", &["netns", "add", "pod"])?;
+    let call = |command: &str, config: &Value| {
+        let script = format!("echo '{config}' | {}", bridge.display());
+        let variables = [
+            format!("CNI_COMMAND={command}"),
+            "CNI_CONTAINERID=c1".to_owned(),
+            "CNI_NETNS=/run/netns/pod".to_owned(),
+            "CNI_IFNAME=eth0".to_owned(),
+            "CNI_PATH=/nowhere".to_owned(),
+        ];
+        let words: Vec<&str> = variables.iter().map(String::as_str).chain(["sh", "-c", &script]).collect();
+        host.run("env", &words)
+    };
+    let mut config = with_host(&bundled("1.0.0"), host.path())?["plugins"][0].clone();
+    (config["name"], config["cniVersion"]) = ("foreign".into(), "1.0.0".into());
+    config["prevResult"] = serde_json::from_str(&call("ADD", &config)?)?;
+    assert_eq!(call("CHECK", &config)?, "");
+    let fails = |expect: &str| {
+        let said = call("CHECK", &config).map_or_else(|error| format!("{error:#}"), |_| "nothing".to_owned());
+        assert!(said.contains(expect), "{said}");
+    };
+    host.run("iptables", &["-t", "nat", "-F", "POSTROUTING"])?;
+    fails("netfilter rules of the container are missing");
+    host.run("ip", &["-n", "pod", "address", "flush", "dev", "eth0"])?;
+    fails("eth0 does not have the address 10.99.0.2/24");
+    call("DEL", &config)?;
+    fails("container c1 holds no address");
+    Ok(())
+}
+
 /// `NetworkReady` says what is missing, and a sandbox fails with the plugin's own words and leaves nothing.
 #[test]
 #[ignore = "needs root"]

@@ -1,5 +1,7 @@
 //! The bridge plugin: a veth pair between the container's namespace and a bridge of the node.
 
+mod check;
+
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -277,7 +279,7 @@ impl BridgeConfig {
             Interface { name: host_name, ..Interface::default() },
             Interface {
                 name: interface.to_owned(),
-                mac: address.map(text_of).unwrap_or_default(),
+                mac: address.map(|address| text_of(&address)).unwrap_or_default(),
                 sandbox: path.display().to_string(),
             },
         ];
@@ -351,8 +353,8 @@ fn hardware_address(address: IpAddr) -> [u8; 6] {
     }
 }
 
-fn text_of(address: [u8; 6]) -> String {
-    address.map(|byte| format!("{byte:02x}")).join(":")
+fn text_of(address: &[u8]) -> String {
+    address.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
 
 /// Opens a container's network namespace.

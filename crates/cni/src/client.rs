@@ -1,7 +1,11 @@
-//! The runtime's CNI client: which network pods get, ADD and DEL through its plugins in order, what was added before a crash.
+//! The runtime's CNI client: which network pods get, ADD, DEL and CHECK through its plugins in order, what was added before a crash.
 //!
 //! A bundled plugin runs in process where it can do what its configuration asks for, else the program of that name does.
 //! Each attachment is written down before it is acquired, with its configuration: DEL works when the file has changed.
+
+mod check;
+
+pub use check::Checked;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpListener, UdpSocket};

@@ -18,6 +18,8 @@ pub struct NetworkConfig {
     pub name: String,
     /// Whether plugins are never asked to collect garbage.
     pub disable_gc: bool,
+    /// Whether plugins are never asked to check an attachment.
+    pub disable_check: bool,
     /// The plugins' own configurations, in order.
     pub plugins: Vec<Value>,
 }
@@ -34,6 +36,7 @@ impl NetworkConfig {
         check_name(&name)?;
         let version = version_of(&value)?;
         let disable_gc = value["disableGC"].as_bool().unwrap_or_default();
+        let disable_check = value["disableCheck"].as_bool().unwrap_or_default();
         let plugins = match value.get("plugins") {
             Some(Value::Array(plugins)) if !plugins.is_empty() => plugins.clone(),
             Some(_) => {
@@ -49,7 +52,7 @@ impl NetworkConfig {
             let message = format!("network {name}: a plugin has no type: {plugin}");
             return Err(CniError::new(Code::InvalidConfig, message));
         }
-        Ok(Self { version, name, disable_gc, plugins })
+        Ok(Self { version, name, disable_gc, disable_check, plugins })
     }
 
     /// The lexically first `.conflist`, `.conf` or `.json` file of the directory; nothing when there is none.
@@ -78,12 +81,21 @@ impl NetworkConfig {
         self.version == "1.1.0"
     }
 
+    /// Whether its plugins know CHECK (CNI 0.4.0).
+    #[must_use]
+    pub fn has_check(&self) -> bool {
+        self.version != "0.3.1"
+    }
+
     /// As a conflist.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let mut value = json!({ "cniVersion": self.version, "name": self.name, "plugins": self.plugins });
         if self.disable_gc {
             value["disableGC"] = Value::Bool(true);
+        }
+        if self.disable_check {
+            value["disableCheck"] = Value::Bool(true);
         }
         value
     }
@@ -144,9 +156,9 @@ mod tests {
 
     #[test]
     fn the_newest_listed_version_counts_and_a_conflist_is_written_as_it_was_read() {
-        let text = r#"{"cniVersion":"1.0.0","cniVersions":["0.4.0","1.1.0","9.0.0"],"name":"n","disableGC":true,"plugins":[{"type":"ptp"}]}"#;
+        let text = r#"{"cniVersion":"1.0.0","cniVersions":["0.4.0","1.1.0","9.0.0"],"name":"n","disableGC":true,"disableCheck":true,"plugins":[{"type":"ptp"}]}"#;
         let config = NetworkConfig::parse(text).expect("valid");
-        assert!(config.has_status_and_gc() && config.disable_gc);
+        assert!(config.has_status_and_gc() && config.disable_gc && config.disable_check);
         assert_eq!(NetworkConfig::parse(&config.to_json().to_string()).expect("valid"), config);
     }
 

@@ -94,13 +94,20 @@ impl CniError {
     /// The JSON object that a plugin prints (CNI 1.1 §5).
     #[must_use]
     pub fn to_json(&self, version: &str) -> Value {
-        let mut details = String::new();
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            details = if details.is_empty() { error.to_string() } else { format!("{details}: {error}") };
-            cause = error.source();
-        }
+        let details = self.causes().join(": ");
         json!({ "cniVersion": version, "code": self.code.number(), "msg": self.message, "details": details })
+    }
+
+    /// The message with its causes.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        [vec![self.message.clone()], self.causes()].concat().join(": ")
+    }
+
+    fn causes(&self) -> Vec<String> {
+        std::iter::successors(std::error::Error::source(self), |error| error.source())
+            .map(ToString::to_string)
+            .collect()
     }
 }
 

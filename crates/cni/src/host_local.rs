@@ -259,6 +259,18 @@ impl HostLocal {
         Ok(())
     }
 
+    /// CNI 1.1 §4 "CHECK": the container's interface holds what it was given.
+    ///
+    /// # Errors
+    /// When it holds nothing, or the leases cannot be read.
+    pub fn check(&self, container_id: &str, interface: &str) -> Result<(), CniError> {
+        let is_held = |lease: &Lease| lease.container_id == container_id && lease.interface == interface;
+        if self.leases()?.iter().any(is_held) {
+            return Ok(());
+        }
+        Err(CniError::new(Code::Internal, format!("container {container_id} holds no address")))
+    }
+
     /// Frees one lease, if it is still that container's.
     ///
     /// # Errors

@@ -140,8 +140,7 @@ fn add_bridge(call: &Call) -> Result<crate::AddResult, CniError> {
         let end = ContainerEnd { container_id, interface, namespace: &namespace, path };
         let connected = config.connect(&netlink, index, &end, leased).await.and_then(|result| {
             if config.ip_masq {
-                let needs = Needs { masquerade: config.subnets().collect(), ..Needs::default() };
-                alone::write(plugin_chains(Plugin::Bridge), &place(call), &needs)?;
+                alone::write(plugin_chains(Plugin::Bridge), &place(call), &masquerade(&config))?;
             }
             Ok(result)
         });
@@ -219,21 +218,30 @@ fn needs(plugin: Plugin, call: &Call) -> Result<Needs, CniError> {
 }
 
 fn check(plugin: Plugin, call: &Call) -> Result<(), CniError> {
-    let leases = match plugin {
-        Plugin::Loopback => return Ok(()),
+    match plugin {
+        Plugin::Loopback => Ok(()),
         Plugin::Portmap | Plugin::Firewall => {
-            return alone::check(plugin_chains(plugin), &place(call), &needs(plugin, call)?);
+            alone::check(plugin_chains(plugin), &place(call), &needs(plugin, call)?)
         }
-        Plugin::HostLocal => ipam(call)?.leases()?,
-        Plugin::Bridge => BridgeConfig::parse(&call.config)?.ipam.leases()?,
-    };
-    let held = leases
-        .iter()
-        .any(|lease| lease.container_id == call.container_id && lease.interface == call.interface);
-    if held {
-        return Ok(());
+        Plugin::HostLocal => ipam(call)?.check(&call.container_id, &call.interface),
+        Plugin::Bridge => check_bridge(call),
     }
-    Err(CniError::new(Code::Internal, format!("container {} holds no address", call.container_id)))
+}
+
+fn check_bridge(call: &Call) -> Result<(), CniError> {
+    let config = BridgeConfig::parse(&call.config)?;
+    let path = netns(call)?;
+    let namespace = open_namespace(path)?;
+    let (container_id, interface) = (&call.container_id, &call.interface);
+    let end = ContainerEnd { container_id, interface, namespace: &namespace, path };
+    let result = crate::AddResult::parse(previous(call)?)?;
+    block_on(async { config.check(&Netlink::open()?, &end, &result).await })?;
+    alone::check(plugin_chains(Plugin::Bridge), &place(call), &masquerade(&config))
+}
+
+fn masquerade(config: &BridgeConfig) -> Needs {
+    let subnets = config.subnets().filter(|_| config.ip_masq);
+    Needs { masquerade: subnets.collect(), ..Needs::default() }
 }
 
 /// CNI 1.1 §4 "GC": what is not in `cni.dev/valid-attachments` is freed.
@@ -262,9 +270,10 @@ fn ipam(call: &Call) -> Result<HostLocal, CniError> {
 }
 
 fn netns(call: &Call) -> Result<&Path, CniError> {
-    call.netns
-        .as_deref()
-        .ok_or_else(|| CniError::new(Code::InvalidEnvironment, "CNI_NETNS is not set; ADD needs it"))
+    call.netns.as_deref().ok_or_else(|| {
+        let message = format!("CNI_NETNS is not set; {} needs it", call.command);
+        CniError::new(Code::InvalidEnvironment, message)
+    })
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, CniError>>) -> Result<T, CniError> {

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkMessage,
+    InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
 };
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::{
@@ -76,6 +76,10 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is a bridge.
     pub is_bridge: bool,
+    /// The index of the bridge whose port it is.
+    pub controller: Option<u32>,
+    /// Whether it is set up.
+    pub is_up: bool,
 }
 
 /// A veth pair to make: one end here on a bridge, the other in a pod.
@@ -446,12 +450,15 @@ pub(crate) fn link_of(message: &LinkMessage) -> Link {
         address: Vec::new(),
         mtu: 0,
         is_bridge: false,
+        controller: None,
+        is_up: message.header.flags.contains(LinkFlags::Up),
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(address) => link.address.clone_from(address),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Controller(index) => link.controller = Some(*index),
             LinkAttribute::LinkInfo(info) => {
                 use netlink_packet_route::link::{InfoKind, LinkInfo};
                 link.is_bridge = info.iter().any(|info| matches!(info, LinkInfo::Kind(InfoKind::Bridge)));

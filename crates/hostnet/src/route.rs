@@ -45,6 +45,25 @@ impl Netlink {
         Ok(routes)
     }
 
+    /// The ranges behind gateways, with these, whoever made the routes. A default route is one to every address.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn gateways(&self) -> Result<BTreeSet<(IpNet, IpAddr)>, LinkError> {
+        let mut gateways = BTreeSet::new();
+        for any in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
+            let found = self.handle().route().get(any).execute();
+            let messages: Vec<RouteMessage> = found.try_collect().await.map_err(refused("list routes"))?;
+            gateways.extend(messages.iter().filter_map(|message| {
+                let gateway = gateway_of(message)?;
+                Some((destination_of(message).or_else(|| anywhere(gateway))?, gateway))
+            }));
+        }
+        Ok(gateways)
+    }
+
     /// Makes `route` the way to its range, in place of the owner's former one among `there`.
     ///
     /// # Errors
@@ -108,21 +127,41 @@ fn message_of(owner: RouteOwner, route: &Route) -> Option<RouteMessage> {
 }
 
 fn route_of(message: &RouteMessage) -> Option<Route> {
-    let (mut destination, mut gateway, mut link) = (None, None, None);
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(address) => destination = address_of(address),
-            RouteAttribute::Gateway(address) => gateway = address_of(address),
-            RouteAttribute::Oif(index) => link = Some(*index),
-            _ => {}
-        }
-    }
+    let link = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
     Some(Route {
-        destination: IpNet::new(destination?, message.header.destination_prefix_length).ok()?,
-        gateway: gateway?,
+        destination: destination_of(message)?,
+        gateway: gateway_of(message)?,
         link: link?,
         onlink: message.header.flags.contains(RouteFlags::Onlink),
     })
+}
+
+/// None of a default route.
+fn destination_of(message: &RouteMessage) -> Option<IpNet> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => address_of(address),
+        _ => None,
+    });
+    IpNet::new(address?, message.header.destination_prefix_length).ok()
+}
+
+fn gateway_of(message: &RouteMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(address) => address_of(address),
+        _ => None,
+    })
+}
+
+/// Every address of the family.
+fn anywhere(like: IpAddr) -> Option<IpNet> {
+    let unspecified = match like {
+        IpAddr::V4(_) => IpAddr::from([0; 4]),
+        IpAddr::V6(_) => IpAddr::from([0_u16; 8]),
+    };
+    IpNet::new(unspecified, 0).ok()
 }
 
 fn address_of(address: &RouteAddress) -> Option<IpAddr> {

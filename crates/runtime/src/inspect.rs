@@ -21,8 +21,8 @@ pub(crate) fn container(record: &ContainerRecord, spec: &Value) -> HashMap<Strin
     }))
 }
 
-/// Of a sandbox.
-pub(crate) fn sandbox(record: &SandboxRecord) -> HashMap<String, String> {
+/// Of a sandbox; `check` is what came of looking at its network.
+pub(crate) fn sandbox(record: &SandboxRecord, check: Option<String>) -> HashMap<String, String> {
     let pid = record.supervisor.as_ref().map_or(0, |process| process.pid);
     let status = match record.phase {
         SandboxPhase::Ready => "running",
@@ -36,7 +36,7 @@ pub(crate) fn sandbox(record: &SandboxRecord) -> HashMap<String, String> {
         .collect();
     info(&json!({
         "pid": pid, "processStatus": status, "netNamespaceClosed": record.supervisor.is_none(),
-        "runtimeHandler": record.handler, "runtimeType": "podwright", "cniResult": network(record),
+        "runtimeHandler": record.handler, "runtimeType": "podwright", "cniResult": network(record), "cniCheck": check,
         "cgroupParent": record.cgroup_parent, "config": record.config,
         "runtimeSpec": { "hostname": record.config.hostname, "linux": { "namespaces": namespaces } },
     }))

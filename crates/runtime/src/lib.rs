@@ -12,6 +12,7 @@ pub mod images;
 mod inspect;
 mod listing;
 mod network;
+mod network_check;
 mod record;
 mod recovery;
 mod runtime;

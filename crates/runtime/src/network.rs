@@ -23,6 +23,12 @@ pub(crate) fn attachment(record: &SandboxRecord, supervisor: Option<&ProcessId>)
     }
 }
 
+/// `NAMESPACE/NAME`.
+pub(crate) fn pod_name(record: &SandboxRecord) -> String {
+    let metadata = record.config.metadata.as_ref();
+    metadata.map(|metadata| format!("{}/{}", metadata.namespace, metadata.name)).unwrap_or_default()
+}
+
 /// The capabilities that CNI's conventions name; a plugin gets those that it declares.
 fn capabilities(config: &PodSandboxConfig) -> BTreeMap<String, Value> {
     let mut capabilities = BTreeMap::new();

@@ -35,10 +35,12 @@ impl Runtime {
         let records =
             self.index().sandboxes().into_iter().map(|sandbox| sandbox.record()).collect::<Vec<_>>();
         let ready = records.into_iter().filter(|record| record.phase == SandboxPhase::Ready);
-        let live = ready.map(|record| record.id).collect();
+        let live: BTreeSet<String> = ready.map(|record| record.id).collect();
         self.cni.reconcile(&live).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "addresses of former sandboxes may stay leased");
         });
+        // Nobody waits for plugins that only look.
+        tokio::spawn(self.clone().tell_of_broken_networks(live));
         self.images.collect().await?;
         Ok(())
     }

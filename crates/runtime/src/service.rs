@@ -110,7 +110,10 @@ impl RuntimeService for Pods {
         let sandbox = self.0.index().sandbox(&request.pod_sandbox_id)?;
         let record = sandbox.record();
         let containers = self.0.index().containers_of(&sandbox.id);
-        let info = if request.verbose { inspect::sandbox(&record) } else { HashMap::new() };
+        let info = match request.verbose {
+            true => inspect::sandbox(&record, self.0.network_check(&record).await),
+            false => HashMap::new(),
+        };
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(status::sandbox(&record)),
             info,

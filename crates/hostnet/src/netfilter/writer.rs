@@ -54,6 +54,7 @@ enum Command {
     Submit { owner: Owner, rules: PerFamily<Ruleset>, done: oneshot::Sender<Result<(), WriteError>> },
     Clear { owners: Vec<Owner>, done: oneshot::Sender<Result<(), WriteError>> },
     Release { owner: Owner, done: oneshot::Sender<Result<(), WriteError>> },
+    Inspect { done: oneshot::Sender<Result<(), WriteError>> },
 }
 
 /// Starts writers; see the module.
@@ -106,6 +107,15 @@ impl WriterHandle {
         self.send(Command::Release { owner, done }, answer).await
     }
 
+    /// Reads what is there of everyone's rules, and puts back what is missing; returns when it is there.
+    ///
+    /// # Errors
+    /// When iptables is missing or refuses.
+    pub async fn inspect(&self) -> Result<(), WriteError> {
+        let (done, answer) = oneshot::channel();
+        self.send(Command::Inspect { done }, answer).await
+    }
+
     async fn send(
         &self,
         command: Command,
@@ -153,6 +163,7 @@ impl Wishes {
                 self.rules.remove(&owner);
                 done
             }
+            Command::Inspect { done } => done,
         }
     }
 
@@ -190,14 +201,11 @@ async fn run(mut commands: mpsc::Receiver<Command>) {
             },
             () = watcher.changed() => Occasion::Suspicion,
         };
+        let inspects = batch.iter().any(|command| matches!(command, Command::Inspect { .. }));
         let waiting: Vec<_> = batch.drain(..).map(|command| wishes.take(command)).collect();
-        let mut answer = Ok(());
-        for family in Family::ALL {
-            let state = states.of_mut(family);
-            match write(family, state.take(), &wishes, occasion, &own).await {
-                Ok(now) => *state = now,
-                Err(error) => answer = answer.and(Err(error)),
-            }
+        let mut answer = write_all(&mut states, &wishes, occasion, &own).await;
+        if inspects {
+            answer = answer.and(write_all(&mut states, &wishes, Occasion::Suspicion, &own).await);
         }
         let known = Family::ALL.into_iter().filter(|family| states.of(*family).is_some());
         let families: Vec<Family> = known.collect();
@@ -213,6 +221,23 @@ async fn run(mut commands: mpsc::Receiver<Command>) {
             let _ = done.send(answer.clone());
         }
     }
+}
+
+async fn write_all(
+    states: &mut PerFamily<Option<State>>,
+    wishes: &Wishes,
+    occasion: Occasion,
+    own: &Arc<OwnPrograms>,
+) -> Result<(), WriteError> {
+    let mut outcome = Ok(());
+    for family in Family::ALL {
+        let state = states.of_mut(family);
+        match write(family, state.take(), wishes, occasion, own).await {
+            Ok(now) => *state = now,
+            Err(error) => outcome = outcome.and(Err(error)),
+        }
+    }
+    outcome
 }
 
 /// Brings one family to what is wanted of it; nothing is known of a family in which nothing was ever wanted.
