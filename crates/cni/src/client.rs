@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hostnet::conntrack::{self, Flow};
-use hostnet::link::{LinkMonitor, Netlink, write_sysctl};
+use hostnet::link::{Netlink, write_sysctl};
+use hostnet::monitor::{LinkEvent, LinkMonitor};
 use hostnet::netfilter::{Family, Owner, PerFamily, Ruleset, WriterHandle};
 use ipnet::IpNet;
 use serde_json::{Value, json};
@@ -579,10 +580,13 @@ fn is_of_the_node(address: std::net::IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
+/// Until links are listed again when nothing is told of those that are waited for.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// Frees each lease once its link has vanished; no address is used again before.
 async fn release(
     netlink: Netlink,
-    mut vanished: broadcast::Receiver<String>,
+    mut vanished: broadcast::Receiver<LinkEvent>,
     ipam: HostLocal,
     leases: Vec<Lease>,
 ) {
@@ -594,24 +598,29 @@ async fn release(
     let mut look = true;
     while !waiting.is_empty() {
         if std::mem::take(&mut look) {
-            let Ok(links) = netlink.links().await else { return };
-            let present: BTreeSet<String> = links.into_iter().map(|link| link.name).collect();
-            let gone: Vec<String> = waiting.keys().filter(|name| !present.contains(*name)).cloned().collect();
-            for name in gone {
-                free(&ipam, waiting.remove(&name));
+            match netlink.links().await {
+                Ok(links) => {
+                    let present: BTreeSet<String> = links.into_iter().map(|link| link.name).collect();
+                    for (_, leases) in waiting.extract_if(.., |name, _| !present.contains(name)) {
+                        free(&ipam, leases);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "addresses of sandboxes that ended are not free yet");
+                }
             }
             continue;
         }
-        match vanished.recv().await {
-            Ok(name) => free(&ipam, waiting.remove(&name)),
-            Err(broadcast::error::RecvError::Lagged(_)) => look = true,
-            Err(broadcast::error::RecvError::Closed) => return,
+        match tokio::time::timeout(LOOK_AGAIN, vanished.recv()).await {
+            Ok(Ok(LinkEvent::Vanished(name))) => free(&ipam, waiting.remove(&name).unwrap_or_default()),
+            Ok(Err(broadcast::error::RecvError::Closed)) => return,
+            Ok(Ok(LinkEvent::Missed) | Err(broadcast::error::RecvError::Lagged(_))) | Err(_) => look = true,
         }
     }
 }
 
-fn free(ipam: &HostLocal, leases: Option<Vec<Lease>>) {
-    for lease in leases.unwrap_or_default() {
+fn free(ipam: &HostLocal, leases: Vec<Lease>) {
+    for lease in leases {
         if let Err(error) = ipam.free(&lease) {
             tracing::warn!(address = %lease.address, sandbox = lease.container_id, %error, "an address stays leased");
         }

@@ -5,6 +5,7 @@
 
 pub mod conntrack;
 pub mod link;
+pub mod monitor;
 pub mod netfilter;
 mod netlink;
 pub mod route;

@@ -9,19 +9,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use futures::TryStreamExt;
-use futures::channel::mpsc::UnboundedReceiver;
-use futures::stream::StreamExt;
 use ipnet::IpNet;
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkMessage,
 };
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::{
-    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, MulticastGroup, RouteMessageBuilder,
-};
-use tokio::sync::broadcast;
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 /// Why a network operation did not happen.
 #[derive(Debug, thiserror::Error)]
@@ -341,79 +334,6 @@ impl Netlink {
                 Err(refused(format!("add route {destination} via {gateway}"))(error))
             }
             _ => Ok(()),
-        }
-    }
-}
-
-/// Tells the names of links that have vanished from this namespace, until dropped.
-#[derive(Debug)]
-pub struct LinkMonitor {
-    names: broadcast::Sender<String>,
-}
-
-impl LinkMonitor {
-    /// Starts to listen in the network namespace of the calling thread. Inside a tokio runtime.
-    ///
-    /// # Errors
-    /// When the kernel gives no socket.
-    pub fn start() -> Result<Self, LinkError> {
-        let (connection, _, messages) =
-            rtnetlink::new_multicast_connection(&[MulticastGroup::Link]).map_err(LinkError::Open)?;
-        tokio::spawn(connection);
-        let (names, _) = broadcast::channel(1024);
-        tokio::spawn(forward(messages, names.clone()));
-        Ok(Self { names })
-    }
-
-    /// From now on every vanished link's name. A receiver that lags is told so and must look for itself.
-    #[must_use]
-    pub fn vanished(&self) -> broadcast::Receiver<String> {
-        self.names.subscribe()
-    }
-}
-
-/// Tells that links, addresses or routes of this namespace have changed, until dropped. Bursts are told once.
-#[derive(Debug)]
-pub struct NetworkMonitor {
-    changes: tokio::sync::mpsc::Receiver<()>,
-}
-
-impl NetworkMonitor {
-    /// Starts to listen in the network namespace of the calling thread. Inside a tokio runtime.
-    ///
-    /// # Errors
-    /// When the kernel gives no socket.
-    pub fn start() -> Result<Self, LinkError> {
-        use MulticastGroup::{Ipv4Ifaddr, Ipv4Route, Ipv6Ifaddr, Ipv6Route, Link};
-        let groups = [Link, Ipv4Ifaddr, Ipv6Ifaddr, Ipv4Route, Ipv6Route];
-        let (connection, _, mut messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(LinkError::Open)?;
-        tokio::spawn(connection);
-        let (tell, changes) = tokio::sync::mpsc::channel(1);
-        tokio::spawn(async move {
-            while messages.next().await.is_some() {
-                // One that is not read yet says the same.
-                let _ = tell.try_send(());
-            }
-        });
-        Ok(Self { changes })
-    }
-
-    /// Waits for a change. Never comes when the kernel's socket is gone.
-    pub async fn changed(&mut self) {
-        if self.changes.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
-
-type Messages<A> = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, A)>;
-
-async fn forward<A>(mut messages: Messages<A>, names: broadcast::Sender<String>) {
-    while let Some((message, _)) = messages.next().await {
-        if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) = message.payload {
-            // Without a listener nobody needs it.
-            let _ = names.send(link_of(&link).name);
         }
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use hostnet::link::{LinkError, Netlink, NetworkMonitor};
+use hostnet::link::{LinkError, Netlink};
+use hostnet::monitor::NetworkMonitor;
 use hostnet::netfilter::{Owner, PerFamily, Ruleset, WriterHandle};
 use k8s_openapi::api::core::v1;
 use kube::runtime::watcher::{self, Event};
