@@ -4,13 +4,17 @@
 //! forwarding, and an empty `/run`. It ends with the value, or with the test process: its first process waits on a pipe.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 pub use crate::daemon::Daemon;
@@ -100,6 +104,23 @@ impl TestHost {
     /// When it cannot be started, or ends with another code than 0: with everything that it wrote.
     pub fn run(&self, name: impl AsRef<OsStr>, arguments: &[&str]) -> Result<String> {
         output_of(self.command(name).args(arguments))
+    }
+
+    /// A connection from inside the host: a socket stays in the network in which it was made.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(&self, address: SocketAddr) -> Result<TcpStream> {
+        let network =
+            File::open(format!("/proc/{}/ns/net", self.inside)).context("open the host's network")?;
+        let inside = || {
+            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+                .context("enter the host's network")?;
+            TcpStream::connect(address).with_context(|| format!("connect to {address}"))
+        };
+        // The thread is in that network for good.
+        let thread = std::thread::scope(|scope| scope.spawn(inside).join());
+        thread.map_err(|_| anyhow!("the client panicked"))?
     }
 
     /// Starts a daemon inside the host; what it writes goes to `NAME.log` in the host's directory.
