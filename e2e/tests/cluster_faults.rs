@@ -28,6 +28,8 @@ faults![
     a_pod_that_is_deleted_while_the_agent_is_away_ends,
     a_pod_that_is_deleted_by_force_behind_a_cut_link_ends,
     an_api_server_that_comes_and_goes_starts_nothing_twice,
+    a_watch_that_has_expired_loses_nothing,
+    a_node_without_its_rights_keeps_its_pods_until_it_has_them_again,
 ];
 
 static PODWRIGHT: LazyLock<Mutex<World>> = LazyLock::new(|| Mutex::new(World::start(NodeKind::Podwright)));
@@ -56,18 +58,7 @@ impl World {
 
     /// A pod whose process nobody confuses with another: it sleeps for that many seconds.
     fn sleeper(&self, name: &str, seconds: u32, more: &str) -> Result<()> {
-        self.cluster.apply(&format!(
-            "apiVersion: v1
-kind: Pod
-metadata: {{name: {name}}}
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: main
-    image: {BUSYBOX}
-    command: [sleep, '{seconds}']
-{more}"
-        ))?;
+        self.cluster.apply(&manifest(name, seconds, more))?;
         self.ready(name)
     }
 
@@ -104,6 +95,21 @@ spec:
             lines[lines.len().saturating_sub(80)..].join("\n")
         )
     }
+}
+
+fn manifest(name: &str, seconds: u32, more: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sleep, '{seconds}']
+{more}"
+    )
 }
 
 struct Pod(Value);
@@ -281,4 +287,54 @@ spec:
     assert_eq!(restarts, [0; 10]);
     world.cluster.kubectl(&["delete", "deployment", "many", "--cascade=foreground", "--timeout=120s"])?;
     eventually("nothing of them runs", || (world.sleeping(16_001) == 0).then_some(()))
+}
+
+fn a_watch_that_has_expired_loses_nothing(world: &World) -> Result<()> {
+    let control_plane = &world.cluster.control_plane;
+    world.sleeper("stays", 17_001, PROBED)?;
+    world.sleeper("goes", 17_002, "")?;
+    let before = world.pod("stays")?.container()["containerID"].clone();
+    let heard = world.pod("goes")?.0["metadata"]["resourceVersion"].clone();
+    world.cluster.lab.cut(&world.node.machine)?;
+    world.cluster.kubectl(&["delete", "pod", "goes", "--force", "--grace-period=0"])?;
+    world.cluster.apply(&manifest("comes", 17_003, ""))?;
+    world.cluster.kubectl(&["wait", "--for=jsonpath={.spec.nodeName}=node", "pod/comes", "--timeout=60s"])?;
+    // Neither etcd nor the API server knows any more what happened meanwhile.
+    control_plane.compact()?;
+    control_plane.kill(Component::ApiServer);
+    control_plane.start_component(Component::ApiServer)?;
+    let version = heard.as_str().context("a version")?;
+    let watch = format!("/api/v1/pods?watch=true&timeoutSeconds=2&resourceVersion={version}");
+    let told = world.cluster.kubectl(&["get", "--raw", &watch]).unwrap_or_else(|error| error.to_string());
+    ensure!(told.contains("too old resource version"), "the watch has not expired: {told}");
+    world.cluster.lab.heal(&world.node.machine)?;
+    world.ready("comes")?;
+    eventually("what was deleted ends", || (world.sleeping(17_002) == 0).then_some(()))?;
+    world.node.wait_ready(&world.cluster)?;
+    world.ready("stays")?;
+    let after = world.pod("stays")?;
+    assert_eq!((after.restarts(), &after.container()["containerID"]), (0, &before));
+    assert_eq!((world.sleeping(17_001), world.sleeping(17_003)), (1, 1));
+    world.delete(&["stays", "comes"])
+}
+
+fn a_node_without_its_rights_keeps_its_pods_until_it_has_them_again(world: &World) -> Result<()> {
+    let control_plane = &world.cluster.control_plane;
+    world.sleeper("kept-on", 18_001, PROBED)?;
+    let before = world.pod("kept-on")?.container()["containerID"].clone();
+    let refusals = || world.node.log().matches("is forbidden").count();
+    let former = refusals();
+    control_plane.kill(Component::ApiServer);
+    control_plane.start_component_with(Component::ApiServer, "authorization-mode", "RBAC")?;
+    eventually("the node says what is refused", || (refusals() > former).then_some(()))?;
+    pass(5);
+    assert_eq!(world.sleeping(18_001), 1, "nobody has said that it is to end");
+    control_plane.kill(Component::ApiServer);
+    control_plane.start_component(Component::ApiServer)?;
+    world.sleeper("new-again", 18_002, "")?;
+    world.node.wait_ready(&world.cluster)?;
+    world.ready("kept-on")?;
+    let after = world.pod("kept-on")?;
+    assert_eq!((after.restarts(), &after.container()["containerID"]), (0, &before));
+    world.delete(&["kept-on", "new-again"])
 }

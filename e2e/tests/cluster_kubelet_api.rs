@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::certificates::{Authority, Subject};
+use e2e::cluster::certificates::{Authority, Period, Subject};
 use e2e::cluster::images::BUSYBOX;
 use e2e::cluster::{ClusterStory, NodeKind};
 use e2e::test_host::eventually;
@@ -48,20 +48,24 @@ fn nobody_gets_what_they_may_not(story: &ClusterStory) -> Result<()> {
         // The stock kubelet tells everybody what is not there.
         paths.extend(["/no/such/path", "/"]);
     }
-    // Nobody, or somebody whom nobody knows.
-    let stranger = Authority::new("kubernetes")?
-        .client(Subject { common_name: "kubernetes-super-admin", organization: Some("system:masters") })?;
+    // Nobody, or somebody whom nobody knows, or who was known once.
+    let admins = Subject { common_name: "kubernetes-super-admin", organization: Some("system:masters") };
+    let stranger = Authority::new("kubernetes")?.client(admins)?;
     let directory = story.cluster.control_plane.machine().host.path().join(&story.namespace);
     std::fs::create_dir_all(&directory)?;
     stranger.write(&directory, "stranger")?;
-    let [certificate, key] = ["crt", "key"].map(|ending| directory.join(format!("stranger.{ending}")));
-    let (certificate, key) = (certificate.to_string_lossy(), key.to_string_lossy());
+    let period = Period { from: 1_700_000_000, to: 1_740_000_000 };
+    story.cluster.control_plane.authority().client_within(admins, period)?.write(&directory, "expired")?;
+    let file = |name: &str| directory.join(name).to_string_lossy().into_owned();
+    let [stranger, strangers, expired, expireds] =
+        ["stranger.crt", "stranger.key", "expired.crt", "expired.key"].map(file);
     for path in paths {
         for with in [
             &[][..],
             &["-H", "Authorization: Bearer made.up.token"],
             &["-H", "Authorization: Basic YWRtaW46YWRtaW4="],
-            &["--cert", &certificate, "--key", &key],
+            &["--cert", &stranger, "--key", &strangers],
+            &["--cert", &expired, "--key", &expireds],
         ] {
             assert_eq!(ask(story, path, with)?, (401, "Unauthorized".to_owned()), "{path} {with:?}");
         }
@@ -97,7 +101,12 @@ fn nobody_gets_what_they_may_not(story: &ClusterStory) -> Result<()> {
     for path in ["/stats/summary", "/configz", &logs] {
         assert_eq!(ask(story, path, &["-H", &bearer])?.0, 403, "{path}");
     }
-    story.kubectl(&["delete", "clusterrole,clusterrolebinding", &role]).map(drop)
+    // What is taken away while the kubelet runs is gone when its answers about it are old.
+    story.kubectl(&["delete", "clusterrole,clusterrolebinding", &role])?;
+    let code = || ask(story, "/metrics/resource", &["-H", &bearer]).ok().map(|(code, _)| code);
+    eventually("the rights count no more", || (code()? == 403).then_some(()))?;
+    story.kubectl(&["delete", "serviceaccount", "monitor"])?;
+    eventually("the token counts no more", || (code()? == 401).then_some(()))
 }
 
 fn the_kubelet_tells_of_itself(story: &ClusterStory) -> Result<()> {

@@ -302,6 +302,7 @@ spec:
     let mirror = format!("fixed-{node}");
     story.ready(&mirror)?;
     assert_eq!(story.kubectl(&["logs", &mirror])?, "fixed\n");
+    assert_eq!(story.exec(&mirror, "cat /proc/1/comm; hostname")?, format!("sleep\n{mirror}\n"));
     let seen = story.get(&format!("pod/{mirror}"))?;
     let annotations = &seen["metadata"]["annotations"];
     assert!(annotations["kubernetes.io/config.mirror"].is_string(), "{annotations}");

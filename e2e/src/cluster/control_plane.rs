@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::certificates::{Authority, Period, Subject, write_key_pair};
-use super::flags::{Component, KUBERNETES_SERVICE, Place};
+use super::flags::{Component, ETCD, KUBERNETES_SERVICE, Place};
 use super::kubeconfig;
 use crate::lab::Machine;
 use crate::parts;
@@ -88,6 +88,33 @@ impl ControlPlane {
         self.wait(component)
     }
 
+    /// As [`start_component`](Self::start_component), with another value of one of its flags.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_component_with(&self, component: Component, name: &str, value: &str) -> Result<()> {
+        self.spawn_with(component, |flags| {
+            let start = format!("--{name}=");
+            flags.retain(|flag| !flag.starts_with(&start));
+            flags.push(format!("{start}{value}"));
+        })?;
+        self.wait(component)
+    }
+
+    /// Lets etcd forget what was before now. The API server still has what it holds in memory.
+    ///
+    /// # Errors
+    /// When etcd does not.
+    pub fn compact(&self) -> Result<()> {
+        let ask = |path: &str, body: &str| {
+            let url = format!("{ETCD}/v3/kv/{path}");
+            let told = self.machine.host.run("curl", &["-sf", "--max-time", "30", "-d", body, &url])?;
+            serde_json::from_str::<serde_json::Value>(&told).with_context(|| format!("read {told:?}"))
+        };
+        let now = ask("range", r#"{"key":"AA==","limit":1}"#)?["header"]["revision"].clone();
+        ask("compaction", &serde_json::json!({ "revision": now, "physical": true }).to_string()).map(drop)
+    }
+
     /// Waits until a component says that it is ready.
     ///
     /// # Errors
@@ -102,10 +129,16 @@ impl ControlPlane {
     }
 
     fn spawn(&self, component: Component) -> Result<()> {
+        self.spawn_with(component, |_| ())
+    }
+
+    fn spawn_with(&self, component: Component, change: impl FnOnce(&mut Vec<String>)) -> Result<()> {
         let data = self.machine.host.path().join("etcd");
         let place = Place { pki: &self.pki(), data: &data, address: &self.machine.address };
         let mut command = self.machine.host.command(parts::tool("controlplane"));
-        command.arg(component.name()).args(component.flags(&place));
+        let mut flags = component.flags(&place);
+        change(&mut flags);
+        command.arg(component.name()).args(flags);
         let daemon = self.machine.host.spawn(component.name(), &mut command)?;
         self.lock().insert(component, daemon);
         Ok(())

@@ -15,6 +15,9 @@ pub const DNS_SERVICE: &str = "10.96.0.10";
 /// The cluster's domain.
 pub const DOMAIN: &str = "cluster.local";
 
+/// Where etcd answers, on the control plane's machine.
+pub const ETCD: &str = "http://127.0.0.1:2379";
+
 /// What the flags depend on.
 pub struct Place<'a> {
     /// Certificates and kubeconfig files.
@@ -80,8 +83,8 @@ fn etcd(place: &Place<'_>) -> Vec<String> {
     flags(&[
         ("name", "control-plane"),
         ("data-dir", &place.data.to_string_lossy()),
-        ("listen-client-urls", "http://127.0.0.1:2379"),
-        ("advertise-client-urls", "http://127.0.0.1:2379"),
+        ("listen-client-urls", ETCD),
+        ("advertise-client-urls", ETCD),
         ("listen-peer-urls", "http://127.0.0.1:2380"),
         ("unsafe-no-fsync", "true"),
         ("log-level", "warn"),
@@ -99,7 +102,7 @@ fn api_server(place: &Place<'_>) -> Vec<String> {
         ("enable-admission-plugins", "NodeRestriction,PodNodeSelector"),
         ("enable-aggregator-routing", "true"),
         ("enable-bootstrap-token-auth", "true"),
-        ("etcd-servers", "http://127.0.0.1:2379"),
+        ("etcd-servers", ETCD),
         ("kubelet-client-certificate", &pki("apiserver-kubelet-client.crt")),
         ("kubelet-client-key", &pki("apiserver-kubelet-client.key")),
         ("kubelet-preferred-address-types", "InternalIP,ExternalIP,Hostname"),

@@ -133,10 +133,10 @@ fn kubelet_config() -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "authentication": {
-            "anonymous": { "enabled": false }, "webhook": { "enabled": true },
+            "anonymous": { "enabled": false }, "webhook": { "enabled": true, "cacheTTL": "5s" },
             "x509": { "clientCAFile": "/etc/kubernetes/pki/ca.crt" },
         },
-        "authorization": { "mode": "Webhook" },
+        "authorization": { "mode": "Webhook", "webhook": { "cacheAuthorizedTTL": "5s" } },
         "clusterDNS": [DNS_SERVICE], "clusterDomain": DOMAIN,
         // The machine may be nearly full: that is not what stories are about.
         "imageGCHighThresholdPercent": 100,

@@ -160,10 +160,10 @@ fn kubelet_config(machine: &Machine, containerd: &Path) -> Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "authentication": {
-            "anonymous": { "enabled": false }, "webhook": { "enabled": true },
+            "anonymous": { "enabled": false }, "webhook": { "enabled": true, "cacheTTL": "5s" },
             "x509": { "clientCAFile": "/etc/kubernetes/pki/ca.crt" },
         },
-        "authorization": { "mode": "Webhook" },
+        "authorization": { "mode": "Webhook", "webhook": { "cacheAuthorizedTTL": "5s" } },
         "cgroupDriver": "cgroupfs", "cgroupRoot": machine.cgroup,
         "clusterDNS": [DNS_SERVICE], "clusterDomain": DOMAIN,
         "containerRuntimeEndpoint": format!("unix://{}", containerd.display()),
