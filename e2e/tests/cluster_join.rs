@@ -470,7 +470,8 @@ fn an_agent_gets_its_first_certificate_by_a_bootstrap_kubeconfig() -> Result<()>
     ))?;
     let flags = ["bootstrap-kubeconfig=bootstrap.conf", "config=config.yaml"];
     let flags = flags.map(|flag| flag.replace('=', &format!("={}/", directory.display())));
-    let agent = new.start(&["agent", &format!("--{}", flags[0]), &format!("--{}", flags[1])])?;
+    let start = || new.start(&["agent", &format!("--{}", flags[0]), &format!("--{}", flags[1])]);
+    let mut agent = start()?;
     new.wait_ready(&agent)?;
     assert_eq!(new.shell("stat -c %a /etc/kubernetes/kubelet.conf")?, "600\n");
     assert_eq!(
@@ -478,6 +479,27 @@ fn an_agent_gets_its_first_certificate_by_a_bootstrap_kubeconfig() -> Result<()>
         "0\n",
         "the key of the request is gone"
     );
+    // The certificate expires behind a cut link, so that nobody could renew it.
+    new.run_pod("stays")?;
+    agent.terminate()?;
+    let end = now() + 20;
+    new.replace_certificate(Period { from: end - 21, to: end })?;
+    let agent = start()?;
+    new.wait_ready(&agent)?;
+    new.cluster.lab.cut(&new.machine)?;
+    while now() <= end + 1 {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    new.cluster.lab.heal(&new.machine)?;
+    eventually("it asks by the bootstrap kubeconfig", || {
+        let log = agent.log();
+        log.contains("asking for one by the bootstrap kubeconfig").then_some(())?;
+        log.contains("the node has a new client certificate").then_some(())
+    })
+    .with_context(|| agent.log())?;
+    new.run_pod("with-another-certificate")?;
+    new.wait_ready(&agent)?;
+    assert_eq!(restarts(new.cluster, "stays")?, 0);
     Ok(())
 }
 

@@ -92,15 +92,15 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Reads the credentials again. Requests that begin from now on use them.
+    /// Reads the credentials again, and gives who we are now, if a certificate says it. Requests that begin from now on use them.
     ///
     /// # Errors
     /// As [`connect`]; the former ones then stay in use.
-    pub async fn reload(&self) -> Result<(), ClientError> {
+    pub async fn reload(&self) -> Result<Option<Leaf>, ClientError> {
         let config = self.credentials.config().await?;
         let fresh = self.credentials.checked(https(&config))?;
         *self.current.0.write().unwrap_or_else(PoisonError::into_inner) = fresh;
-        Ok(())
+        Ok(certificate_of(&config.auth_info))
     }
 }
 

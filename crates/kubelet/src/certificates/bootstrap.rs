@@ -102,6 +102,10 @@ fn certificate_in(kubeconfig: &Path) -> Found {
 impl Bootstrap {
     /// Gets the certificate and writes the kubeconfig, however long that takes.
     pub async fn run(&self) {
+        tracing::info!(
+            bootstrap_kubeconfig = %self.bootstrap_kubeconfig.display(),
+            "the node has no client certificate that holds: asking for one by the bootstrap kubeconfig"
+        );
         let mut again = AGAIN.0;
         loop {
             match self.once().await {

@@ -5,6 +5,7 @@
 //!   bootstrap ──token──► CSR ──► kubelet-client-current.pem ◄──┐
 //!                                   │ 70–90 % of its life      │
 //!                                   └────────► rotation ──CSR──┘──► new connections of the API's client
+//!                                      (expired: bootstrap again)
 //!   addresses of the node ──► serving ──CSR──► kubelet-server-current.pem ──► the kubelet's own TLS
 //! ```
 //!
@@ -24,7 +25,7 @@ pub(crate) mod tests_support;
 pub use bootstrap::{Bootstrap, BootstrapError, kubeconfig_of, needs_bootstrap};
 pub use identity::{Identity, IdentityError, Leaf, Validity};
 pub use issue::{IssueError, issue};
-pub use rotation::{Rotation, rotate, tell_end};
+pub use rotation::{Renewal, Rotation, rotate, tell_end};
 pub use serving::keep_serving;
 pub use store::{Store, StoreError};
 pub use template::{Purpose, user_of};

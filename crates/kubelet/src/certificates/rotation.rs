@@ -1,10 +1,12 @@
-//! Renewing the client certificate while the node runs, with the node's own identity.
+//! Renewing the client certificate while the node runs, with the node's own identity; once that has expired, by the bootstrap
+//! kubeconfig, if there is one.
 
 use std::time::Duration;
 
 use kube::Client;
 use rcgen::KeyPair;
 
+use super::bootstrap::Bootstrap;
 use super::identity::Validity;
 use super::issue::{IssueError, issue};
 use super::store::Store;
@@ -27,6 +29,19 @@ pub struct Rotation {
     pub client: Client,
     /// Gives the client its new identity.
     pub reload: Reload,
+    /// When another certificate is asked for.
+    pub renewal: Renewal,
+    /// Who asks for it when this one has expired.
+    pub bootstrap: Option<Bootstrap>,
+}
+
+/// When a certificate is renewed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// While it holds (`rotateCertificates`).
+    InTime,
+    /// Only once it has expired.
+    Late,
 }
 
 /// Why a certificate was not renewed.
@@ -44,28 +59,51 @@ enum RotationError {
 pub async fn rotate(mut rotation: Rotation) {
     loop {
         let validity = rotation.validity;
-        let due = renewal::due(validity, chance());
+        let due = match rotation.renewal {
+            Renewal::InTime => renewal::due(validity, chance()),
+            Renewal::Late => end_of(validity),
+        };
         tracing::debug!(
             due,
             not_after = validity.not_after,
             "the client certificate is renewed when it is due"
         );
-        while let Some(time) = renewal::sleep(due, now()) {
-            tokio::time::sleep(time).await;
+        until(due).await;
+        rotation.validity = renewed(&rotation).await;
+        tracing::info!(not_after = rotation.validity.not_after, "the node has a new client certificate");
+    }
+}
+
+/// The first moment at which a certificate does not hold any more.
+fn end_of(validity: Validity) -> i64 {
+    validity.not_after.saturating_add(1)
+}
+
+async fn until(due: i64) {
+    while let Some(time) = renewal::sleep(due, now()) {
+        tokio::time::sleep(time).await;
+    }
+}
+
+/// Asks until there is another certificate.
+async fn renewed(rotation: &Rotation) -> Validity {
+    let mut again = AGAIN.0;
+    loop {
+        let outcome = match &rotation.bootstrap {
+            Some(bootstrap) if now() >= end_of(rotation.validity) => replace(rotation, bootstrap).await,
+            Some(_) => tokio::select! {
+                renewed = renew(rotation) => renewed,
+                // An answer that is still awaited would never come.
+                () = until(end_of(rotation.validity)) => continue,
+            },
+            None => renew(rotation).await,
+        };
+        match outcome {
+            Ok(validity) => return validity,
+            Err(error) => tell(rotation, &error),
         }
-        let mut again = AGAIN.0;
-        loop {
-            match renew(&rotation).await {
-                Ok(validity) => {
-                    tracing::info!(not_after = validity.not_after, "the node has a new client certificate");
-                    rotation.validity = validity;
-                    break;
-                }
-                Err(error) => tell(&rotation, &error),
-            }
-            tokio::time::sleep(again).await;
-            again = (again * 2).min(AGAIN.1);
-        }
+        tokio::time::sleep(again).await;
+        again = (again * 2).min(AGAIN.1);
     }
 }
 
@@ -78,11 +116,16 @@ async fn renew(rotation: &Rotation) -> Result<Validity, RotationError> {
     Ok(identity.leaf.validity)
 }
 
+/// Begins anew, as at a first start.
+async fn replace(rotation: &Rotation, bootstrap: &Bootstrap) -> Result<Validity, RotationError> {
+    bootstrap.run().await;
+    let leaf = rotation.reload.reload().await?;
+    Ok(leaf.map_or(rotation.validity, |leaf| leaf.validity))
+}
+
 /// Tells when a certificate that nobody renews has expired; ends never.
 pub async fn tell_end(node: String, validity: Validity) {
-    while let Some(time) = renewal::sleep(validity.not_after.saturating_add(1), now()) {
-        tokio::time::sleep(time).await;
-    }
+    until(end_of(validity)).await;
     tracing::error!(
         user = user_of(&node),
         not_after = validity.not_after,

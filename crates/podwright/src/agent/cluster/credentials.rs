@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use kube::Client;
 use kubelet::api::Connection;
-use kubelet::certificates::{Bootstrap, Rotation, Store, needs_bootstrap, rotate, tell_end, user_of};
+use kubelet::certificates::{
+    Bootstrap, Renewal, Rotation, Store, needs_bootstrap, rotate, tell_end, user_of,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::super::Parts;
@@ -41,15 +43,9 @@ impl Credentials {
         stop: &CancellationToken,
     ) -> anyhow::Result<Client> {
         let store = Store::client(&self.pki);
-        if let Some(file) = &self.bootstrap_kubeconfig
+        if let Some(bootstrap) = self.bootstrap()
             && needs_bootstrap(&self.kubeconfig, &store)
         {
-            let bootstrap = Bootstrap {
-                node: self.node.clone(),
-                bootstrap_kubeconfig: file.clone(),
-                kubeconfig: self.kubeconfig.clone(),
-                pki: self.pki.clone(),
-            };
             tokio::select! {
                 () = bootstrap.run() => {}
                 () = stop.cancelled() => anyhow::bail!("the agent was stopped before it had credentials"),
@@ -61,6 +57,15 @@ impl Credentials {
         let client = connection.client.clone();
         self.keep(callers, connection, store, stop);
         Ok(client)
+    }
+
+    fn bootstrap(&self) -> Option<Bootstrap> {
+        Some(Bootstrap {
+            node: self.node.clone(),
+            bootstrap_kubeconfig: self.bootstrap_kubeconfig.clone()?,
+            kubeconfig: self.kubeconfig.clone(),
+            pki: self.pki.clone(),
+        })
     }
 
     fn keep(&self, callers: &mut Parts, connection: Connection, store: Store, stop: &CancellationToken) {
@@ -78,13 +83,15 @@ impl Credentials {
                 "the certificate is not this node's: the API server will refuse most of what a node does"
             );
         }
-        let (node, validity, rotates) = (self.node.clone(), certificate.validity, self.rotate);
-        let rotation = Rotation { node: node.clone(), store, validity, client, reload };
+        let (node, validity, bootstrap) = (self.node.clone(), certificate.validity, self.bootstrap());
+        let cares = self.rotate || bootstrap.is_some();
+        let renewal = if self.rotate { Renewal::InTime } else { Renewal::Late };
+        let rotation = Rotation { node: node.clone(), store, validity, client, reload, renewal, bootstrap };
         let stop = stop.clone();
         callers.spawn(async move {
             tokio::select! {
-                () = rotate(rotation), if rotates => {}
-                () = tell_end(node, validity), if !rotates => {}
+                () = rotate(rotation), if cares => {}
+                () = tell_end(node, validity), if !cares => {}
                 () = stop.cancelled() => {}
             }
             ("the care for the client certificate", Ok(()))
