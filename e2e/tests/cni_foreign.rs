@@ -99,7 +99,7 @@ fn bridge() -> Value {
     json!({ "cniVersion": "1.0.0", "name": "foreign", "plugins": [
         { "type": "bridge", "bridge": "cni9", "isGateway": true, "ipMasq": true, "hairpinMode": true,
             "enabledad": true, "ipam": ipam(Path::new(PATH_OF_HOST)) },
-        { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true, "markMasqBit": 12 },
+        { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true, "backend": "nftables" },
         { "type": "tuning", "sysctl": { "net.ipv4.ip_default_ttl": "77" } },
         { "type": "bandwidth", "capabilities": { "bandwidth": true } },
     ]})
@@ -328,6 +328,55 @@ fn what_a_network_does_not_let_be_checked_is_not() -> Result<()> {
         assert_eq!(fact(&mut runtime, &id, "cniCheck").await?, Value::Null);
         remove(&mut runtime, &id).await
     })
+}
+
+/// Whoever asks for marks gets them: a bit of their own, or a chain of theirs that marks what they masquerade.
+#[test]
+#[ignore = "needs root"]
+fn ports_of_the_node_mark_what_is_masqueraded_as_it_is_asked_for() -> Result<()> {
+    let conflist = |key: &str, value: Value| {
+        let mut conflist = bundled("1.0.0");
+        conflist["plugins"][0]["hairpinMode"] = true.into();
+        conflist["plugins"][1][key] = value;
+        conflist
+    };
+    let mut story = Host::start(Path::new("/nowhere"), &bundled("1.0.0"))?;
+    let path = story.host.path().to_owned();
+    let theirs = "iptables -t nat -N THEIRS
+        iptables -t nat -A THEIRS -j MARK --or-mark 0x200
+        iptables -t nat -A POSTROUTING -m mark --mark 0x200/0x200 -j MASQUERADE";
+    story.host.run("sh", &["-ec", theirs])?;
+    let cases = [
+        (
+            conflist("markMasqBit", 12.into()),
+            "-s 127.0.0.0/8 -p tcp -m tcp --dport 8081 -m comment --comment \"default/one\" -j MARK --set-xmark 0x1000/0x1000",
+        ),
+        (
+            conflist("externalSetMarkChain", "THEIRS".into()),
+            "-s 127.0.0.0/8 -p tcp -m tcp --dport 8081 -m comment --comment \"default/one\" -j THEIRS",
+        ),
+    ];
+    for (conflist, rule) in cases {
+        story.configure(&with_host(&conflist, &path)?)?;
+        block_on(async {
+            let mut runtime = story.runtime().await?;
+            let (one, in_one) = serve(&mut runtime, &path, "one", 8081).await?;
+            let rules = story.rules()?;
+            assert!(rules.contains(rule), "{rules}");
+            // By the loopback, and from the pod itself: neither is answered unless it is masqueraded.
+            assert_eq!(fetch(&story.host, "127.0.0.1:8081")?, "one");
+            let request = REQUEST.replace("8082", "8081");
+            let got = exec(&mut runtime, &in_one, &["/bin/sh", "-c", &request]).await?;
+            assert!(String::from_utf8_lossy(&got.stdout).ends_with("one\n"), "from itself: {got:?}");
+            remove(&mut runtime, &one).await
+        })?;
+    }
+    // A chain of others is neither emptied nor deleted, also by who starts anew.
+    story.node().crash();
+    story.node.as_mut().context("the node")?.restart(&story.host)?;
+    let left = story.host.run("iptables", &["-t", "nat", "-S", "THEIRS"])?;
+    assert_eq!(left.lines().count(), 2, "{left}");
+    Ok(())
 }
 
 /// Our binary as whoever else runs CNI plugins calls it.

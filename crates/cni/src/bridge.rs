@@ -46,6 +46,9 @@ struct Fields {
     vlan: u32,
     #[serde(default)]
     vlan_trunk: Vec<Value>,
+    /// Says something of VLANs only.
+    #[serde(default, rename = "preserveDefaultVlan")]
+    _preserve_default_vlan: bool,
     #[serde(default)]
     macspoofchk: bool,
     #[serde(default)]
@@ -118,20 +121,24 @@ impl BridgeConfig {
         let fields: Fields = serde_json::from_value(config.clone()).map_err(|error| {
             CniError::caused(Code::InvalidConfig, "parse the bridge configuration", error)
         })?;
+        const VLANS: &str = "the bundled bridge has no VLANs";
+        let backend = fields.ip_masq_backend.as_deref();
         let unsupported = [
-            ("vlan", fields.vlan != 0),
-            ("vlanTrunk", !fields.vlan_trunk.is_empty()),
-            ("macspoofchk", fields.macspoofchk),
-            ("enabledad", fields.enabledad),
-            ("portIsolation", fields.port_isolation),
-            ("disableContainerInterface", fields.disable_container_interface),
-            ("ipMasqBackend", fields.ip_masq_backend.as_deref().is_some_and(|backend| backend != "iptables")),
+            ("vlan", fields.vlan != 0, VLANS),
+            ("vlanTrunk", !fields.vlan_trunk.is_empty(), VLANS),
+            (
+                "macspoofchk",
+                fields.macspoofchk,
+                "its rules would be nftables' for bridges, and ours are iptables'",
+            ),
+            ("enabledad", fields.enabledad, "an address is used at once"),
+            ("portIsolation", fields.port_isolation, "ports of one bridge reach each other"),
+            ("disableContainerInterface", fields.disable_container_interface, "the interface is set up"),
+            ("ipMasqBackend", backend.is_some_and(|backend| backend != "iptables"), "it is iptables"),
         ];
-        if let Some((name, _)) = unsupported.iter().find(|(_, asked)| *asked) {
-            return Err(CniError::new(
-                Code::UnsupportedField,
-                format!("bridge: {name} is not supported yet"),
-            ));
+        if let Some((name, _, why)) = unsupported.iter().find(|(_, asked, _)| *asked) {
+            let message = format!("bridge: {name} is not supported: {why}");
+            return Err(CniError::new(Code::UnsupportedField, message));
         }
         if fields.promisc_mode && fields.hairpin_mode {
             let message = "bridge: promiscMode and hairpinMode cannot both be set";
@@ -417,7 +424,7 @@ mod tests {
         }
         let error = BridgeConfig::parse(&config(json!({ "isGatway": true }))).expect_err("a typo");
         assert!(format!("{:?}", error.source).contains("isGatway"));
-        BridgeConfig::parse(&config(json!({ "vlan": 0, "hairpinMode": true })))
+        BridgeConfig::parse(&config(json!({ "vlan": 0, "preserveDefaultVlan": true, "hairpinMode": true })))
             .expect("nothing is asked for");
     }
 

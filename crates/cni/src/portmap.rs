@@ -17,7 +17,7 @@ struct Fields {
     snat: bool,
     #[serde(default)]
     masq_all: bool,
-    mark_masq_bit: Option<u32>,
+    mark_masq_bit: Option<u8>,
     external_set_mark_chain: Option<String>,
     backend: Option<String>,
     #[serde(default, rename = "conditionsV4")]
@@ -83,6 +83,17 @@ pub(crate) enum Masquerade {
     All,
 }
 
+/// How what is to be masqueraded is known when it leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Marking {
+    /// By the connection's original port: no mark is needed.
+    None,
+    /// By this mark, one bit of it.
+    Mark(u32),
+    /// A chain marks it, and somebody else masquerades what it marks.
+    Chain(String),
+}
+
 /// A port of the node that leads to a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HostPort {
@@ -98,6 +109,8 @@ pub(crate) struct HostPort {
     pub(crate) container_port: u16,
     /// Whose connections are masqueraded.
     pub(crate) masquerade: Masquerade,
+    /// How they are known.
+    pub(crate) marking: Marking,
     /// More matches of the first packet, as iptables takes them.
     pub(crate) conditions: String,
     /// The interface of the node behind which the container is.
@@ -123,6 +136,7 @@ impl HostPort {
 pub(crate) struct PortmapConfig {
     mappings: Vec<(Protocol, Mapping, Option<IpAddr>)>,
     masquerade: Masquerade,
+    marking: Marking,
     conditions_v4: String,
     conditions_v6: String,
 }
@@ -136,13 +150,8 @@ impl PortmapConfig {
         let fields: Fields = serde_json::from_value(config.clone()).map_err(|error| {
             CniError::caused(Code::InvalidConfig, "parse the portmap configuration", error)
         })?;
-        let unsupported = [
-            ("markMasqBit", fields.mark_masq_bit.is_some()),
-            ("externalSetMarkChain", fields.external_set_mark_chain.is_some()),
-            ("backend", fields.backend.as_deref().is_some_and(|backend| backend != "iptables")),
-        ];
-        if let Some((name, _)) = unsupported.iter().find(|(_, asked)| *asked) {
-            return Err(CniError::new(Code::UnsupportedField, format!("portmap: {name} is not supported")));
+        if fields.backend.as_deref().is_some_and(|backend| backend != "iptables") {
+            return Err(CniError::new(Code::UnsupportedField, "portmap: backend is not supported"));
         }
         let mut mappings = Vec::new();
         for mapping in fields.runtime_config.unwrap_or_default().port_mappings.unwrap_or_default() {
@@ -159,6 +168,7 @@ impl PortmapConfig {
         Ok(Self {
             mappings,
             masquerade,
+            marking: marking(fields.mark_masq_bit, fields.external_set_mark_chain)?,
             conditions_v4: words("conditionsV4", fields.conditions_v4)?,
             conditions_v6: words("conditionsV6", fields.conditions_v6)?,
         })
@@ -184,6 +194,7 @@ impl PortmapConfig {
                     container,
                     container_port: mapping.container_port,
                     masquerade: self.masquerade,
+                    marking: self.marking.clone(),
                     conditions: if family_is_v4 { &self.conditions_v4 } else { &self.conditions_v6 }.clone(),
                     interface: interface.map(|interface| interface.name.clone()),
                     comment: comment.to_owned(),
@@ -196,6 +207,22 @@ impl PortmapConfig {
             }
         }
         Ok(ports)
+    }
+}
+
+fn marking(bit: Option<u8>, chain: Option<String>) -> Result<Marking, CniError> {
+    let invalid = |why: String| Err(CniError::new(Code::InvalidConfig, format!("portmap: {why}")));
+    let is_name = |chain: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        (1..=28).contains(&chain.len()) && !chain.starts_with('-') && chain.chars().all(plain)
+    };
+    match (bit, chain) {
+        (None, None) => Ok(Marking::None),
+        (Some(_), Some(_)) => invalid("markMasqBit and externalSetMarkChain cannot both be set".into()),
+        (Some(bit), None) if bit < 32 => Ok(Marking::Mark(1 << bit)),
+        (Some(bit), None) => invalid(format!("markMasqBit {bit} is not one of 0 to 31")),
+        (None, Some(chain)) if is_name(&chain) => Ok(Marking::Chain(chain)),
+        (None, Some(chain)) => invalid(format!("externalSetMarkChain {chain:?} is no name of a chain")),
     }
 }
 
@@ -291,7 +318,14 @@ mod tests {
             (json!({}), json!([{ "hostPort": 1, "containerPort": 2, "protocol": "sctp" }]), "sctp"),
             (json!({}), json!([{ "hostPort": 1, "containerPort": 0 }]), "port 0"),
             (json!({}), json!([{ "hostPort": 1, "containerPort": 2, "hostIP": "x" }]), "hostIP"),
-            (json!({ "markMasqBit": 13 }), json!([]), "markMasqBit"),
+            (json!({ "markMasqBit": 32 }), json!([]), "markMasqBit 32"),
+            (
+                json!({ "markMasqBit": 1, "externalSetMarkChain": "X" }),
+                json!([]),
+                "markMasqBit and externalSetMarkChain cannot both",
+            ),
+            (json!({ "externalSetMarkChain": "a b" }), json!([]), "externalSetMarkChain"),
+            (json!({ "externalSetMarkChain": "-F" }), json!([]), "externalSetMarkChain"),
             (json!({ "backend": "nftables" }), json!([]), "backend"),
             (json!({ "conditionsV4": ["-s", "1.2.3.4\n-A INPUT"] }), json!([]), "conditionsV4"),
         ] {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hostnet::netfilter::{Family, PerFamily, Position, Ruleset, Table};
 use ipnet::IpNet;
 
-use crate::portmap::{HostPort, Masquerade};
+use crate::portmap::{HostPort, Marking, Masquerade};
 
 /// What one attachment needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,7 +120,12 @@ fn render_ports(rules: &mut Ruleset, family: Family, ports: &[&HostPort], place:
         return;
     }
     let (dnat, snat) = (place.chain("DN", "HOSTPORTS"), place.chain("SN", "HOSTPORTS-MASQ"));
-    rules.chain(Table::Nat, &dnat, ports.iter().map(|port| translate(port)).collect());
+    rules.chain(Table::Nat, &dnat, ports.iter().flat_map(|port| translate(port)).collect());
+    for port in ports {
+        if let Marking::Chain(name) = &port.marking {
+            rules.shared_chain(Table::Nat, name);
+        }
+    }
     // Nothing leads from the loopback of IPv6 to another link.
     let local = match family {
         Family::V4 => "-m addrtype --dst-type LOCAL",
@@ -130,7 +135,13 @@ fn render_ports(rules: &mut Ruleset, family: Family, ports: &[&HostPort], place:
         let rule = format!("{local} -m comment --comment \"ports of pods\" -j {dnat}");
         rules.hook(Table::Nat, builtin, &rule, place.position());
     }
-    let masquerade: Vec<String> = ports.iter().flat_map(|port| come_as_the_node(port)).collect();
+    let mut masquerade: Vec<String> = Vec::new();
+    for rule in ports.iter().flat_map(|port| come_as_the_node(port)) {
+        // Many ports have one mark.
+        if !masquerade.contains(&rule) {
+            masquerade.push(rule);
+        }
+    }
     if !masquerade.is_empty() {
         rules.chain(Table::Nat, &snat, masquerade);
         let rule = format!("-m conntrack --ctstate DNAT -m comment --comment \"ports of pods\" -j {snat}");
@@ -154,37 +165,57 @@ pub(crate) fn loopback_interface(port: &HostPort) -> Option<&str> {
     port.interface.as_deref().filter(|_| wanted)
 }
 
-fn translate(port: &HostPort) -> String {
+/// The mark comes first: translation is a packet's last rule.
+fn translate(port: &HostPort) -> Vec<String> {
     let protocol = port.protocol.name();
     let to = std::net::SocketAddr::new(port.container.addr(), port.container_port);
     let address = port.host_ip.map(|ip| format!("-d {ip}")).unwrap_or_default();
-    words(&[
-        &address,
-        &port.conditions,
-        &format!("-p {protocol} -m {protocol} --dport {}", port.host_port),
-        &format!("-m comment --comment \"{}\" -j DNAT --to-destination {to}", plain(&port.comment)),
-    ])
+    let (dport, comment) =
+        (format!("-p {protocol} -m {protocol} --dport {}", port.host_port), plain(&port.comment));
+    let rule = |source: &str, target: &str| {
+        let target = format!("-m comment --comment \"{comment}\" -j {target}");
+        words(&[source, &address, &port.conditions, &dport, &target])
+    };
+    let mark = match &port.marking {
+        Marking::None => None,
+        Marking::Mark(mark) => Some(format!("MARK --set-xmark {mark:#x}/{mark:#x}")),
+        Marking::Chain(chain) => Some(chain.clone()),
+    };
+    let marks = mark.iter().flat_map(|mark| sources(port).into_iter().map(|source| rule(&source, mark)));
+    marks.chain([rule("", &format!("DNAT --to-destination {to}"))]).collect()
+}
+
+/// Whose connections come as the node: matches of where they come from.
+fn sources(port: &HostPort) -> Vec<String> {
+    match port.masquerade {
+        Masquerade::None => Vec::new(),
+        Masquerade::All => vec![String::new()],
+        Masquerade::Near => {
+            let mut near = vec![format!("-s {}", port.container.trunc())];
+            if port.container.addr().is_ipv4() {
+                near.push("-s 127.0.0.0/8".to_owned());
+            }
+            near
+        }
+    }
 }
 
 /// Where the answer would not come back through the node.
 fn come_as_the_node(port: &HostPort) -> Vec<String> {
     let protocol = port.protocol.name();
-    let to = format!(
-        "-d {} -p {protocol} -m {protocol} --dport {} -m conntrack --ctorigdstport {} -j MASQUERADE",
-        port.container.addr(),
-        port.container_port,
-        port.host_port
-    );
-    match port.masquerade {
-        Masquerade::None => Vec::new(),
-        Masquerade::All => vec![to],
-        Masquerade::Near => {
-            let mut from = vec![format!("-s {} {to}", port.container.trunc())];
-            if port.container.addr().is_ipv4() {
-                from.push(format!("-s 127.0.0.0/8 {to}"));
-            }
-            from
-        }
+    let to = || {
+        format!(
+            "-d {} -p {protocol} -m {protocol} --dport {} -m conntrack --ctorigdstport {} -j MASQUERADE",
+            port.container.addr(),
+            port.container_port,
+            port.host_port
+        )
+    };
+    match &port.marking {
+        Marking::None => sources(port).iter().map(|source| words(&[source, &to()])).collect(),
+        Marking::Mark(_) if port.masquerade == Masquerade::None => Vec::new(),
+        Marking::Mark(mark) => vec![format!("-m mark --mark {mark:#x}/{mark:#x} -j MASQUERADE")],
+        Marking::Chain(_) => Vec::new(),
     }
 }
 
@@ -258,6 +289,7 @@ mod tests {
             container: container.parse().expect("an address"),
             container_port: 80,
             masquerade: Masquerade::Near,
+            marking: Marking::None,
             conditions: String::new(),
             interface: Some("podwright0".into()),
             comment: "default/web \"\n-A".into(),
@@ -294,6 +326,38 @@ mod tests {
         let rules = render(needs().iter(), &Place::Runtime);
         golden("runtime_v4", &rules.v4);
         golden("runtime_v6", &rules.v6);
+    }
+
+    fn marked(marking: &Marking, masquerade: Masquerade) -> PerFamily<Ruleset> {
+        let mut needs = needs();
+        for port in &mut needs[0].ports {
+            (port.marking, port.masquerade) = (marking.clone(), masquerade);
+        }
+        render(needs.iter(), &Place::Runtime)
+    }
+
+    #[test]
+    fn what_is_to_be_masqueraded_is_marked_where_that_is_asked_for() {
+        let near = marked(&Marking::Mark(1 << 12), Masquerade::Near);
+        golden("marked_v4", &near.v4);
+        assert_eq!(
+            near.v6.rules(Table::Nat, "PODWRIGHT-HOSTPORTS").map(<[String]>::len),
+            Some(2),
+            "an IPv6 loopback leads nowhere"
+        );
+        let all = marked(&Marking::Mark(1 << 12), Masquerade::All).v4;
+        let first = &all.rules(Table::Nat, "PODWRIGHT-HOSTPORTS").expect("rules")[0];
+        assert!(
+            first.starts_with("-p tcp -m tcp --dport 8080") && first.ends_with("0x1000/0x1000"),
+            "{first}"
+        );
+        // Somebody else's chain is jumped to, and made where it is missing; its mark is theirs to masquerade.
+        let chain = marked(&Marking::Chain("KUBE-MARK-MASQ".into()), Masquerade::Near).v4;
+        assert_eq!(chain.shared_chains(Table::Nat).collect::<Vec<_>>(), ["KUBE-MARK-MASQ"]);
+        assert_eq!(chain.rules(Table::Nat, "PODWRIGHT-HOSTPORTS-MASQ"), None);
+        let nobody = marked(&Marking::Mark(1 << 12), Masquerade::None).v4;
+        assert_eq!(nobody.rules(Table::Nat, "PODWRIGHT-HOSTPORTS").map(<[String]>::len), Some(2));
+        assert_eq!(nobody.rules(Table::Nat, "PODWRIGHT-HOSTPORTS-MASQ"), None);
     }
 
     #[test]

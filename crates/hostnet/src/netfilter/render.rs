@@ -23,11 +23,16 @@ fn render_table(table: Table, programmed: &Ruleset, wanted: &Ruleset) -> Option<
     let vanished: Vec<&str> = programmed
         .chains(table)
         .map(|(name, _)| name)
-        .filter(|name| wanted.rules(table, name).is_none())
+        .filter(|name| {
+            wanted.rules(table, name).is_none() && !wanted.shared_chains(table).any(|one| one == *name)
+        })
         .collect();
     let hooks = render_hooks(programmed.hooks(table), wanted.hooks(table));
     let known: Vec<&str> = programmed.shared_chains(table).collect();
-    let shared: Vec<&str> = wanted.shared_chains(table).filter(|name| !known.contains(name)).collect();
+    // One that another owner fills is there already, or made with what it has.
+    let is_filled = |name: &str| [programmed, wanted].iter().any(|rules| rules.rules(table, name).is_some());
+    let shared: Vec<&str> =
+        wanted.shared_chains(table).filter(|name| !known.contains(name) && !is_filled(name)).collect();
     if changed.is_empty() && vanished.is_empty() && hooks.is_empty() && shared.is_empty() {
         return None;
     }
@@ -194,6 +199,24 @@ mod tests {
         let text = render_restore(&before, &after).expect("they differ");
         let wanted = "*nat\n:KUBE-B - [0:0]\n:KUBE-D - [0:0]\n:KUBE-C - [0:0]\n-A KUBE-B -j DROP\n-A KUBE-D -j KUBE-A\n-X KUBE-C\nCOMMIT\n";
         assert_eq!(text, wanted);
+    }
+
+    #[test]
+    fn a_chain_that_one_owner_fills_and_another_jumps_to_is_neither_emptied_nor_deleted() {
+        let mut port = ruleset(&[("PODWRIGHT-A", &["-j KUBE-MARK-MASQ"])]);
+        port.shared_chain(Table::Nat, "KUBE-MARK-MASQ");
+        let services = ruleset(&[("KUBE-MARK-MASQ", &["-j MARK --or-mark 0x4000"])]);
+        let mut both = services.clone();
+        both.merge(&port);
+        let text = render_restore(&services, &both).expect("a jump");
+        assert_eq!(text, "*nat\n:PODWRIGHT-A - [0:0]\n-A PODWRIGHT-A -j KUBE-MARK-MASQ\nCOMMIT\n");
+        assert_eq!(
+            render_restore(&both, &port),
+            None,
+            "its owner has gone: it stays, as long as it is jumped to"
+        );
+        let text = render_restore(&Ruleset::default(), &port).expect("both chains");
+        assert!(text.starts_with("*nat\n:KUBE-MARK-MASQ - [0:0]\n:PODWRIGHT-A"), "{text}");
     }
 
     #[test]
