@@ -526,7 +526,7 @@ fn small() -> NodeSettings {
     let kubelet = json!({
         "evictionHard": { "memory.available": "100Mi" }, "evictionPressureTransitionPeriod": "10s",
     });
-    NodeSettings { kubelet, memory: Some(384 << 20) }
+    NodeSettings { kubelet, memory: Some(384 << 20), ..NodeSettings::default() }
 }
 
 /// Each on a node of its own.

@@ -106,7 +106,11 @@ spec: {{selector: {{app: there}}, ports: [{{port: 80, targetPort: 8080}}]}}
     // Two nodes forwarded it, and nobody else.
     let ping = inside(here(), &pod_here, &format!("busybox ping -c 1 -W 5 {pod_there}"))?;
     ensure!(ping.contains("ttl=62"), "{ping}");
-    // More than one packet of the largest size.
+    // A packet of the largest size, and more than one. They must fit when they are wrapped.
+    for (node, pod) in [(here(), &pod_here), (there, &pod_there)] {
+        assert_eq!(inside(node, pod, "cat /sys/class/net/eth0/mtu")?.trim(), "1450");
+    }
+    inside(here(), &pod_here, &format!("busybox ping -c 1 -W 5 -s 1422 {pod_there}"))?;
     inside(there, &pod_there, "mkdir /uploads")?;
     let upload = format!("head -c 3000000 /dev/zero | curl -sS --max-time 20 -F file=@- {with_port}/upload");
     let upload = inside(here(), &pod_here, &upload)?;

@@ -9,12 +9,14 @@
 //! that a later agent finds and changes it. While the API server is away, everything stays.
 
 mod apply;
+mod backend;
 mod member;
 mod plan;
 mod rules;
 mod run;
 
 pub use apply::remove;
+pub use backend::{Backend, pod_mtu};
 pub use member::Member;
 pub use plan::{OnLink, Overlay, Plan, Refusal, plan};
 pub use rules::render_rules;

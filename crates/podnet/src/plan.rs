@@ -11,6 +11,7 @@ use hostnet::route::Route;
 use hostnet::vxlan::Peer;
 use ipnet::IpNet;
 
+use crate::backend::{Backend, wrapped_mtu};
 use crate::member::Member;
 
 /// An address of this machine, with the network that it is in.
@@ -75,8 +76,6 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What VXLAN adds to a packet: Ethernet, IP, UDP and its own header.
-const WRAPPING: (u32, u32) = (50, 70);
 /// What no node's pods can have; whoever may write a Node object must not lead this machine astray.
 const RESERVED: [&str; 6] = ["0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/8", "fe00::/7"];
 /// A range with more addresses than this (IPv4, IPv6) is a mistake, or worse.
@@ -84,7 +83,7 @@ const SHORTEST_PREFIX: (u8, u8) = (8, 16);
 
 /// Decides for the node `own`, whose machine has these addresses. The plan does not depend on the order of `others`.
 #[must_use]
-pub fn plan(own: &Member, others: &[Member], machine: &[OnLink]) -> Plan {
+pub fn plan(own: &Member, others: &[Member], machine: &[OnLink], backend: Backend) -> Plan {
     let mut others: Vec<&Member> = others.iter().filter(|other| other.name != own.name).collect();
     others.sort_by_key(|member| (member.since, &member.name));
     let mut plan = Plan { own: own.pod_cidrs.clone(), ..Plan::default() };
@@ -92,7 +91,7 @@ pub fn plan(own: &Member, others: &[Member], machine: &[OnLink]) -> Plan {
     for member in &others {
         for range in &member.pod_cidrs {
             let objection = objection(*range, own, &others, machine, &ranges);
-            let way = objection.map_or_else(|| way(*range, member, own, machine), Err);
+            let way = objection.map_or_else(|| way(*range, member, own, machine, backend), Err);
             match way {
                 Ok(Way::Neighbour(route)) => drop(plan.routes.insert(route)),
                 Ok(Way::Wrapped(way)) => wrap(&mut plan.overlay, *range, way, own),
@@ -152,13 +151,22 @@ struct Wrapped {
     host: IpAddr,
 }
 
-fn way(range: IpNet, member: &Member, own: &Member, machine: &[OnLink]) -> Result<Way, String> {
+fn way(
+    range: IpNet,
+    member: &Member,
+    own: &Member,
+    machine: &[OnLink],
+    backend: Backend,
+) -> Result<Way, String> {
     if let Some(address) = member.addresses.iter().find(|address| own.addresses.contains(address)) {
         return Err(format!("it says that it has the address {address}, which is this node's"));
     }
-    let gateway = member.address_like(range.addr());
+    let gateway = member.address_like(range.addr()).filter(|_| backend != Backend::Vxlan);
     if let Some((gateway, here)) = gateway.and_then(|gateway| Some((gateway, on_link(gateway, machine)?))) {
         return Ok(Way::Neighbour(Route { destination: range, gateway, link: here.link, onlink: false }));
+    }
+    if backend == Backend::Routes {
+        return Err("no address of it is in a network of this machine, and --pod-network-backend=routes wraps nothing".to_owned());
     }
     let local = own.addresses.first().ok_or("this node has no InternalIP")?;
     let host = member.address_like(*local).ok_or("it has no InternalIP that is reached from here")?;
@@ -183,11 +191,7 @@ fn wrap(overlay: &mut Option<Overlay>, range: IpNet, way: Wrapped, own: &Member)
         hardware: hardware(own).unwrap_or_default(),
         local: way.here.address.addr(),
         link: way.here.link,
-        mtu: way.here.mtu.saturating_sub(if way.here.address.addr().is_ipv4() {
-            WRAPPING.0
-        } else {
-            WRAPPING.1
-        }),
+        mtu: wrapped_mtu(way.here.mtu, way.here.address.addr()),
         addresses: own.pod_cidrs.iter().map(|range| IpNet::from(range.network())).collect(),
         ways: BTreeMap::new(),
         peers: BTreeSet::new(),

@@ -15,6 +15,7 @@ use kube::{Api, Client};
 use tokio::time::Instant;
 
 use crate::apply::apply;
+use crate::backend::Backend;
 use crate::member::Member;
 use crate::plan::{OnLink, Plan, plan};
 use crate::rules::render_rules;
@@ -24,6 +25,8 @@ use crate::rules::render_rules;
 pub struct Config {
     /// Which node this is.
     pub node_name: String,
+    /// By which ways others are reached.
+    pub backend: Backend,
 }
 
 /// Why the network cannot work at all.
@@ -73,6 +76,7 @@ pub async fn run(
 /// What is known between rounds.
 struct Shell {
     node_name: String,
+    backend: Backend,
     nodes: BoxStream<'static, watcher::Result<Event<v1::Node>>>,
     members: Members,
     netlink: Netlink,
@@ -90,6 +94,7 @@ impl Shell {
         let all = watcher::Config::default().page_size(PAGE);
         Ok(Self {
             node_name: config.node_name,
+            backend: config.backend,
             nodes: watch(Api::<v1::Node>::all(client), all).default_backoff().boxed(),
             members: Members::default(),
             netlink: Netlink::open()?,
@@ -164,7 +169,7 @@ impl Shell {
             Ok(machine) => machine,
             Err(error) => return self.tell(vec![chain(&error)]),
         };
-        let plan = plan(&own, &others, &machine);
+        let plan = plan(&own, &others, &machine, self.backend);
         let mut problems: Vec<String> = plan.refused.iter().map(ToString::to_string).collect();
         // The rules come first: what begins meanwhile keeps its address for as long as it lasts.
         let mut failed: Vec<String> = self.write(&plan).await.err().into_iter().collect();

@@ -157,6 +157,10 @@ pub(crate) struct AgentArgs {
     /// Who connects pods: CNI configuration files that the cluster brings, or our own bridge and routes
     #[arg(long, value_enum, value_name = "WHO", default_value = "cni")]
     pub(crate) pod_network: PodNetwork,
+    /// How the built-in network reaches other nodes' pods: routes, which need nodes on one network; vxlan; or auto: routes where
+    /// they work, else VXLAN (UDP 8472). The same on every node
+    #[arg(long, value_name = "HOW", default_value_t)]
+    pub(crate) pod_network_backend: podnet::Backend,
     /// Whether to serve Services: on, off, or auto: on, unless a kube-proxy pod runs on the node
     #[arg(long, value_name = "WHEN", default_value_t)]
     pub(crate) proxy: proxy::Mode,

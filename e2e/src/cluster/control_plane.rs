@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::certificates::{Authority, Period, Subject, write_key_pair};
-use super::flags::{Component, ETCD, KUBERNETES_SERVICE, Place};
+use super::flags::{Component, ETCD, KUBERNETES_SERVICE, Place, Ranges};
 use super::kubeconfig;
 use crate::lab::Machine;
 use crate::parts;
@@ -25,6 +25,7 @@ pub struct ControlPlane {
     running: Mutex<BTreeMap<Component, Daemon>>,
     authority: Authority,
     machine: Machine,
+    ranges: Ranges,
 }
 
 impl ControlPlane {
@@ -32,9 +33,9 @@ impl ControlPlane {
     ///
     /// # Errors
     /// When a part does not come up: with its log.
-    pub fn start(machine: Machine) -> Result<Self> {
+    pub fn start(machine: Machine, ranges: Ranges) -> Result<Self> {
         let authority = Authority::new("kubernetes")?;
-        let control_plane = Self { running: Mutex::default(), authority, machine };
+        let control_plane = Self { running: Mutex::default(), authority, machine, ranges };
         control_plane.write_pki().context("write the cluster's certificates")?;
         control_plane.spawn(Component::Etcd)?;
         control_plane.start_component(Component::ApiServer)?;
@@ -134,7 +135,8 @@ impl ControlPlane {
 
     fn spawn_with(&self, component: Component, change: impl FnOnce(&mut Vec<String>)) -> Result<()> {
         let data = self.machine.host.path().join("etcd");
-        let place = Place { pki: &self.pki(), data: &data, address: &self.machine.address };
+        let place =
+            Place { pki: &self.pki(), data: &data, address: &self.machine.address, ranges: self.ranges };
         let mut command = self.machine.host.command(parts::tool("controlplane"));
         let mut flags = component.flags(&place);
         change(&mut flags);

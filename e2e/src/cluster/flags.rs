@@ -8,6 +8,25 @@ use std::path::Path;
 pub const POD_CIDR: &str = "10.244.0.0/16";
 /// Where Services' addresses come from.
 pub const SERVICE_CIDR: &str = "10.96.0.0/16";
+/// Both, and the same of IPv6.
+pub const DUAL_STACK: Ranges =
+    Ranges { pods: "10.244.0.0/16,fd00:10:244::/56", services: "10.96.0.0/16,fd00:10:96::/112" };
+
+/// Where addresses come from.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranges {
+    /// Pods'.
+    pub pods: &'static str,
+    /// Services'.
+    pub services: &'static str,
+}
+
+impl Default for Ranges {
+    fn default() -> Self {
+        Self { pods: POD_CIDR, services: SERVICE_CIDR }
+    }
+}
+
 /// The address of the API server as a Service: the first of [`SERVICE_CIDR`].
 pub const KUBERNETES_SERVICE: &str = "10.96.0.1";
 /// The address of the cluster's DNS.
@@ -26,6 +45,8 @@ pub struct Place<'a> {
     pub data: &'a Path,
     /// Where the API server is reached.
     pub address: &'a str,
+    /// Where addresses come from.
+    pub ranges: Ranges,
 }
 
 /// A part of the control plane.
@@ -117,7 +138,7 @@ fn api_server(place: &Place<'_>) -> Vec<String> {
         ("service-account-issuer", "https://kubernetes.default.svc.cluster.local"),
         ("service-account-key-file", &pki("sa.pub")),
         ("service-account-signing-key-file", &pki("sa.key")),
-        ("service-cluster-ip-range", SERVICE_CIDR),
+        ("service-cluster-ip-range", place.ranges.services),
         ("tls-cert-file", &pki("apiserver.crt")),
         ("tls-private-key-file", &pki("apiserver.key")),
         // For whoever asks for these names: machines whose clocks differ from the cluster's see such certificates.
@@ -135,7 +156,7 @@ fn controller_manager(place: &Place<'_>) -> Vec<String> {
         ("authorization-kubeconfig", &kubeconfig),
         ("bind-address", "127.0.0.1"),
         ("client-ca-file", &pki("ca.crt")),
-        ("cluster-cidr", POD_CIDR),
+        ("cluster-cidr", place.ranges.pods),
         ("cluster-name", "kubernetes"),
         ("cluster-signing-cert-file", &pki("ca.crt")),
         ("cluster-signing-key-file", &pki("ca.key")),
@@ -145,7 +166,7 @@ fn controller_manager(place: &Place<'_>) -> Vec<String> {
         ("requestheader-client-ca-file", &pki("front-proxy-ca.crt")),
         ("root-ca-file", &pki("ca.crt")),
         ("service-account-private-key-file", &pki("sa.key")),
-        ("service-cluster-ip-range", SERVICE_CIDR),
+        ("service-cluster-ip-range", place.ranges.services),
         ("use-service-account-credentials", "true"),
     ])
 }

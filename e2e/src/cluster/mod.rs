@@ -48,11 +48,19 @@ impl Cluster {
     /// # Errors
     /// When a part is missing (`hack/tools.sh` builds them) or does not come up.
     pub fn start() -> Result<Self> {
+        Self::start_with(flags::Ranges::default())
+    }
+
+    /// The same with other addresses.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_with(ranges: flags::Ranges) -> Result<Self> {
         let images = images::storage().context("make the test images")?;
         let lab = Lab::new().context("make the lab")?;
         let registry = Registry::serve_at(lab.router(), &format!("{ROUTER}:{}", images::PORT), &images)?;
         let machine = lab.machine("control-plane", CONTROL_PLANE)?;
-        let control_plane = ControlPlane::start(machine).context("start the control plane")?;
+        let control_plane = ControlPlane::start(machine, ranges).context("start the control plane")?;
         let next = AtomicU8::new(CONTROL_PLANE + 1);
         let cluster = Self { next, control_plane, _registry: registry, lab };
         cluster.set_up().context("set the cluster up")?;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Cluster;
 use super::flags::{DNS_SERVICE, DOMAIN};
 use super::node::{Half, Runtime};
-use super::settings::special;
+use super::settings::{flags, special};
 use super::stock;
 use crate::containerd::{Containerd, write_network};
 use crate::lab::Machine;
@@ -57,7 +57,7 @@ impl Podwright {
                 (Some(containerd), endpoint)
             }
         };
-        let arguments: Vec<String> = arguments.into_iter().chain([more]).collect();
+        let arguments: Vec<String> = arguments.into_iter().chain([more]).chain(flags(machine)).collect();
         let mut node = Self { agent: spawn(machine, &arguments)?, arguments, containerd };
         let name = machine.name.clone();
         let cidr = node.agent.wait_within(Duration::from_secs(60), "given a podCIDR", || {

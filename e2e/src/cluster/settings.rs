@@ -7,6 +7,8 @@ use crate::lab::Machine;
 
 /// The file beside a machine's configuration that holds what is special about it.
 const FILE: &str = "special.json";
+/// The file beside it with more flags of our agent, one a line.
+const FLAGS: &str = "special.flags";
 
 /// What is special about a node.
 #[derive(Clone, Debug, Default)]
@@ -15,12 +17,15 @@ pub struct NodeSettings {
     pub kubelet: Value,
     /// The limit of the node's cgroup, in bytes.
     pub memory: Option<u64>,
+    /// More flags of our agent.
+    pub flags: &'static [&'static str],
 }
 
 impl NodeSettings {
     /// Makes the machine ready for its node.
     pub(super) fn prepare(&self, machine: &Machine) -> Result<()> {
         std::fs::write(machine.host.path().join(FILE), self.kubelet.to_string())?;
+        std::fs::write(machine.host.path().join(FLAGS), self.flags.join("\n"))?;
         let Some(memory) = self.memory else { return Ok(()) };
         let script = format!(
             "set -e
@@ -42,4 +47,10 @@ pub(super) fn special(machine: &Machine, mut config: Value) -> Value {
         config[key] = value;
     }
     config
+}
+
+/// More flags of the agent on that machine.
+pub(super) fn flags(machine: &Machine) -> Vec<String> {
+    let text = std::fs::read_to_string(machine.host.path().join(FLAGS)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
 }

@@ -19,7 +19,11 @@ fn own() -> Member {
 }
 
 fn of(others: &[Member]) -> Plan {
-    plan(&own(), others, &[here(2, "192.0.2.10/24"), here(3, "10.244.0.1/24")])
+    by(Backend::Auto, others)
+}
+
+fn by(backend: Backend, others: &[Member]) -> Plan {
+    plan(&own(), others, &[here(2, "192.0.2.10/24"), here(3, "10.244.0.1/24")], backend)
 }
 
 /// A plan in words: ways, peers, refusals.
@@ -63,12 +67,26 @@ fn neighbours_are_routed_to_and_others_are_wrapped() {
     assert_eq!(overlay.addresses, ["10.244.0.0/32".parse::<IpNet>().unwrap()]);
 }
 
+#[test]
+fn a_backend_that_is_asked_for_is_the_only_one() {
+    let others = [
+        member("two", &["10.244.2.0/24"], &["192.0.2.12"]),
+        member("three", &["10.244.3.0/24"], &["198.51.100.13"]),
+    ];
+    let wrapped = by(Backend::Vxlan, &others);
+    assert_eq!((wrapped.routes.len(), wrapped.overlay.map(|overlay| overlay.ways.len())), (0, Some(2)));
+    let routed = by(Backend::Routes, &others);
+    assert_eq!((routed.routes.len(), routed.overlay), (1, None));
+    assert!(routed.refused[0].to_string().contains("node three"), "{:?}", routed.refused);
+    assert!(!routed.ranges.contains(&"10.244.3.0/24".parse().unwrap()));
+}
+
 /// What one end writes down of the other is what that one is.
 #[test]
 fn both_ends_compute_the_same_hardware_addresses() {
     let far = member("far", &["10.244.9.0/24", "fd00:9::/64"], &["198.51.100.9"]);
     let from_here = of(std::slice::from_ref(&far)).overlay.unwrap();
-    let from_there = plan(&far, &[own()], &[here(7, "198.51.100.9/24")]).overlay.unwrap();
+    let from_there = plan(&far, &[own()], &[here(7, "198.51.100.9/24")], Backend::Auto).overlay.unwrap();
     assert!(from_here.peers.contains(&Peer::Behind(from_there.hardware, far.addresses[0])));
     assert!(from_there.peers.contains(&Peer::Behind(from_here.hardware, own().addresses[0])));
     for (range, inner) in &from_here.ways {
@@ -83,13 +101,13 @@ fn each_family_goes_the_way_that_it_can() {
     let machine = [here(2, "192.0.2.10/24"), here(2, "fd01::10/64")];
     let both = member("both", &["10.244.1.0/24", "fd00:0:0:1::/64"], &["192.0.2.11", "fd01::11"]);
     assert_eq!(
-        words(&plan(&own, &[both], &machine)),
+        words(&plan(&own, &[both], &machine, Backend::Auto)),
         ["10.244.1.0/24 via 192.0.2.11", "fd00:0:0:1::/64 via fd01::11"]
     );
     // It has no address of that family: IPv6 goes inside IPv4.
     let one = member("one", &["10.244.1.0/24", "fd00:0:0:1::/64"], &["192.0.2.11"]);
     assert_eq!(
-        words(&plan(&own, &[one], &machine)),
+        words(&plan(&own, &[one], &machine, Backend::Auto)),
         [
             "10.244.1.0/24 via 192.0.2.11",
             "fd00:0:0:1::/64 through fd00:0:0:1::",
@@ -102,7 +120,7 @@ fn each_family_goes_the_way_that_it_can() {
 fn the_narrowest_network_leads_to_a_neighbour_and_single_addresses_to_nobody() {
     let near = member("near", &["10.244.1.0/24"], &["192.0.2.130"]);
     let machine = [here(2, "192.0.2.10/24"), here(3, "192.0.2.129/25"), here(4, "192.0.2.130/32")];
-    let plan = plan(&own(), &[near], &machine);
+    let plan = plan(&own(), &[near], &machine, Backend::Auto);
     assert_eq!(plan.routes.iter().map(|route| route.link).collect::<Vec<_>>(), [3]);
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use hostnet::link::Netlink;
 use hostnet::netfilter::WriterHandle;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
@@ -34,6 +35,7 @@ const KUBELET_PORT: u16 = 10_250;
 pub(crate) struct Membership {
     credentials: Credentials,
     pod_network: PodNetwork,
+    backend: podnet::Backend,
     proxy: proxy::Mode,
     node: NodeConfig,
     serving: Serving,
@@ -49,6 +51,7 @@ impl Membership {
         Self {
             credentials: Credentials::of(args, node, settings),
             pod_network: args.pod_network,
+            backend: args.pod_network_backend,
             proxy: args.proxy,
             serving: Serving::of(node, settings),
             node: NodeConfig {
@@ -75,9 +78,9 @@ impl Membership {
     }
 
     /// The built-in network with the range that the cluster gave when it was last heard.
-    pub(crate) fn remembered_network(&self, node: &Node) -> Option<cni::DefaultNetwork> {
+    pub(crate) async fn remembered_network(&self, node: &Node) -> Option<cni::DefaultNetwork> {
         let cidrs = recall(&ranges_file(node)).filter(|_| self.pod_network == PodNetwork::Builtin)?;
-        Some(parts::network(node, cidrs))
+        Some(parts::network(node, cidrs, pod_mtu(node, self.backend).await))
     }
 
     /// Starts the kubelet and what joins it to the API server.
@@ -171,9 +174,11 @@ impl Membership {
         let duty = Duty { client: client.clone(), mode: self.proxy, mark: node.proxy_mark() };
         let proxying = service_proxy::run(parts::proxy(node), duty, around, programming, stopped());
         callers.spawn(async move { ("the proxy", proxying.await) });
-        let connecting = other_nodes::run(self.pod_network, node.name.clone(), client, writer, stopped());
+        let nodes = podnet::Config { node_name: node.name.clone(), backend: self.backend };
+        let connecting = other_nodes::run(self.pod_network, nodes, client, writer, stopped());
         callers.spawn(async move { ("the network of nodes", connecting.await) });
-        let following = follow_ranges(node.clone(), self.pod_network, own_node, network, stopped());
+        let backend = (self.pod_network == PodNetwork::Builtin).then_some(self.backend);
+        let following = follow_ranges(node.clone(), backend, own_node, network, stopped());
         callers.spawn(async move {
             following.await;
             ("the pod network", Ok(()))
@@ -225,10 +230,10 @@ fn reserved(capacity: &Capacity) -> Reserved {
     }
 }
 
-/// Gives the built-in network the range that the cluster gives the node, and remembers it.
+/// Gives the built-in network, where there is one, the range that the cluster gives the node, and remembers it.
 async fn follow_ranges(
     node: Node,
-    pod_network: PodNetwork,
+    builtin: Option<podnet::Backend>,
     mut own: watch::Receiver<Option<Arc<v1::Node>>>,
     network: watch::Sender<Option<cni::DefaultNetwork>>,
     stop: impl Future<Output = ()>,
@@ -237,9 +242,13 @@ async fn follow_ranges(
     let mut known = recall(&ranges_file(&node)).unwrap_or_default();
     loop {
         let cidrs = own.borrow_and_update().as_deref().map(ranges_of).unwrap_or_default();
-        if pod_network == PodNetwork::Builtin && !cidrs.is_empty() && cidrs != known {
+        if let Some(backend) = builtin
+            && !cidrs.is_empty()
+            && cidrs != known
+        {
             remember(&ranges_file(&node), &cidrs);
-            network.send_replace(Some(parts::network(&node, cidrs.clone())));
+            let mtu = pod_mtu(&node, backend).await;
+            network.send_replace(Some(parts::network(&node, cidrs.clone(), mtu)));
             tracing::info!(?cidrs, "the cluster gives this node a range for its pods");
             known = cidrs;
         }
@@ -248,6 +257,18 @@ async fn follow_ranges(
             () = &mut stop => return,
         }
     }
+}
+
+/// What pods may send at once, so that it fits through the ways to other nodes; the kernel's choice where the link with the
+/// node's address is not known.
+async fn pod_mtu(node: &Node, backend: podnet::Backend) -> Option<u32> {
+    let local = node.address()?;
+    let netlink = Netlink::open().ok()?;
+    let addresses = netlink.all_addresses().await.ok()?;
+    let (index, _) = addresses.into_iter().find(|(_, address)| address.addr() == local)?;
+    let links = netlink.links().await.ok()?;
+    let link = links.into_iter().find(|link| link.index == index)?;
+    Some(podnet::pod_mtu(backend, link.mtu, local))
 }
 
 fn ranges_of(node: &v1::Node) -> Vec<IpNet> {

@@ -76,6 +76,9 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
     if let Some(endpoint) = &args.container_runtime_endpoint {
         node.container_runtime_endpoint = Some(endpoint.clone());
     }
+    if args.pod_network == PodNetwork::Cni && args.pod_network_backend != podnet::Backend::Auto {
+        bail!("--pod-network-backend is how --pod-network=builtin works: give both, or neither");
+    }
     if node.container_runtime_endpoint.is_some() && args.pod_network == PodNetwork::Builtin {
         bail!(
             "--pod-network=builtin is a network of our own runtime's pods: leave it out, or --container-runtime-endpoint"
@@ -123,8 +126,8 @@ impl Agent {
         let lock = NodeLock::take(&node)?;
         let writer = parts::netfilter();
         let default = match &role {
-            Role::Cluster(membership) => membership.remembered_network(&node),
-            Role::Runtime | Role::Node { .. } => Some(parts::network(&node, node.pod_cidrs.clone())),
+            Role::Cluster(membership) => membership.remembered_network(&node).await,
+            Role::Runtime | Role::Node { .. } => Some(parts::network(&node, node.pod_cidrs.clone(), None)),
         };
         let (network, networks) = watch::channel(default);
         let servers_stop = CancellationToken::new();

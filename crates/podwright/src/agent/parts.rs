@@ -61,8 +61,8 @@ pub(crate) fn runtime(
 }
 
 /// Our bridge, for pods of these ranges.
-pub(crate) fn network(node: &Node, pod_cidrs: Vec<ipnet::IpNet>) -> cni::DefaultNetwork {
-    cni::DefaultNetwork { bridge: node.bridge.clone(), pod_cidrs, mtu: None }
+pub(crate) fn network(node: &Node, pod_cidrs: Vec<ipnet::IpNet>, mtu: Option<u32>) -> cni::DefaultNetwork {
+    cni::DefaultNetwork { bridge: node.bridge.clone(), pod_cidrs, mtu }
 }
 
 /// The kubelet.

@@ -9,13 +9,13 @@ use crate::cli::PodNetwork;
 /// Keeps what the pod network asks for, until `stop`.
 pub(super) async fn run(
     pod_network: PodNetwork,
-    node_name: String,
+    nodes: podnet::Config,
     client: kube::Client,
     writer: WriterHandle,
     stop: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     match pod_network {
-        PodNetwork::Builtin => Ok(podnet::run(podnet::Config { node_name }, client, writer, stop).await?),
+        PodNetwork::Builtin => Ok(podnet::run(nodes, client, writer, stop).await?),
         PodNetwork::Cni => {
             if let Err(error) = withdraw(&writer).await {
                 tracing::warn!(
