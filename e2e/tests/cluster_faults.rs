@@ -271,6 +271,10 @@ spec:
       containers: [{{name: main, image: {BUSYBOX}, command: [sleep, '16001']}}]
 "
     ))?;
+    let told = |what: &str| world.node.log().matches(what).count();
+    let (away, back) = ("the API server does not answer", "the API server tells of Services again");
+    eventually("what was told of former outages is over", || (told(away) == told(back)).then_some(()))?;
+    let before = told(away);
     for _ in 0..3 {
         pass(1);
         world.cluster.control_plane.kill(Component::ApiServer);
@@ -285,6 +289,10 @@ spec:
     let pods = pods["items"].as_array().context("pods")?.clone();
     let restarts: Vec<i64> = pods.into_iter().map(|pod| Pod(pod).restarts()).collect();
     assert_eq!(restarts, [0; 10]);
+    if world.node.kind == NodeKind::Podwright {
+        eventually("the log says that it is back", || (told(back) == before + 1).then_some(()))?;
+        assert_eq!(told(away), before + 1, "one outage is told of once:\n{}", world.node.log());
+    }
     world.cluster.kubectl(&["delete", "deployment", "many", "--cascade=foreground", "--timeout=120s"])?;
     eventually("nothing of them runs", || (world.sleeping(16_001) == 0).then_some(()))
 }

@@ -8,6 +8,7 @@
 //! and what is written stays while the API server is away. Switched off it stops writing and leaves every chain to
 //! kube-proxy, whose chains have the same names.
 
+mod outage;
 mod switch;
 mod watch;
 
@@ -16,6 +17,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use hostnet::netfilter::WriterHandle;
 use ipnet::IpNet;
@@ -24,8 +26,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::Instant;
 
+use self::outage::{News, Outage};
 pub use self::switch::{Mode, Switch, switch};
-use self::watch::Watched;
+use self::watch::{Watched, until_it_answers};
 use crate::health::{Health, local_counts};
 use crate::program::{Programmer, Surroundings};
 use crate::report::{Problem, ProxyReport};
@@ -97,6 +100,12 @@ struct Shell {
     programmer: Programmer,
     health: Health,
     report: Sender<Arc<ProxyReport>>,
+    client: kube::Client,
+    outage: Outage,
+    /// Comes when an API server that is away answers.
+    answer: Option<BoxFuture<'static, ()>>,
+    /// What is the matter with the rules.
+    failed: Option<String>,
     /// What was done last.
     was: Switch,
     change: Change,
@@ -116,6 +125,10 @@ impl Shell {
             programmer: Programmer::new(writer, config.node_port_range),
             health: Health::new(source.healthz),
             report,
+            client: source.client,
+            outage: Outage::default(),
+            answer: None,
+            failed: None,
             was: Switch::Off,
             change: Change::Some,
             retry: Retry::default(),
@@ -145,6 +158,12 @@ impl Shell {
                 self.note(Change::Some);
             }
             () = self.retry.due() => self.note(Change::Some),
+            () = come(&mut self.answer) => {
+                self.answer = None;
+                self.services.answers();
+                self.slices.answers();
+            }
+            () = self.outage.settled() => {}
             () = tokio::time::sleep_until(self.earliest), if self.change == Change::Some => {}
         }
         Ok(())
@@ -180,11 +199,12 @@ impl Shell {
             self.turn(now).await;
         }
         let complete = self.services.store.is_complete() && self.slices.store.is_complete();
-        if now == Switch::Off || !complete {
-            return self.tell(None);
+        if now == Switch::Off {
+            self.failed = None;
         }
-        if self.change == Change::Nothing || Instant::now() < self.earliest {
-            return self.tell(None);
+        let idle = self.change == Change::Nothing || Instant::now() < self.earliest;
+        if now == Switch::Off || !complete || idle {
+            return self.tell();
         }
         self.change = Change::Nothing;
         let began = Instant::now();
@@ -198,7 +218,8 @@ impl Shell {
         let outcome = self.programmer.serve(&services, &around).await;
         self.retry.note(if outcome.is_ok() { Outcome::Done } else { Outcome::Retry });
         self.health.served(outcome.is_ok(), local_counts(&services));
-        self.tell(outcome.err());
+        self.failed = outcome.err();
+        self.tell();
         self.earliest = Instant::now() + (began.elapsed() * REST).min(LONGEST_REST);
     }
 
@@ -221,10 +242,28 @@ impl Shell {
         self.was = now;
     }
 
-    /// Reports what is the matter; without `failed` what was reported of rules stays.
-    fn tell(&self, failed: Option<String>) {
-        let problems = [self.services.problem(), self.slices.problem(), failed].into_iter().flatten();
-        let problems = problems.map(|message| Problem { service: None, field: None, message });
+    /// Reports what is the matter, and says when the API server is back.
+    fn tell(&mut self) {
+        let silent = self.services.is_silent() || self.slices.is_silent();
+        if self.outage.note(silent, Instant::now()) == News::Ended {
+            tracing::info!("the API server tells of Services again");
+        }
+        if silent && self.answer.is_none() {
+            self.answer = Some(until_it_answers(self.client.clone()).boxed());
+        }
+        let away = (self.outage != Outage::Over)
+            .then(|| "the API server does not answer; Services stay as they are".to_owned());
+        let problems = [self.services.forbidden(), self.slices.forbidden(), away, self.failed.clone()];
+        let problems =
+            problems.into_iter().flatten().map(|message| Problem { service: None, field: None, message });
         tell(&self.report, ProxyReport { problems: problems.collect(), ..ProxyReport::default() });
+    }
+}
+
+/// Never, where there is nothing to wait for.
+async fn come(awaited: &mut Option<BoxFuture<'static, ()>>) {
+    match awaited {
+        Some(awaited) => awaited.await,
+        None => std::future::pending().await,
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Service;
+use kube::api::ListParams;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt, watcher as watch};
@@ -17,6 +19,8 @@ use crate::source::cluster::{Change, SELECTOR, Store};
 
 /// So many objects are asked for at once: each page is reduced before the next one comes.
 const PAGE: u32 = 500;
+/// How often an API server that is away is asked whether it is back.
+const ASK: Duration = Duration::from_secs(3);
 
 /// See the module.
 pub(super) struct Watched<K, V> {
@@ -59,20 +63,16 @@ where
     ) -> Change {
         match event {
             Ok(event) => {
-                self.is_fine(matches!(event, Event::Init));
+                // The beginning of a list is no answer yet.
+                if !matches!(event, Event::Init) {
+                    self.trouble = None;
+                }
                 self.store.take(event, reduce)
             }
             Err(error) => {
                 self.failed(&error);
                 Change::Nothing
             }
-        }
-    }
-
-    /// The beginning of a list is no answer yet.
-    fn is_fine(&mut self, begins: bool) {
-        if !begins && self.trouble.take().is_some() {
-            tracing::info!(watch = self.what, "the API server tells of Services again");
         }
     }
 
@@ -87,13 +87,29 @@ where
         self.trouble = Some(trouble);
     }
 
-    /// For a report.
-    pub(super) fn problem(&self) -> Option<String> {
-        match self.trouble? {
-            Trouble::Forbidden => Some(forbidden(self.what)),
-            Trouble::Silent => {
-                Some(format!("{}: the API server does not answer; Services stay as they are", self.what))
-            }
+    /// Whether nothing comes because the API server is away.
+    pub(super) fn is_silent(&self) -> bool {
+        self.trouble == Some(Trouble::Silent)
+    }
+
+    /// The API server answers somebody: this watch goes on, and tells of nothing as long as nothing changes.
+    pub(super) fn answers(&mut self) {
+        self.trouble = self.trouble.filter(|trouble| *trouble != Trouble::Silent);
+    }
+
+    /// What an administrator has to do, for a report.
+    pub(super) fn forbidden(&self) -> Option<String> {
+        (self.trouble == Some(Trouble::Forbidden)).then(|| forbidden(self.what))
+    }
+}
+
+/// Asks the API server again and again, until it answers. A watch that goes on where it broke off has nothing to tell.
+pub(super) async fn until_it_answers(client: Client) {
+    let services = Api::<Service>::all(client);
+    loop {
+        tokio::time::sleep(ASK).await;
+        if services.list_metadata(&ListParams::default().limit(1)).await.is_ok() {
+            return;
         }
     }
 }
