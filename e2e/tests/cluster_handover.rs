@@ -1,6 +1,7 @@
 //! What happens to traffic while parts of a node or of its cluster change hands: agents that start again, an API server that is
 //! away, a network of pods and a service proxy that the cluster brings.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use e2e::TestHost;
 use e2e::cluster::images::{AGNHOST, CNI_PLUGINS};
 use e2e::cluster::node::Half;
-use e2e::cluster::objects::{NODE_RIGHTS, server};
+use e2e::cluster::objects::{NODE_RIGHTS, kube_proxy, server};
 use e2e::cluster::story::{shared, shared_node, tell_anywhere};
 use e2e::cluster::{Cluster, ClusterNode, Component, NodeKind};
 use e2e::parts::podwright;
@@ -311,32 +312,47 @@ fn the_proxy_gives_way_to_a_kube_proxy_pod_and_comes_back() {
         };
         let before = address("before")?;
         eventually("the Service answers", || get(&before).ok())?;
-        // It has the label by which kube-proxy is known, and takes its port.
-        story.apply(&format!(
-            "apiVersion: v1
-kind: Pod
-metadata: {{name: kube-proxy-x, labels: {{k8s-app: kube-proxy}}}}
-spec:
-  hostNetwork: true
-  terminationGracePeriodSeconds: 1
-  nodeSelector: {{kubernetes.io/hostname: {}}}
-  containers: [{{name: kube-proxy, image: {AGNHOST}, args: [netexec, --http-port=10256, --udp-port=10257]}}]
-",
-            node.name()
-        ))?;
-        story.ready("kube-proxy-x")?;
-        let port = format!("http://{}:10256/hostname", node.machine.address);
-        let answer = eventually("the port is the pod's", || get(&port).ok())?;
-        assert_eq!(answer, node.name());
-        ensure!(node.log().contains("the service proxy is off"), "{}", node.log());
-        // What is there stays; what is new is kube-proxy's to serve.
+        let rules = || host.run("iptables-save", &[]);
+        let nodes = format!("kubernetes.io/hostname: {}", node.name());
+        story.cluster.apply(&kube_proxy(&story.cluster.control_plane, &nodes))?;
+        let in_system = |words: &[&str]| story.cluster.kubectl(&[&["-n", "kube-system"], words].concat());
+        in_system(&["rollout", "status", "daemonset/kube-proxy", "--timeout=120s"]).with_context(|| {
+            in_system(&["logs", "daemonset/kube-proxy"]).unwrap_or_else(|error| error.to_string())
+        })?;
+        eventually("the agent says so", || node.log().contains("the service proxy is off").then_some(()))?;
+        eventually("kube-proxy watches its rules", || {
+            rules().ok()?.contains("KUBE-PROXY-CANARY").then_some(())
+        })?;
+        // What is there is served on, by its rules in place of ours.
         get(&before)?;
         story.apply(&service_of("web", "after"))?;
         let after = address("after")?;
+        eventually("kube-proxy serves a new one", || get(&after).ok())?;
+        // Two who write would take turns, and two who jump would do so twice.
+        let jumps = || -> Result<Vec<String>> {
+            let builtins =
+                ["INPUT", "FORWARD", "OUTPUT", "PREROUTING", "POSTROUTING"].map(|name| format!("-A {name} "));
+            let rules = rules()?;
+            let is_jump = |line: &&str| {
+                builtins.iter().any(|builtin| line.starts_with(builtin)) && line.contains("-j KUBE-")
+            };
+            Ok(rules.lines().filter(is_jump).map(|line| line.to_owned()).collect())
+        };
+        let theirs = jumps()?;
+        assert_eq!(theirs.iter().collect::<BTreeSet<_>>().len(), theirs.len(), "{theirs:#?}");
         std::thread::sleep(Duration::from_secs(3));
-        ensure!(get(&after).is_err(), "nobody serves it");
-        story.kubectl(&["delete", "pod", "kube-proxy-x"])?;
-        eventually("the proxy serves again", || get(&after).ok())?;
+        assert_eq!(jumps()?, theirs);
+        ensure!(!node.log().contains("somebody changed our netfilter rules"), "{}", node.log());
+        in_system(&["delete", "daemonset", "kube-proxy", "--cascade=foreground", "--timeout=60s"])?;
+        eventually("the proxy is on again", || {
+            (node.log().matches("the service proxy is on").count() == 2).then_some(())
+        })?;
+        story.apply(&service_of("web", "at-last"))?;
+        let last = address("at-last")?;
+        eventually("the proxy serves again", || get(&last).ok())?;
+        [before, after].iter().try_for_each(|service| get(service).map(drop))?;
+        let ours = jumps()?;
+        assert_eq!(ours.iter().collect::<BTreeSet<_>>().len(), ours.len(), "{ours:#?}");
         get(&health).map(drop)
     });
 }

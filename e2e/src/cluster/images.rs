@@ -27,9 +27,12 @@ pub const PAUSE: &str = "registry.k8s.io/pause:3.10.1";
 pub const CNI_PLUGINS: &str = "registry.k8s.io/networking/cni-plugins:v1.9.1";
 
 /// Changes whenever the recipes below do.
-const RECIPES: &str = "2";
+const RECIPES: &str = "3";
 /// What the programs of [`AGNHOST`] need beside it, as far as it is installed here.
 const PROGRAMS: [&str; 3] = ["/usr/bin/curl", "/bin/bash", "/usr/bin/ss"];
+
+/// What iptables loads for matches and targets.
+const EXTENSIONS: &str = "/usr/lib/x86_64-linux-gnu/xtables";
 
 struct TestImage {
     /// The name without its registry: all registries of the world are one here.
@@ -103,6 +106,11 @@ fn all() -> Result<Vec<TestImage>> {
             config: entrypoint("/coredns"),
         },
         TestImage {
+            name: "kube-proxy:v1.36.3",
+            layers: vec![iptables()?, tool("kube-proxy", "usr/local/bin/kube-proxy")?],
+            config: entrypoint("/usr/local/bin/kube-proxy"),
+        },
+        TestImage {
             name: "metrics-server/metrics-server:v0.9.0",
             layers: vec![
                 Layer::default().directory("tmp/", 0o1777)?,
@@ -120,6 +128,24 @@ fn entrypoint(program: &str) -> ImageConfig {
 fn tool(name: &str, path: &str) -> Result<Layer> {
     let program = std::fs::read(parts::tool(name)).with_context(|| format!("read {name}"))?;
     Layer::default().file(path, 0o755, &program)
+}
+
+/// This machine's iptables: what runs on one machine must speak of one set of tables.
+fn iptables() -> Result<Layer> {
+    let program = std::fs::canonicalize("/usr/sbin/iptables").context("is iptables installed?")?;
+    let path = program.to_str().context("a path")?;
+    let mut layer = Layer::default().directory("tmp/", 0o1777)?.program(path)?;
+    for name in ["iptables", "ip6tables"] {
+        for way in ["", "-save", "-restore"] {
+            layer = layer.symlink(&format!("usr/sbin/{name}{way}"), path)?;
+        }
+    }
+    for file in std::fs::read_dir(EXTENSIONS).context("iptables' extensions")? {
+        let path = file?.path();
+        let content = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        layer = layer.file(path.to_string_lossy().trim_start_matches('/'), 0o644, &content)?;
+    }
+    Ok(layer)
 }
 
 fn cni_plugins() -> Result<Layer> {

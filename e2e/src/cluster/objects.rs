@@ -23,6 +23,14 @@ pub fn coredns() -> String {
     filled(include_str!("objects/coredns.yaml"))
 }
 
+/// kube-proxy as kubeadm runs it, on the nodes with these labels (`a: b`).
+#[must_use]
+pub fn kube_proxy(control_plane: &ControlPlane, nodes: &str) -> String {
+    filled(include_str!("objects/kube-proxy.yaml"))
+        .replace("NODES", nodes)
+        .replace("SERVER", &control_plane.server())
+}
+
 /// metrics-server, as its own manifests have it, but that it looks every 10 s and takes kubelets' own certificates.
 #[must_use]
 pub fn metrics_server() -> String {
