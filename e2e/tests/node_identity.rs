@@ -173,17 +173,14 @@ fn what_a_pod_may_not_be_is_refused_with_the_reason() -> Result<()> {
     let profile = "  securityContext:\n    appArmorProfile: {type: RuntimeDefault}\n";
     let files = [
         ("sysctl.yaml", pod("sysctl", "echo end", sysctl, "")),
-        ("users.yaml", pod("users", "echo end", "  hostUsers: false\n", "")),
         ("apparmor.yaml", pod("apparmor", "echo end", profile, "")),
         ("root.yaml", pod("root", "echo end", root, "")),
     ];
     let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
     let story = Story::start(&files)?;
-    for (name, sentence) in [
-        ("sysctl", "forbidden sysctl: \"kernel.core_pattern\" not allowlisted"),
-        ("users", "spec.hostUsers"),
-        ("apparmor", "AppArmor"),
-    ] {
+    for (name, sentence) in
+        [("sysctl", "forbidden sysctl: \"kernel.core_pattern\" not allowlisted"), ("apparmor", "AppArmor")]
+    {
         let refused = story.pod_until(name, "it is refused", |pod| pod["status"]["phase"] == "Failed")?;
         let message = refused["status"]["message"].as_str().unwrap_or_default();
         assert!(message.contains(sentence), "{message}");

@@ -16,6 +16,7 @@ use crate::cgroups::container_resources;
 use crate::environment::expand;
 use crate::names::kernel_name;
 use crate::pod::model::{Container, Pod};
+use crate::user_namespaces::PodIds;
 
 /// Label keys of kubelets.
 pub(crate) const POD_NAME: &str = "io.kubernetes.pod.name";
@@ -58,6 +59,7 @@ pub(crate) fn sandbox(
     cgroup_parent: &str,
     dns: DnsConfig,
     cluster_domain: &str,
+    ids: Option<PodIds>,
 ) -> Result<PodSandboxConfig, String> {
     let meta = &pod.source.metadata;
     let mut labels: HashMap<String, String> = meta.labels.clone().unwrap_or_default().into_iter().collect();
@@ -83,7 +85,7 @@ pub(crate) fn sandbox(
         linux: Some(LinuxPodSandboxConfig {
             cgroup_parent: cgroup_parent.to_owned(),
             security_context: Some(LinuxSandboxSecurityContext {
-                namespace_options: Some(namespaces(pod)),
+                namespace_options: Some(namespaces(pod, ids)),
                 seccomp: Some(profile(ProfileType::RuntimeDefault)),
                 privileged: has_privileged(pod),
                 supplemental_groups: supplemental_groups(pod),
@@ -159,6 +161,8 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) profiles: &'a Path,
     /// The id of the container at whose processes it looks.
     pub(crate) target: Option<String>,
+    /// The pod's own ids, if it has any.
+    pub(crate) ids: Option<PodIds>,
 }
 
 /// A container.
@@ -171,9 +175,12 @@ pub(crate) fn container(
     ingredients: Ingredients<'_>,
 ) -> Result<ContainerConfig, String> {
     let spec = &container.spec;
-    let Ingredients { attempt, image, env, mounts, profiles, target } = ingredients;
+    let Ingredients { attempt, image, env, mut mounts, profiles, target, ids } = ingredients;
     let mut security = security_context(pod, spec, profiles)?;
-    security.namespace_options = Some(namespaces_of(pod, target));
+    security.namespace_options = Some(namespaces_of(pod, target, ids));
+    if let Some(ids) = ids {
+        ids.map(&mut mounts);
+    }
     let stop_signal = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
     let expanded =
         |words: &Option<Vec<String>>| words.iter().flatten().map(|word| expand(word, env)).collect();
@@ -237,7 +244,6 @@ fn security_context(
             add_ambient_capabilities: Vec::new(),
         }),
         privileged,
-        namespace_options: Some(namespaces(pod)),
         run_as_user: own.run_as_user.or(of_pod.run_as_user).map(|value| Int64Value { value }),
         run_as_group: own.run_as_group.or(of_pod.run_as_group).map(|value| Int64Value { value }),
         readonly_rootfs: own.read_only_root_filesystem.unwrap_or(false),
@@ -295,7 +301,7 @@ pub(crate) fn check_non_root(pod: &Pod, spec: &v1::Container, image: &cri::v1::I
     }
 }
 
-fn namespaces(pod: &Pod) -> NamespaceOption {
+fn namespaces(pod: &Pod, ids: Option<PodIds>) -> NamespaceOption {
     let spec = pod.source.spec.clone().unwrap_or_default();
     let shared = spec.share_process_namespace.unwrap_or(false);
     let node_or = |on_node: Option<bool>, other: NamespaceMode| {
@@ -305,13 +311,14 @@ fn namespaces(pod: &Pod) -> NamespaceOption {
         network: node_or(spec.host_network, NamespaceMode::Pod),
         pid: node_or(spec.host_pid, if shared { NamespaceMode::Pod } else { NamespaceMode::Container }),
         ipc: node_or(spec.host_ipc, NamespaceMode::Pod),
+        userns_options: ids.map(PodIds::options),
         ..Default::default()
     }
 }
 
 /// Those of one container: with a target, whose processes are not the whole pod's or node's, it sees that one's.
-fn namespaces_of(pod: &Pod, target: Option<String>) -> NamespaceOption {
-    let options = namespaces(pod);
+fn namespaces_of(pod: &Pod, target: Option<String>, ids: Option<PodIds>) -> NamespaceOption {
+    let options = namespaces(pod, ids);
     match target.filter(|_| options.pid() == NamespaceMode::Container) {
         Some(target_id) => NamespaceOption { pid: NamespaceMode::Target.into(), target_id, ..options },
         None => options,
@@ -367,7 +374,6 @@ mod tests {
         assert_eq!(made.supplemental_groups_policy(), SupplementalGroupsPolicy::Strict);
         assert_eq!(made.run_as_user.as_ref().map(|id| id.value), Some(6));
         assert!(made.no_new_privs && !made.masked_paths.is_empty());
-        assert_eq!(made.namespace_options.as_ref().map(NamespaceOption::pid), Some(NamespaceMode::Pod));
         let unmasked = security(json!({}), json!({ "procMount": "Unmasked" })).expect("made");
         assert!(unmasked.masked_paths.is_empty() && unmasked.readonly_paths.is_empty());
     }
@@ -384,6 +390,7 @@ mod tests {
                 mounts: Vec::new(),
                 profiles: Path::new("/"),
                 target: target.map(str::to_owned),
+                ids: None,
             };
             container(&pod, &pod.containers[0], ingredients).expect("made")
         };
@@ -406,7 +413,7 @@ mod tests {
         let ports = json!({ "ports": [{ "containerPort": 80, "hostPort": 8080, "protocol": "UDP", "hostIP": "127.0.0.1" }, { "containerPort": 81 }] });
         let made = |spec: Value| {
             let pod = pod(spec, ports.clone());
-            sandbox(&pod, 0, "", "", DnsConfig::default(), "").expect("made").port_mappings
+            sandbox(&pod, 0, "", "", DnsConfig::default(), "", None).expect("made").port_mappings
         };
         let mappings = made(json!({}));
         assert_eq!((mappings.len(), mappings[0].host_port, mappings[0].protocol()), (1, 8080, Protocol::Udp));

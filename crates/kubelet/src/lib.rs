@@ -31,6 +31,7 @@ mod sizing;
 mod static_pod;
 mod time;
 mod tokens;
+mod user_namespaces;
 mod volumes;
 
 use std::net::IpAddr;

@@ -28,6 +28,7 @@ use crate::probe_counts::ProbeCounts;
 use crate::report::{NodeReport, Reporter, StartTimes};
 use crate::static_pod::is_static_source;
 use crate::time::wall_ns;
+use crate::user_namespaces::UserNamespaces;
 use crate::volumes::Volumes;
 use crate::{Config, Inputs, KubeletError};
 
@@ -136,6 +137,7 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         runtime_name: runtime_name(&cri).await?,
         cgroups: PodCgroups::open(&config.cgroup_root, held)?,
         volumes: Volumes::new(&config.root_dir),
+        user_namespaces: UserNamespaces::new(&config.root_dir, config.sizing.map(|sizing| sizing.max_pods)),
         capacity,
         reporter: Reporter::new(config.node_name.clone(), report, events, probes),
         cri,

@@ -13,9 +13,7 @@ const APPARMOR_ANNOTATION: &str = "container.apparmor.security.beta.kubernetes.i
 pub(super) fn problems(pod: &v1::Pod) -> Vec<String> {
     let spec = pod.spec.clone().unwrap_or_default();
     let mut problems = Vec::new();
-    if spec.host_users == Some(false) {
-        problems.push("spec.hostUsers: false is not supported yet".into());
-    }
+    problems.extend(host_users(&spec));
     for volume in spec.volumes.iter().flatten() {
         problems.extend(empty_dir(volume));
     }
@@ -26,6 +24,15 @@ pub(super) fn problems(pod: &v1::Pod) -> Vec<String> {
         problems.push("an SELinux label (seLinuxOptions) is not supported yet".into());
     }
     problems
+}
+
+/// Users of its own and the node's namespaces exclude each other: nothing there would be the pod's.
+fn host_users(spec: &v1::PodSpec) -> Option<String> {
+    let on_node =
+        [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)];
+    let mut asked = on_node.into_iter().filter(|(_, given)| *given == Some(true));
+    let (field, _) = asked.next().filter(|_| spec.host_users == Some(false))?;
+    Some(format!("spec.hostUsers: false with spec.{field}: true is not supported"))
 }
 
 fn empty_dir(volume: &v1::Volume) -> Option<String> {
@@ -105,7 +112,11 @@ mod tests {
     #[test]
     fn user_namespaces_and_apparmor_are_never_silently_dropped() {
         check(json!({ "hostUsers": true }), None);
-        check(json!({ "hostUsers": false }), Some("spec.hostUsers"));
+        check(json!({ "hostUsers": false, "hostNetwork": false }), None);
+        for field in ["hostNetwork", "hostPID", "hostIPC"] {
+            check(json!({ "hostUsers": false, field: true }), Some(field));
+            check(json!({ field: true }), None);
+        }
         let profile = |kind: &str| json!({ "securityContext": { "appArmorProfile": { "type": kind } } });
         check(profile("Unconfined"), None);
         check(profile("RuntimeDefault"), Some("AppArmor"));

@@ -35,6 +35,7 @@ use crate::pod::termination;
 use crate::report::{Reporter, StartTimes};
 use crate::time::{BootTime, api_time, boot_of_wall, wall_ns};
 use crate::tokens::{Answers, Tokens};
+use crate::user_namespaces::UserNamespaces;
 use crate::volumes::Volumes;
 use crate::{Config, Inputs};
 use probing::Probers;
@@ -53,6 +54,7 @@ pub(crate) struct Node {
     pub(crate) runtime_name: String,
     pub(crate) cgroups: PodCgroups,
     pub(crate) volumes: Volumes,
+    pub(crate) user_namespaces: UserNamespaces,
     pub(crate) reporter: Reporter,
     pub(crate) desired: watch::Receiver<Arc<Loaded>>,
 }

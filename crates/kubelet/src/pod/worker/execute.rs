@@ -17,6 +17,7 @@ use crate::pod::model::{Container, Pod, Role};
 use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan, is_running, newest};
 use crate::pull_secrets::{self, Credential};
 use crate::time::BootTime;
+use crate::user_namespaces::PodIds;
 use crate::volumes::{MountContext, wants_recursive_read_only};
 
 /// How long what cannot be made now is not tried again.
@@ -135,9 +136,7 @@ impl Worker {
             self.node.reporter.event(&self.pod, Kind::Warning, "DNSConfigForming", message);
         }
         self.tell_missing_dns();
-        let config = self.sandbox_config(attempt, dns.config);
-        let (config, runtime_handler) = match config.and_then(|config| Ok((config, self.runtime_handler()?)))
-        {
+        let (config, runtime_handler) = match self.sandbox_request(attempt, dns.config).await {
             Ok(both) => both,
             Err(message) => {
                 self.node.reporter.event(&self.pod, Kind::Warning, "FailedCreatePodSandBox", &message);
@@ -243,8 +242,8 @@ impl Worker {
         let env = environment::render(&self.pod, &container.spec, &desired.objects, services, &facts)
             .map_err(refused)?;
         let images = self.volume_images(&container.spec).await?;
-        let recursive_read_only =
-            wants_recursive_read_only(&container.spec) && self.runtime_has_recursive_read_only().await;
+        let recursive_read_only = wants_recursive_read_only(&container.spec)
+            && self.handler_can("", |features| features.recursive_read_only_mounts).await;
         self.recursive_read_only |= recursive_read_only;
         let context = MountContext { env: &env, images: &images, recursive_read_only };
         let mut mounts = self.node.volumes.mounts(&self.pod, &container.spec, context).map_err(refused)?;
@@ -260,6 +259,7 @@ impl Worker {
             mounts,
             profiles: &self.node.config.root_dir.join("seccomp"),
             target: self.target_of(container, seen)?,
+            ids: self.ids().map_err(refused)?,
         };
         let config = cri_requests::container(&self.pod, container, ingredients).map_err(refused)?;
         let dns = hosts::dns_of(&self.pod, &self.node.config).config;
@@ -314,11 +314,32 @@ impl Worker {
         })
     }
 
+    /// The sandbox, and the handler that makes it: one that can do what the pod needs.
+    async fn sandbox_request(
+        &self,
+        attempt: u32,
+        dns: v1::DnsConfig,
+    ) -> Result<(v1::PodSandboxConfig, String), String> {
+        let handler = self.runtime_handler()?;
+        if has_own_users(&self.pod) && !self.handler_can(&handler, |features| features.user_namespaces).await
+        {
+            return Err(format!(
+                "Failed to create pod sandbox: RuntimeClass handler {handler:?} does not support user namespaces"
+            ));
+        }
+        Ok((self.sandbox_config(attempt, dns)?, handler))
+    }
+
+    /// The ids of a pod that has users of its own.
+    fn ids(&self) -> Result<Option<PodIds>, String> {
+        has_own_users(&self.pod).then(|| self.node.user_namespaces.of(&self.pod.uid)).transpose()
+    }
+
     fn sandbox_config(&self, attempt: u32, dns: v1::DnsConfig) -> Result<v1::PodSandboxConfig, String> {
         let parent = self.node.cgroups.path(&self.pod);
         let logs = self.log_directory().display().to_string();
         let domain = &self.node.config.cluster_domain;
-        cri_requests::sandbox(&self.pod, attempt, &logs, &parent, dns, domain)
+        cri_requests::sandbox(&self.pod, attempt, &logs, &parent, dns, domain, self.ids()?)
     }
 
     /// The images of the image volumes that the container mounts, pulled like its own.
@@ -340,14 +361,12 @@ impl Worker {
         Ok(images)
     }
 
-    /// Whether the runtime's default handler says that it can.
-    async fn runtime_has_recursive_read_only(&self) -> bool {
+    /// Whether that handler of the runtime says that it can.
+    async fn handler_can(&self, name: &str, can: impl Fn(&v1::RuntimeHandlerFeatures) -> bool) -> bool {
         let Ok(status) = self.runtime().status(v1::StatusRequest::default()).await else { return false };
         let mut handlers = status.into_inner().runtime_handlers.into_iter();
-        let default = handlers.find(|handler| handler.name.is_empty());
-        default
-            .and_then(|handler| handler.features)
-            .is_some_and(|features| features.recursive_read_only_mounts)
+        let handler = handlers.find(|handler| handler.name == name);
+        handler.and_then(|handler| handler.features).is_some_and(|features| can(&features))
     }
 
     /// The image by the pull policy.
@@ -476,6 +495,11 @@ impl Worker {
             None => self.times.steps.push((name.to_owned(), ms)),
         }
     }
+}
+
+/// `hostUsers: false`.
+fn has_own_users(pod: &Pod) -> bool {
+    pod.source.spec.as_ref().and_then(|spec| spec.host_users) == Some(false)
 }
 
 #[expect(clippy::disallowed_methods, reason = "how long a step takes is measured")]
