@@ -17,6 +17,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::watch;
 use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use super::tls::{ServingCertificate, serving_certificate};
@@ -145,10 +146,12 @@ pub fn self_signed(
     let now = wall_ns() / 1_000_000_000;
     if certificate.exists() && key.exists() {
         match from_files(&certificate, &key) {
-            Ok(found) if holds_until(&found) > now + RENEW => return Ok(found),
-            Ok(_) => {
-                tracing::info!(file = %certificate.display(), "the self-signed certificate ends soon: making another")
-            }
+            Ok(found) => match fault(&found, node_name, ip, now) {
+                None => return Ok(found),
+                Some(fault) => {
+                    tracing::info!(file = %certificate.display(), "the self-signed certificate {fault}: making another");
+                }
+            },
             Err(error) => {
                 tracing::warn!(%error, file = %certificate.display(), "the self-signed certificate is of no use: making another");
             }
@@ -184,12 +187,25 @@ fn generate(
     Ok((params.self_signed(&pair)?, pair))
 }
 
-/// Seconds since 1970.
-fn holds_until(certificate: &ServingCertificate) -> i64 {
-    let first = certificate.cert.first();
-    first
-        .and_then(|der| X509Certificate::from_der(der).ok())
-        .map_or(0, |(_, certificate)| certificate.validity().not_after.timestamp())
+/// Why a self-signed certificate does not serve this node any more.
+fn fault(found: &ServingCertificate, node_name: &str, ip: Option<IpAddr>, now: i64) -> Option<&'static str> {
+    let first = found.cert.first().and_then(|der| X509Certificate::from_der(der).ok());
+    let Some((_, certificate)) = first else { return Some("cannot be read") };
+    let alternatives = certificate.subject_alternative_name().ok().flatten();
+    let named = alternatives.map(|names| names.value.general_names.as_slice()).unwrap_or_default();
+    let octets = ip.map(|ip| match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    });
+    let has_name = named.contains(&GeneralName::DNSName(node_name));
+    let has_address = octets.is_none_or(|octets| named.contains(&GeneralName::IPAddress(&octets)));
+    if certificate.validity().not_after.timestamp() <= now + RENEW {
+        Some("ends soon")
+    } else if !has_name || !has_address {
+        Some("is of another name or address")
+    } else {
+        None
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
@@ -227,7 +243,25 @@ mod tests {
         std::fs::write(directory.path().join("kubelet.crt"), signed.pem()).unwrap();
         std::fs::write(directory.path().join("kubelet.key"), pair.serialize_pem()).unwrap();
         let made = self_signed(directory.path(), "node", None).unwrap();
-        assert!(holds_until(&made) > now + RENEW);
+        assert_eq!(fault(&made, "node", None, now), None);
+    }
+
+    #[test]
+    fn a_node_with_another_address_has_another_certificate() {
+        let directory = tempfile::tempdir().unwrap();
+        let make = |name: &str, ip: Option<&str>| {
+            let ip = ip.map(|ip| ip.parse().unwrap());
+            self_signed(directory.path(), name, ip).unwrap().cert.clone()
+        };
+        let first = make("node", Some("192.0.2.1"));
+        assert_eq!(make("node", None), first, "an address that is not known is not missed");
+        let second = make("node", Some("192.0.2.2"));
+        assert_ne!(second, first);
+        assert_eq!(make("node", Some("192.0.2.2")), second);
+        let third = make("node", Some("2001:db8::1"));
+        assert_ne!(third, second);
+        assert_eq!(make("node", Some("2001:db8::1")), third);
+        assert_ne!(make("other", Some("2001:db8::1")), third);
     }
 
     #[tokio::test]
