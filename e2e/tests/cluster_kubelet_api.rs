@@ -79,6 +79,7 @@ fn nobody_gets_what_they_may_not(story: &ClusterStory) -> Result<()> {
         ("/metrics/resource", "[metrics]"),
         ("/stats/summary", "[stats]"),
         ("/healthz", "[healthz proxy]"),
+        ("/logs/pods/", "[log]"),
         ("/configz", "[configz proxy]"),
         (&*logs, "[proxy]"),
     ] {
@@ -178,6 +179,10 @@ spec:
     let of_pod: &[&str] = if knows_pods { &[&label, "interface=\"eth0\""] } else { &[] };
     ensure!(has(&page, "container_network_receive_bytes_total", of_pod), "{page}");
     ensure!(has(&page, "machine_cpu_cores", &[]) && has(&page, "machine_memory_bytes", &[]), "{page}");
+    // The machine's own logs, for `kubectl get --raw`.
+    let node = format!("/api/v1/nodes/{}/proxy/logs/pods/", story.node.name());
+    let listed = story.kubectl(&["get", "--raw", &node])?;
+    ensure!(listed.contains(&format!("{}_probed_", story.namespace)), "{listed}");
     let page = get("/metrics/probes")?;
     let probe = [&label, "probe_type=\"Readiness\"", "result=\"successful\"", "container=\"main\""];
     ensure!(has(&page, "prober_probe_total", &probe), "{page}");

@@ -21,6 +21,7 @@ mod respond;
 mod route;
 mod session;
 mod stats;
+mod system_logs;
 mod tls;
 
 use std::convert::Infallible;
@@ -86,6 +87,8 @@ pub struct ServerConfig {
     pub handlers: Handlers,
     /// `/var/log/pods`.
     pub pod_logs_dir: PathBuf,
+    /// What `/logs/` shows; nothing without `enableSystemLogHandler`.
+    pub system_logs: Option<PathBuf>,
     /// `/var/lib/kubelet`.
     pub root_dir: PathBuf,
     /// The cgroup below which `kubepods` lies: what the node uses is what is used there.
@@ -154,6 +157,7 @@ pub async fn run(
         stats: stats::Stats::default(),
         handlers: config.handlers,
         pod_logs_dir: config.pod_logs_dir,
+        system_logs: config.system_logs,
         log_watcher: logs::Watcher::default(),
         cri: parts.cri,
         report: parts.report,
@@ -185,6 +189,7 @@ struct Server {
     own: metrics::Own,
     stats: stats::Stats,
     pod_logs_dir: PathBuf,
+    system_logs: Option<PathBuf>,
     log_watcher: logs::Watcher,
     cri: Channel,
     report: watch::Receiver<Arc<NodeReport>>,
@@ -283,6 +288,10 @@ impl Server {
             Route::Pods => pods::list(&pods::all(&self.report.borrow(), &self.desired.borrow())),
             Route::RunningPods => self.running_pods().await,
             Route::Logs(asked) => self.logs(&asked, request.uri().query()).await,
+            Route::SystemLogs(path) => match &self.system_logs {
+                Some(directory) => system_logs::answer(directory, path).await,
+                None => text(StatusCode::METHOD_NOT_ALLOWED, "logs endpoint is disabled.\n"),
+            },
             Route::Exec(asked) => self.exec(&asked, request).await,
             Route::Attach(asked) => self.attach(&asked, request).await,
             Route::Run(asked) => self.run(&asked, &request).await,

@@ -30,7 +30,7 @@ impl Query {
 }
 
 /// `+` is a space and `%41` is an A; what is no escape stands for itself.
-fn decode(text: &str) -> String {
+pub(super) fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut decoded = Vec::with_capacity(bytes.len());
     let mut at = 0;

@@ -14,6 +14,8 @@ pub(super) enum Route<'a> {
     RunningPods,
     /// `/containerLogs/…`.
     Logs(Container<'a>),
+    /// `/logs/…`: the machine's, by a path below their directory.
+    SystemLogs(&'a str),
     /// `/exec/…`.
     Exec(Container<'a>),
     /// `/attach/…`.
@@ -75,12 +77,12 @@ pub(super) enum Missed {
 pub enum Handlers {
     /// All of them.
     All,
-    /// `enableDebuggingHandlers: false`: no logs, exec, attach, port-forward and run.
+    /// `enableDebuggingHandlers: false`: no logs of containers or the machine, exec, attach, port-forward and run.
     NoDebugging,
 }
 
 /// What needs `enableDebuggingHandlers`.
-const DEBUGGING: [&str; 6] = ["run", "exec", "attach", "portForward", "containerLogs", "runningpods"];
+const DEBUGGING: [&str; 7] = ["run", "exec", "attach", "portForward", "containerLogs", "runningpods", "logs"];
 
 /// Decides what a request asks for.
 pub(super) fn route<'a>(method: &Method, path: &'a str, handlers: Handlers) -> Result<Route<'a>, Missed> {
@@ -102,6 +104,7 @@ pub(super) fn route<'a>(method: &Method, path: &'a str, handlers: Handlers) -> R
         ("pods", [] | [""]) => Route::Pods,
         ("runningpods", [] | [""]) => Route::RunningPods,
         ("containerLogs", [_, _, _]) => Route::Logs(container(&rest)?),
+        ("logs", [_, ..]) => Route::SystemLogs(path.strip_prefix("/logs/").ok_or(Missed::Path)?),
         ("exec", _) => Route::Exec(container(&rest)?),
         ("attach", _) => Route::Attach(container(&rest)?),
         ("run", _) => Route::Run(container(&rest)?),
@@ -172,6 +175,9 @@ mod tests {
         assert_eq!(get("/metrics/resource"), Ok(Route::Metrics(Metrics::Resource)));
         assert_eq!(get("/metrics/"), Err(Missed::Path));
         assert_eq!(get("/stats/summary"), Ok(Route::StatsSummary));
+        assert_eq!(get("/logs/"), Ok(Route::SystemLogs("")));
+        assert_eq!(get("/logs/pods/../x"), Ok(Route::SystemLogs("pods/../x")));
+        assert_eq!(get("/logs"), Err(Missed::Path));
         assert_eq!(get("/healthz/syncloop"), Ok(Route::Healthz(Some("syncloop"))));
     }
 
@@ -188,7 +194,7 @@ mod tests {
     #[test]
     fn debugging_can_be_switched_off() {
         let off = |path| route(&Method::GET, path, Handlers::NoDebugging);
-        for path in ["/exec/n/p/c", "/containerLogs/n/p/c", "/runningpods/", "/portForward/n/p"] {
+        for path in ["/exec/n/p/c", "/containerLogs/n/p/c", "/runningpods/", "/portForward/n/p", "/logs/"] {
             assert_eq!(off(path), Err(Missed::Disabled), "{path}");
         }
         assert_eq!(off("/pods"), Ok(Route::Pods));

@@ -61,6 +61,8 @@ impl Serving {
                 false => server::Handlers::NoDebugging,
             },
             pod_logs_dir: node.pod_logs_dir.clone(),
+            // `/var/log` above `/var/log/pods`.
+            system_logs: node.pod_logs_dir.parent().filter(|_| server.system_logs).map(Into::into),
             root_dir: node.kubelet_dir.clone(),
             cgroup_root: node.kubelet_cgroup.clone(),
             configuration: settings.in_force(node),

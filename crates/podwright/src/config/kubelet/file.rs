@@ -29,6 +29,7 @@ pub(super) struct File {
     pub(super) authentication: Authentication,
     pub(super) authorization: Authorization,
     pub(super) enable_debugging_handlers: Option<bool>,
+    pub(super) enable_system_log_handler: Option<bool>,
     pub(super) healthz_port: Option<u16>,
     pub(super) healthz_bind_address: String,
     pub(super) cluster_domain: String,

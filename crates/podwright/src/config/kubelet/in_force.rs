@@ -20,6 +20,7 @@ impl Settings {
             set("address", json!(server.address.ip()));
             set("port", json!(server.address.port()));
             set("enableDebuggingHandlers", json!(server.debugging_handlers));
+            set("enableSystemLogHandler", json!(server.system_logs));
             let version =
                 if server.tls_min_version == TlsVersion::V13 { "VersionTLS13" } else { "VersionTLS12" };
             set("tlsMinVersion", json!(version));

@@ -56,7 +56,6 @@ const KEYS: &[Key] = &[
     Key("enableContentionProfiling", &[], Ignored, HANDLERS),
     Key("enableProfilingHandler", ANY, Ignored, HANDLERS),
     Key("enableDebugFlagsHandler", ANY, Ignored, HANDLERS),
-    Key("enableSystemLogHandler", ANY, Ignored, HANDLERS),
     Key("enableSystemLogQuery", &[], Ignored, HANDLERS),
     Key("oomScoreAdj", &["-999"], Ignored, "the unit says it"),
     Key("volumeStatsAggPeriod", ANY, Ignored, "volumes are measured when asked"),

@@ -80,6 +80,8 @@ pub(crate) struct Server {
     pub(crate) streaming_idle_timeout: Duration,
     /// Whether logs, exec, attach and port-forward are served.
     pub(crate) debugging_handlers: bool,
+    /// `enableSystemLogHandler`: whether the machine's logs are shown.
+    pub(crate) system_logs: bool,
 }
 
 /// Older ones are never spoken.
@@ -266,6 +268,7 @@ fn server(file: &File, faults: &mut Vec<String>) -> Server {
         tls_cipher_suites: file.tls_cipher_suites.clone(),
         streaming_idle_timeout: file.streaming_connection_idle_timeout.or(240 * MINUTE),
         debugging_handlers: file.enable_debugging_handlers.unwrap_or(true),
+        system_logs: file.enable_system_log_handler.unwrap_or(true),
     }
 }
 
