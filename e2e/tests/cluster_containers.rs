@@ -334,10 +334,27 @@ spec:
     story.ready("small")?;
     let v2 = "cat /sys/fs/cgroup/memory.max; cut -d' ' -f1 /sys/fs/cgroup/cpu.max";
     let v1 = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.shares";
-    let read =
-        story.exec("small", &format!("if [ -e /sys/fs/cgroup/memory.max ]; then {v2}; else {v1}; fi"))?;
+    let script = format!("if [ -e /sys/fs/cgroup/memory.max ]; then {v2}; else {v1}; fi");
+    let read = story.exec("small", &script)?;
     ensure!(["67108864\n50000\n256\n", "67108864\n50000\n"].contains(&read.as_str()), "limits: {read}");
     assert_eq!(story.get("pod/small")?["status"]["qosClass"], "Burstable");
+    // A pod may be limited as a whole: a container without a limit may have all of it.
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: whole}}
+spec:
+  terminationGracePeriodSeconds: 1
+  resources: {{limits: {{cpu: 500m, memory: 64Mi}}}}
+  containers:
+  - {{name: main, image: {BUSYBOX}, command: [sleep, '1000']}}
+  - {{name: other, image: {BUSYBOX}, command: [sleep, '1000']}}
+"
+    ))?;
+    story.ready("whole")?;
+    let read = story.exec("whole", &script)?;
+    ensure!(["67108864\n50000\n512\n", "67108864\n50000\n"].contains(&read.as_str()), "limits: {read}");
+    assert_eq!(story.get("pod/whole")?["status"]["qosClass"], "Guaranteed");
     Ok(())
 }
 

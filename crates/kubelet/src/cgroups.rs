@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::pod::model::{Pod, QosClass, Role};
+use crate::pod::own_resources;
 use crate::sizing::Allocatable;
 
 /// The kernel's smallest weight. Upstream: pkg/kubelet/cm/helpers_linux.go.
@@ -133,18 +134,20 @@ pub(crate) fn memory_of(path: &str) -> Option<MemoryUsage> {
     if cgroup.exists() { cgroup.usage().memory } else { None }
 }
 
-/// A limit of the pod only where every container has one.
+/// A limit of the pod: its own, else that of all containers where each has one.
 fn pod_limits(pod: &Pod) -> Limits {
     let overhead = overhead(pod);
     let sum = |amount: &dyn Fn(&v1::Container) -> Option<i64>| most_at_once(pod, amount);
     let (cpu, memory) = (milli(overhead, "cpu").unwrap_or(0), bytes(overhead, "memory").unwrap_or(0));
     let requests = cpu_request_of(pod);
-    let quota = sum(&|container| milli(limits(container), "cpu")).map(|limit| quota_of(limit + cpu));
+    let of_all =
+        |name: &str, of: Unit| own_limit(pod, name, of).or_else(|| sum(&|one| of(limits(one), name)));
+    let quota = of_all("cpu", milli).map(|limit| quota_of(limit + cpu));
     Limits {
         cpu_shares: u64::try_from(shares_of(requests)).ok(),
         cpu_quota: quota,
         cpu_period: quota.map(|_| PERIOD.unsigned_abs()),
-        memory_limit: sum(&|container| bytes(limits(container), "memory")).map(|limit| limit + memory),
+        memory_limit: of_all("memory", bytes).map(|limit| limit + memory),
         accounting: true,
         ..Limits::default()
     }
@@ -152,7 +155,8 @@ fn pod_limits(pod: &Pod) -> Limits {
 
 /// Thousandths of a CPU that the pod asks for, with its overhead.
 fn cpu_request_of(pod: &Pod) -> i64 {
-    let request = most_at_once(pod, &|container| Some(cpu_request(container).unwrap_or(0)));
+    let of_containers = || most_at_once(pod, &|container| Some(cpu_request(container).unwrap_or(0)));
+    let request = own_request(pod, "cpu", milli).or_else(of_containers);
     request.unwrap_or(0) + milli(overhead(pod), "cpu").unwrap_or(0)
 }
 
@@ -175,26 +179,51 @@ pub(crate) fn most_at_once(pod: &Pod, amount: &dyn Fn(&v1::Container) -> Option<
     Some(most.max(sidecars + main))
 }
 
-/// CRI's limits of one container.
+/// CRI's limits of one container; without one it may have all that its pod has.
 pub(crate) fn container_resources(pod: &Pod, container: &v1::Container) -> cri::v1::LinuxContainerResources {
-    let quota = milli(limits(container), "cpu").map(quota_of);
+    let given = |name: &str, of: Unit| of(limits(container), name).filter(|limit| *limit > 0);
+    let limit = |name: &str, of: Unit| given(name, of).or_else(|| own_limit(pod, name, of));
+    let memory = bytes(requests(container), "memory").unwrap_or(0) + share_of_rest(pod);
+    let quota = limit("cpu", milli).map(quota_of);
+    let shares = milli(requests(container), "cpu").or_else(|| limit("cpu", milli));
     cri::v1::LinuxContainerResources {
-        cpu_shares: shares_of(cpu_request(container).unwrap_or(0)),
+        cpu_shares: shares_of(shares.unwrap_or(0)),
         cpu_quota: quota.unwrap_or(0),
         cpu_period: PERIOD,
-        memory_limit_in_bytes: bytes(limits(container), "memory").unwrap_or(0),
-        oom_score_adj: oom_score_adj(pod.qos, bytes(requests(container), "memory"), memory_capacity()),
+        memory_limit_in_bytes: limit("memory", bytes).unwrap_or(0),
+        oom_score_adj: oom_score_adj(pod.qos, memory, memory_capacity()),
         ..Default::default()
     }
 }
 
 /// Who is killed first. Upstream: pkg/kubelet/qos/policy.go.
-fn oom_score_adj(qos: QosClass, request: Option<i64>, capacity: i64) -> i64 {
+fn oom_score_adj(qos: QosClass, request: i64, capacity: i64) -> i64 {
     match qos {
         QosClass::Guaranteed => -997,
         QosClass::BestEffort => 1000,
-        QosClass::Burstable => (1000 - 1000 * request.unwrap_or(0) / capacity.max(1)).clamp(3, 999),
+        QosClass::Burstable => (1000 - 1000 * request / capacity.max(1)).clamp(3, 999),
     }
+}
+
+/// What a pod asks for beyond its containers' requests of memory, for each of them. Upstream: KEP-2837, OOM score adjustment.
+fn share_of_rest(pod: &Pod) -> i64 {
+    let Some(own) = own_request(pod, "memory", bytes) else { return 0 };
+    let asked = most_at_once(pod, &|one| Some(bytes(requests(one), "memory").unwrap_or(0)));
+    let sidecars = pod.init_containers.iter().filter(|one| one.role == Role::Sidecar).count();
+    let containers = i64::try_from(pod.containers.len() + sidecars).unwrap_or(1).max(1);
+    (own - asked.unwrap_or(0)).max(0) / containers
+}
+
+fn own_request(pod: &Pod, name: &str, of: Unit) -> Option<i64> {
+    own(own_resources::request(pod.source.spec.as_ref()?, name)?, name, of)
+}
+
+fn own_limit(pod: &Pod, name: &str, of: Unit) -> Option<i64> {
+    own(own_resources::limit(pod.source.spec.as_ref()?, name)?, name, of)
+}
+
+fn own(quantity: &Quantity, name: &str, of: Unit) -> Option<i64> {
+    of(Some(&BTreeMap::from([(name.to_owned(), quantity.clone())])), name)
 }
 
 fn shares_of(milli: i64) -> i64 {
@@ -211,6 +240,9 @@ fn cpu_request(container: &v1::Container) -> Option<i64> {
 }
 
 type Amounts<'a> = Option<&'a BTreeMap<String, Quantity>>;
+
+/// [`milli`] or [`bytes`].
+type Unit = fn(Amounts<'_>, &str) -> Option<i64>;
 
 fn limits(container: &v1::Container) -> Amounts<'_> {
     container.resources.as_ref()?.limits.as_ref()
@@ -280,11 +312,31 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_with_resources_of_its_own_is_held_to_them_and_its_containers_share_them() {
+        let pod = pod_of(serde_json::json!({
+            "resources": { "requests": { "cpu": "500m", "memory": "100" }, "limits": { "cpu": "2", "memory": "1000" } },
+            "overhead": { "cpu": "100m", "memory": "10" },
+            "containers": [
+                { "name": "a", "image": "i", "resources": { "requests": { "memory": "40" }, "limits": { "memory": "200" } } },
+                { "name": "b", "image": "i" },
+            ],
+        }));
+        let limits = pod_limits(&pod);
+        assert_eq!((limits.cpu_quota, limits.memory_limit), (Some(210_000), Some(1010)));
+        assert_eq!(limits.cpu_shares, Some(614));
+        let of = |index: usize| container_resources(&pod, &pod.containers[index].spec);
+        assert_eq!((of(0).cpu_quota, of(0).memory_limit_in_bytes), (200_000, 200));
+        assert_eq!((of(1).cpu_quota, of(1).memory_limit_in_bytes), (200_000, 1000));
+        assert_eq!((of(0).cpu_shares, of(1).cpu_shares), (2048, 2048));
+        assert_eq!(share_of_rest(&pod), 30);
+    }
+
+    #[test]
     fn who_is_killed_first_depends_on_the_class() {
-        assert_eq!(oom_score_adj(QosClass::Guaranteed, None, 100), -997);
-        assert_eq!(oom_score_adj(QosClass::BestEffort, None, 100), 1000);
-        assert_eq!(oom_score_adj(QosClass::Burstable, Some(25), 100), 750);
-        assert_eq!(oom_score_adj(QosClass::Burstable, Some(100), 100), 3);
-        assert_eq!(oom_score_adj(QosClass::Burstable, None, 100), 999);
+        assert_eq!(oom_score_adj(QosClass::Guaranteed, 0, 100), -997);
+        assert_eq!(oom_score_adj(QosClass::BestEffort, 0, 100), 1000);
+        assert_eq!(oom_score_adj(QosClass::Burstable, 25, 100), 750);
+        assert_eq!(oom_score_adj(QosClass::Burstable, 100, 100), 3);
+        assert_eq!(oom_score_adj(QosClass::Burstable, 0, 100), 999);
     }
 }

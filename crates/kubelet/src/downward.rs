@@ -9,6 +9,7 @@ use manifest::quantity::{self, Amount};
 
 use crate::meminfo;
 use crate::pod::model::Pod;
+use crate::pod::own_resources;
 
 /// What a reference can point at, beside the manifest.
 #[derive(Clone, Debug, Default)]
@@ -125,7 +126,7 @@ fn quoted(text: &str) -> String {
     out + "\""
 }
 
-/// A container's request or limit in units of the divisor, rounded up. A container without a limit has what the node has.
+/// A container's request or limit in units of the divisor, rounded up. A container without a limit has what its pod has, or the node.
 ///
 /// # Errors
 /// When there is no such container, or the resource is none that can be told.
@@ -147,7 +148,11 @@ pub(crate) fn resource(
         "requests" if known => (resources.requests, 0),
         _ => return Err(unsupported()),
     };
-    let given = amounts.as_ref().and_then(|amounts| amount(amounts.get(name)?));
+    let of_pod = || {
+        let spec = pod.source.spec.as_ref().filter(|_| kind == "limits")?;
+        own_resources::limit(spec, name).and_then(amount)
+    };
+    let given = amounts.as_ref().and_then(|amounts| amount(amounts.get(name)?)).or_else(of_pod);
     let given = given.or_else(|| quantity::parse(&floor.to_string()).ok()).unwrap_or(Amount::ZERO);
     let divisor = selector.divisor.as_ref().and_then(amount);
     let divisor = divisor.or_else(|| quantity::parse("1").ok()).unwrap_or(Amount::ZERO);

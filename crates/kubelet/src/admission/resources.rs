@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use super::Rejection;
 use crate::cgroups::most_at_once;
 use crate::pod::model::Pod;
+use crate::pod::own_resources;
 
 /// What is looked at first, in this order.
 const FIRST: [&str; 4] = ["pods", "cpu", "memory", "ephemeral-storage"];
@@ -37,10 +38,14 @@ pub(crate) fn requests(pod: &Pod) -> BTreeMap<String, i64> {
     let containers = pod.init_containers.iter().chain(&pod.containers);
     let resources = containers.filter_map(|container| container.spec.resources.as_ref());
     let given = resources.flat_map(|all| [&all.requests, &all.limits]).flatten();
-    let mut names: Vec<&String> = given.flat_map(BTreeMap::keys).collect();
+    let own = spec.into_iter().flat_map(own_resources::names);
+    let mut names: Vec<&String> = given.flat_map(BTreeMap::keys).chain(own).collect();
     names.sort();
     names.dedup();
     let of_containers = names.into_iter().map(|name| {
+        if let Some(own) = spec.and_then(|spec| own_resources::request(spec, name)) {
+            return BTreeMap::from([(name.clone(), amount_of(name, own))]);
+        }
         let amount = most_at_once(pod, &|container| {
             let all = container.resources.as_ref();
             let request = all.and_then(|all| all.requests.as_ref()?.get(name));
@@ -124,6 +129,19 @@ mod tests {
         let facts = NodeFacts { others: &full, ..facts };
         let message = "Node didn't have enough resource: pods, requested: 1, used: 3, capacity: 3";
         check(spec(json!({})), &facts, Some(("OutOfpods", message)));
+    }
+
+    #[test]
+    fn what_a_pod_asks_for_as_a_whole_stands_before_its_containers() {
+        let pod = pod_of(json!({
+            "overhead": { "cpu": "100m" },
+            "resources": { "requests": { "cpu": "1" }, "limits": { "hugepages-2Mi": "4Mi" } },
+            "containers": [
+                { "name": "a", "image": "i", "resources": { "requests": { "cpu": "200m", "memory": "1Ki" } } },
+            ],
+        }));
+        let expect = [("cpu", 1100), ("hugepages-2Mi", 4 << 20), ("memory", 1024)];
+        assert_eq!(requests(&pod), expect.map(|(name, amount)| (name.to_owned(), amount)).into());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 pub mod back_off;
 pub mod container_details;
 pub mod model;
+pub(crate) mod own_resources;
 pub mod plan;
 mod readiness_gates;
 mod refuse;

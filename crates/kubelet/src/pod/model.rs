@@ -174,6 +174,8 @@ const SUPPORTED: &[&str] = &[
     "os.name",
     "overhead.*",
     "readinessGates.**",
+    "resources.limits.*",
+    "resources.requests.*",
     "restartPolicy",
     "runtimeClassName",
     "securityContext.appArmorProfile.type",
@@ -393,12 +395,15 @@ fn matches(pattern: &str, path: &str) -> bool {
     pattern == path || path.strip_suffix("[]") == Some(pattern)
 }
 
-/// Upstream: pkg/apis/core/v1/helper/qos.
+/// By the pod's own resources where it has any. Upstream: pkg/apis/core/v1/helper/qos.
 pub(crate) fn qos_of(spec: &v1::PodSpec) -> QosClass {
     let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let all: Vec<_> = match &spec.resources {
+        Some(own) => vec![own.clone()],
+        None => all.map(|container| container.resources.clone().unwrap_or_default()).collect(),
+    };
     let (mut any, mut guaranteed) = (false, true);
-    for container in all {
-        let resources = container.resources.clone().unwrap_or_default();
+    for resources in all {
         let (limits, requests) =
             (resources.limits.unwrap_or_default(), resources.requests.unwrap_or_default());
         for name in ["cpu", "memory"] {
@@ -536,6 +541,22 @@ pub(crate) mod tests {
                 [(Role::Init, of_init), (Role::Sidecar, Always), (Role::Main, of_main)],
                 "{policy}"
             );
+        }
+    }
+
+    #[test]
+    fn qos_of_a_pod_with_resources_of_its_own_is_theirs() {
+        let whole = serde_json::json!({ "limits": { "cpu": "1", "memory": "1Gi" } });
+        for (own, expect) in [
+            (whole.clone(), QosClass::Guaranteed),
+            (serde_json::json!({ "limits": { "cpu": "1" } }), QosClass::Burstable),
+            (serde_json::json!({ "requests": { "memory": "1Gi" } }), QosClass::Burstable),
+        ] {
+            let pod = serde_json::json!({ "resources": own, "containers": [
+                { "name": "a", "image": "i", "resources": { "requests": { "cpu": "100m" } } },
+                { "name": "b", "image": "i" },
+            ] });
+            assert_eq!(pod_of(pod).qos, expect, "{own}");
         }
     }
 

@@ -182,7 +182,7 @@ pub(super) fn exactly_one(faults: &mut Vec<Fault>, path: &str, given: &[bool]) {
     }
 }
 
-fn resources(found: &ResourceRequirements, at: &str, faults: &mut Vec<Fault>) {
+pub(super) fn resources(found: &ResourceRequirements, at: &str, faults: &mut Vec<Fault>) {
     let limits = amounts(found.limits.as_ref(), None, &format!("{at}.limits"), faults);
     let requests = amounts(found.requests.as_ref(), found.limits.as_ref(), &format!("{at}.requests"), faults);
     for (name, request) in &requests {

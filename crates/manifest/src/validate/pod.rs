@@ -98,8 +98,23 @@ fn spec_values(spec: &PodSpec, faults: &mut Vec<Fault>) {
         container::apparmor(profile, "spec.securityContext.appArmorProfile", faults);
     }
     host_users(spec, faults);
+    own_resources(spec, faults);
     if let Some(profile) = security.and_then(|security| security.seccomp_profile.as_ref()) {
         container::seccomp(profile, "spec.securityContext.seccompProfile", faults);
+    }
+}
+
+/// What a pod asks for as a whole is what its containers can share.
+fn own_resources(spec: &PodSpec, faults: &mut Vec<Fault>) {
+    let Some(own) = &spec.resources else { return };
+    container::resources(own, "spec.resources", faults);
+    for (kind, amounts) in [("limits", &own.limits), ("requests", &own.requests)] {
+        for name in amounts.iter().flat_map(|amounts| amounts.keys()) {
+            if !matches!(name.as_str(), "cpu" | "memory") && !name.starts_with("hugepages-") {
+                let what = "is not for a whole pod: cpu, memory and hugepages-SIZE are";
+                tell(faults, format!("spec.resources.{kind}[{name}]"), what);
+            }
+        }
     }
 }
 

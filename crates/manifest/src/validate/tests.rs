@@ -239,6 +239,21 @@ fn what_a_pod_tells_its_containers() {
 }
 
 #[test]
+fn resources_of_a_whole_pod() {
+    check(
+        pod,
+        &[(
+            "spec.resources",
+            json!({"requests": {"cpu": "2", "ephemeral-storage": "1Gi"}, "limits": {"cpu": "1"}}),
+        )],
+        &[
+            "spec.resources.requests[cpu]: 2 is more than the limit 1",
+            "spec.resources.requests[ephemeral-storage]: is not for a whole pod: cpu, memory and hugepages-SIZE are",
+        ],
+    );
+}
+
+#[test]
 fn resources() {
     check(
         pod,
