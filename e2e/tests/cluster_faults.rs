@@ -274,7 +274,7 @@ spec:
     let told = |what: &str| world.node.log().matches(what).count();
     let (away, back) = ("the API server does not answer", "the API server tells of Services again");
     eventually("what was told of former outages is over", || (told(away) == told(back)).then_some(()))?;
-    let before = told(away);
+    let (before, refused) = (told(away), told("may not list and watch"));
     for _ in 0..3 {
         pass(1);
         world.cluster.control_plane.kill(Component::ApiServer);
@@ -292,6 +292,9 @@ spec:
     if world.node.kind == NodeKind::Podwright {
         eventually("the log says that it is back", || (told(back) == before + 1).then_some(()))?;
         assert_eq!(told(away), before + 1, "one outage is told of once:\n{}", world.node.log());
+        let nodes = "the ways to other nodes' pods stay as they are";
+        eventually("also of nodes", || (told("tells of nodes again") == told(nodes)).then_some(()))?;
+        assert_eq!(told("may not list and watch"), refused, "nothing is refused:\n{}", world.node.log());
     }
     world.cluster.kubectl(&["delete", "deployment", "many", "--cascade=foreground", "--timeout=120s"])?;
     eventually("nothing of them runs", || (world.sleeping(16_001) == 0).then_some(()))

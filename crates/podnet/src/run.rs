@@ -46,6 +46,10 @@ const PAGE: u32 = 200;
 const BURST: Duration = Duration::from_millis(100);
 /// Links come and go with pods; what they may have taken along is looked for so much later.
 const LATER: Duration = Duration::from_secs(1);
+/// So long the API server has to go on answering: one that starts answers, breaks off, and answers again.
+const SETTLED: Duration = Duration::from_secs(10);
+const AWAY: &str = "the ways to other nodes' pods stay as they are until the API server answers";
+const FORBIDDEN: &str = "other nodes' pods are not reached: this node may not list and watch nodes; an administrator grants it with: kubectl apply -f deploy/rbac.yaml";
 /// When something was refused, it is tried again after this.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -86,7 +90,9 @@ struct Shell {
     due: Option<Instant>,
     written: Option<PerFamily<Ruleset>>,
     told: BTreeSet<String>,
-    trouble: Option<String>,
+    trouble: Option<&'static str>,
+    /// Since when the API server has answered again, where something was the matter.
+    answers: Option<Instant>,
 }
 
 impl Shell {
@@ -104,6 +110,7 @@ impl Shell {
             written: None,
             told: BTreeSet::new(),
             trouble: None,
+            answers: None,
         })
     }
 
@@ -116,20 +123,31 @@ impl Shell {
                 None => std::future::pending().await,
             }
         };
+        let answers = self.answers;
+        let settled = async {
+            match answers {
+                Some(since) => tokio::time::sleep_until(since + SETTLED).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             event = self.nodes.next() => match event.ok_or(PodnetError::SourceEnded)? {
                 Ok(event) => self.hear(event),
                 Err(error) => self.failed(&error),
             },
             () = self.monitor.changed() => self.within(LATER),
+            () = settled => {
+                (self.trouble, self.answers) = (None, None);
+                tracing::info!("the API server tells of nodes again");
+            }
             () = round => {}
         }
         Ok(())
     }
 
     fn hear(&mut self, event: Event<v1::Node>) {
-        if !matches!(event, Event::Init) && self.trouble.take().is_some() {
-            tracing::info!("the API server tells of nodes again");
+        if !matches!(event, Event::Init) && self.trouble.is_some() {
+            self.answers.get_or_insert_with(Instant::now);
         }
         if self.members.take(event) {
             self.within(BURST);
@@ -140,10 +158,16 @@ impl Shell {
         let trouble = match refused(error) {
             // An expired watch lists again by itself.
             Some(410) => return,
-            Some(403) => "other nodes' pods are not reached: this node may not list and watch nodes; an administrator grants it with: kubectl apply -f deploy/rbac.yaml".to_owned(),
-            _ => "the ways to other nodes' pods stay as they are until the API server answers".to_owned(),
+            // An API server that starts refuses everything before it has read who may do what.
+            Some(403) if self.trouble == Some(AWAY) => {
+                self.answers.get_or_insert_with(Instant::now);
+                return;
+            }
+            Some(403) => FORBIDDEN,
+            _ => AWAY,
         };
-        if self.trouble.as_ref() != Some(&trouble) {
+        self.answers = None;
+        if self.trouble != Some(trouble) {
             tracing::warn!(%error, "{trouble}");
             self.trouble = Some(trouble);
         }

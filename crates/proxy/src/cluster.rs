@@ -64,6 +64,8 @@ pub struct NodeNetwork {
     pub addresses: Vec<IpAddr>,
 }
 
+const AWAY: &str = "the API server does not answer; Services stay as they are";
+
 /// A round that took long is not followed at once by the next: so much of the time is left to others…
 const REST: u32 = 4;
 /// … and no more than this.
@@ -251,9 +253,12 @@ impl Shell {
         if silent && self.answer.is_none() {
             self.answer = Some(until_it_answers(self.client.clone()).boxed());
         }
-        let away = (self.outage != Outage::Over)
-            .then(|| "the API server does not answer; Services stay as they are".to_owned());
-        let problems = [self.services.forbidden(), self.slices.forbidden(), away, self.failed.clone()];
+        // An API server that starts refuses everything before it has read who may do what.
+        let [forbidden, also, away] = match self.outage {
+            Outage::Over => [self.services.forbidden(), self.slices.forbidden(), None],
+            Outage::Lasts | Outage::Settles { .. } => [None, None, Some(AWAY.to_owned())],
+        };
+        let problems = [forbidden, also, away, self.failed.clone()];
         let problems =
             problems.into_iter().flatten().map(|message| Problem { service: None, field: None, message });
         tell(&self.report, ProxyReport { problems: problems.collect(), ..ProxyReport::default() });
