@@ -69,7 +69,12 @@ fn ways(from: &ClusterNode, to: &ClusterNode) -> Result<[String; 2]> {
 }
 
 /// Pods here and there speak as themselves, by both families, also with packets of the largest size, and by a Service of both.
-fn pods_speak_by_both_families(story: &ClusterStory, here: &ClusterNode, there: &ClusterNode) -> Result<()> {
+fn pods_speak_by_both_families(
+    story: &ClusterStory,
+    here: &ClusterNode,
+    there: &ClusterNode,
+    mtu: &str,
+) -> Result<()> {
     story.apply(&format!(
         "{}{}apiVersion: v1
 kind: Service
@@ -95,7 +100,7 @@ spec:
         assert_eq!(eventually("there is a way", || ask(&pod).ok())?, *own, "pod to pod");
         let service = in_url(services[index].as_str().context("a ClusterIP")?);
         assert_eq!(eventually("the Service answers", || ask(&service).ok())?, *own, "by a Service");
-        assert_eq!(inside(here, own, "cat /sys/class/net/eth0/mtu")?, "1450");
+        assert_eq!(inside(here, own, "cat /sys/class/net/eth0/mtu")?, mtu);
         // With its headers 1450 bytes.
         let (ping, size) = if index == 0 { ("ping", 1422) } else { ("ping6", 1402) };
         let got = inside(here, own, &format!("busybox {ping} -c 1 -W 5 -s {size} {other}"))?;
@@ -110,10 +115,36 @@ fn neighbours_have_a_way_for_each_family() -> Result<()> {
     static TWO: OnceLock<ClusterNode> = OnceLock::new();
     let two = node(&TWO, "two", &[]);
     tell("neighbours-have-a-way", |story| {
-        pods_speak_by_both_families(story, one(), two)?;
+        pods_speak_by_both_families(story, one(), two, "1450")?;
         // The nodes have addresses of IPv4 only: IPv6 goes inside it.
         let [v4, v6] = ways(one(), two)?;
         ensure!(v4.contains(&two.machine.address) && v6.contains("podwright-vx"), "{v4}{v6}");
+        Ok(())
+    })
+}
+
+#[test]
+#[ignore = "needs a cluster"]
+fn nodes_with_addresses_of_both_families_need_only_routes() -> Result<()> {
+    let start = |name, address| {
+        let settings = NodeSettings {
+            flags: &["--pod-network-backend=routes"],
+            ipv6: Some(address),
+            ..NodeSettings::default()
+        };
+        CLUSTER.node_with(NodeKind::Podwright, name, &settings).expect("start the node")
+    };
+    let (five, six) = (start("five", "fd00:192::5"), start("six", "fd00:192::6"));
+    tell("only-routes", |story| {
+        pods_speak_by_both_families(story, &five, &six, "1500")?;
+        let [v4, v6] = ways(&five, &six)?;
+        ensure!(v4.contains(&six.machine.address) && v6.contains("via fd00:192::6"), "{v4}{v6}");
+        story.apply(&server("on-the-node", &five, "hostNetwork: true"))?;
+        story.ready("on-the-node")?;
+        let status = story.get("pod/on-the-node")?["status"].clone();
+        for (list, what) in [("podIPs", "its own"), ("hostIPs", "the node's")] {
+            assert_eq!(status[list][1]["ip"], "fd00:192::5", "{what}");
+        }
         Ok(())
     })
 }
@@ -125,7 +156,7 @@ fn everything_is_wrapped_where_that_is_asked_for() -> Result<()> {
     let flags = &["--pod-network-backend=vxlan"];
     let (three, four) = (node(&NODES[0], "three", flags), node(&NODES[1], "four", flags));
     tell("everything-is-wrapped", |story| {
-        pods_speak_by_both_families(story, three, four)?;
+        pods_speak_by_both_families(story, three, four, "1450")?;
         for way in ways(three, four)? {
             ensure!(way.contains("podwright-vx"), "{way}");
         }

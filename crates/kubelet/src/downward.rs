@@ -15,7 +15,7 @@ use crate::pod::own_resources;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PodFacts {
     pub(crate) node_name: String,
-    pub(crate) host_ip: String,
+    pub(crate) host_ips: Vec<String>,
     pub(crate) pod_ips: Vec<String>,
     pub(crate) capacity: Capacity,
 }
@@ -87,7 +87,8 @@ pub(crate) fn field(pod: &Pod, path: &str, facts: &PodFacts) -> Result<String, S
             let named = spec.and_then(|spec| spec.service_account_name.clone());
             named.filter(|name| !name.is_empty()).unwrap_or_else(|| "default".into())
         }
-        "status.hostIP" | "status.hostIPs" => facts.host_ip.clone(),
+        "status.hostIP" => facts.host_ips.first().cloned().unwrap_or_default(),
+        "status.hostIPs" => facts.host_ips.join(","),
         "status.podIP" => facts.pod_ips.first().cloned().unwrap_or_default(),
         "status.podIPs" => facts.pod_ips.join(","),
         _ => {
@@ -193,7 +194,7 @@ mod tests {
     fn every_field_that_upstream_allows_is_told() {
         let facts = PodFacts {
             node_name: "n".into(),
-            host_ip: "192.0.2.2".into(),
+            host_ips: vec!["192.0.2.2".into(), "fd01::2".into()],
             pod_ips: vec!["10.85.0.2".into(), "fd00::2".into()],
             capacity: Capacity::default(),
         };
@@ -209,7 +210,7 @@ mod tests {
             ("spec.nodeName", "n"),
             ("spec.serviceAccountName", "robot"),
             ("status.hostIP", "192.0.2.2"),
-            ("status.hostIPs", "192.0.2.2"),
+            ("status.hostIPs", "192.0.2.2,fd01::2"),
             ("status.podIP", "10.85.0.2"),
             ("status.podIPs", "10.85.0.2,fd00::2"),
         ] {

@@ -58,8 +58,8 @@ pub use tokens::{Token, TokenRequest, TokenSource};
 pub struct Config {
     /// The node's name: the default of a pod's `spec.nodeName`, and in events.
     pub node_name: String,
-    /// The node's address, for `status.hostIP`; none is found without it.
-    pub node_ip: Option<IpAddr>,
+    /// The node's addresses, for `status.hostIPs`: one, or one of each family.
+    pub node_ips: Vec<IpAddr>,
     /// `/var/lib/kubelet`: volumes and /etc/hosts of pods.
     pub root_dir: PathBuf,
     /// `/var/log/pods`.

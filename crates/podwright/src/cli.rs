@@ -1,7 +1,7 @@
 //! The command line: commands, flags and their help. What the flags mean together is decided in `node`.
 
 use std::ffi::OsString;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -124,9 +124,10 @@ pub(crate) struct NodeArgs {
     /// The name of this node [default: the host's name, in lower case]
     #[arg(long, value_name = "NAME")]
     pub(crate) node_name: Option<String>,
-    /// The address of this node as pods report it [default: the source address of the default route]
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) node_ip: Option<Ipv4Addr>,
+    /// The address of this node as pods report it; one, or one of each family: 192.0.2.7,2001:db8::7 [default: the source address
+    /// of the default route]
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub(crate) node_ip: Vec<IpAddr>,
 }
 
 /// `podwright run`.

@@ -57,8 +57,8 @@ pub(crate) struct Node {
     pub(crate) bridge: String,
     /// The name of the node.
     pub(crate) name: String,
-    /// The address the user gave, if any.
-    pub(crate) ip: Option<IpAddr>,
+    /// The addresses the user gave, if any.
+    pub(crate) ips: Vec<IpAddr>,
     /// Volumes of pods.
     pub(crate) kubelet_dir: PathBuf,
     /// Logs of pods.
@@ -110,7 +110,7 @@ impl Node {
             service_cidrs,
             bridge: bridge(args.bridge.as_deref().unwrap_or(DEFAULT_BRIDGE))?,
             name: node_name(args.node_name.as_deref().unwrap_or(host_name))?,
-            ip: args.node_ip.map(IpAddr::V4),
+            ips: node_ips(&args.node_ip)?,
             kubelet_dir: under_root("kubelet", "/var/lib/kubelet"),
             pod_logs_dir: under_root("logs/pods", "/var/log/pods"),
             resolv_conf: PathBuf::from(DEFAULT_RESOLV_CONF),
@@ -130,15 +130,20 @@ impl Node {
         Ok(node)
     }
 
-    /// The address of the node: the one that was given, else the one from which it would reach the world. Asking the
+    /// The addresses of the node: those that were given, else the one from which it would reach the world. Asking the
     /// kernel for that sends nothing.
-    pub(crate) fn address(&self) -> Option<IpAddr> {
+    pub(crate) fn addresses(&self) -> Vec<IpAddr> {
         let default = || -> Option<IpAddr> {
             let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
             socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
             socket.local_addr().ok().map(|address| address.ip())
         };
-        self.ip.or_else(default)
+        if self.ips.is_empty() { default().into_iter().collect() } else { self.ips.clone() }
+    }
+
+    /// The first of them.
+    pub(crate) fn address(&self) -> Option<IpAddr> {
+        self.addresses().first().copied()
     }
 
     /// Where the CRI of this node's pods is spoken.
@@ -210,6 +215,18 @@ fn bin_dirs(given: &[PathBuf]) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 /// The ranges of pods and Services: at most one of each family, and both of the same families.
+/// At most one of each family. Without IPv4 nothing was tried.
+fn node_ips(given: &[IpAddr]) -> Result<Vec<IpAddr>, ConfigError> {
+    let value = || given.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
+    let fail = |reason| Err(ConfigError::Flag { flag: "node-ip", value: value(), reason });
+    let of_v4 = given.iter().filter(|address| address.is_ipv4()).count();
+    match (given.len(), of_v4) {
+        (0, _) | (1 | 2, 1) => Ok(given.to_vec()),
+        (_, 0) => fail("has no address of IPv4"),
+        _ => fail("is more than one address of one family"),
+    }
+}
+
 fn ranges(pods: &[IpNet], services: &[IpNet]) -> Result<(Vec<IpNet>, Vec<IpNet>), ConfigError> {
     let pods = checked("pod-cidr", if pods.is_empty() { &[DEFAULT_POD_CIDR] } else { pods })?;
     let default = |pods: &IpNet| if is_v4(pods) { DEFAULT_SERVICE_CIDR } else { DEFAULT_SERVICE_CIDR_V6 };
@@ -318,7 +335,7 @@ mod tests {
             service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
             bridge: "podwright0".into(),
             name: "box.example".into(),
-            ip: None,
+            ips: Vec::new(),
             kubelet_dir: "/var/lib/kubelet".into(),
             pod_logs_dir: "/var/log/pods".into(),
             resolv_conf: "/etc/resolv.conf".into(),
@@ -378,6 +395,10 @@ mod tests {
         let nets = |value: &str| value.split(',').map(|net| net.parse().unwrap()).collect();
         let pods = |value: &str| NodeArgs { pod_cidr: nets(value), ..NodeArgs::default() };
         let services = |value: &str| NodeArgs { service_cidr: nets(value), ..NodeArgs::default() };
+        let ips = |value: &str| NodeArgs {
+            node_ip: value.split(',').map(|ip| ip.parse().unwrap()).collect(),
+            ..NodeArgs::default()
+        };
         for (args, expect) in [
             (cgroup("podwright"), "--cgroup-root \"podwright\" is not an absolute"),
             (cgroup("/a/../b"), "--cgroup-root"),
@@ -387,6 +408,9 @@ mod tests {
                 "--pod-cidr \"10.1.0.0/16,10.2.0.0/16\" is more than one range",
             ),
             (services("fd00::/112"), "--service-cidr \"fd00::/112\" is of a family of which pods"),
+            (ips("192.0.2.1,192.0.2.2"), "--node-ip \"192.0.2.1,192.0.2.2\" is more than one address"),
+            (ips("192.0.2.1,fd00::1,fd00::2"), "is more than one address of one family"),
+            (ips("fd00::1"), "has no address of IPv4"),
             (pods("10.0.0.0/30"), "no room for pods"),
             (pods("10.96.0.0/12"), "overlap"),
             (NodeArgs { node_name: Some("a_b".into()), ..NodeArgs::default() }, "--node-name"),

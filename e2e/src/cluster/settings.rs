@@ -19,13 +19,22 @@ pub struct NodeSettings {
     pub memory: Option<u64>,
     /// More flags of our agent.
     pub flags: &'static [&'static str],
+    /// An address of IPv6 beside the machine's other one.
+    pub ipv6: Option<&'static str>,
 }
 
 impl NodeSettings {
     /// Makes the machine ready for its node.
     pub(super) fn prepare(&self, machine: &Machine) -> Result<()> {
         std::fs::write(machine.host.path().join(FILE), self.kubelet.to_string())?;
-        std::fs::write(machine.host.path().join(FLAGS), self.flags.join("\n"))?;
+        let mut flags: Vec<String> = self.flags.iter().map(|&flag| flag.to_owned()).collect();
+        if let Some(address) = self.ipv6 {
+            let net = format!("{address}/64");
+            machine.host.run("ip", &["-6", "address", "add", &net, "dev", "up0", "nodad"])?;
+            // Each flag that is given again adds to it.
+            flags.push(format!("--node-ip={address}"));
+        }
+        std::fs::write(machine.host.path().join(FLAGS), flags.join("\n"))?;
         let Some(memory) = self.memory else { return Ok(()) };
         let script = format!(
             "set -e

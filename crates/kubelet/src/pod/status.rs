@@ -26,8 +26,8 @@ const MAX_MESSAGES: usize = 12 << 10;
 pub struct StatusFacts {
     /// Nanoseconds since 1970 at which the kubelet first saw the pod.
     pub start_time: i64,
-    /// The node's address.
-    pub host_ip: Option<String>,
+    /// The node's addresses: one, or one of each family.
+    pub host_ips: Vec<String>,
     /// Why a container waits: reason and message by name.
     pub waiting: BTreeMap<String, (String, String)>,
     /// Containers in their back-off.
@@ -98,7 +98,7 @@ pub fn render_status(
     let newest_sandbox = seen.sandboxes.first().filter(|sandbox| sandbox.ready);
     let mut ips = newest_sandbox.map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
     if ips.is_empty() && newest_sandbox.is_some() && crate::cri_requests::on_host_network(pod) {
-        ips.extend(facts.host_ip.clone());
+        ips.extend(facts.host_ips.iter().cloned());
     }
     PodStatus {
         phase: Some(phase.to_owned()),
@@ -109,8 +109,9 @@ pub fn render_status(
         init_container_statuses: (!init.is_empty()).then_some(init),
         ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
         observed_generation: generation,
-        host_ip: facts.host_ip.clone(),
-        host_ips: facts.host_ip.clone().map(|ip| vec![HostIP { ip }]),
+        host_ip: facts.host_ips.first().cloned(),
+        host_ips: (!facts.host_ips.is_empty())
+            .then(|| facts.host_ips.iter().map(|ip| HostIP { ip: ip.clone() }).collect()),
         pod_ip: ips.first().cloned(),
         pod_ips: (!ips.is_empty()).then(|| ips.into_iter().map(|ip| PodIP { ip }).collect()),
         qos_class: Some(pod.qos.name().to_owned()),

@@ -343,7 +343,7 @@ impl Worker {
         self.tell_back_offs(seen, plan);
         let facts = StatusFacts {
             start_time: self.start_time,
-            host_ip: self.node.config.node_ip.map(|ip| ip.to_string()),
+            host_ips: self.node_ips(),
             waiting: self.waiting.clone(),
             backing_off: plan.backing_off.clone(),
             memory: self.memory.clone(),

@@ -56,7 +56,7 @@ impl Membership {
             serving: Serving::of(node, settings),
             node: NodeConfig {
                 name: node.name.clone(),
-                ip: node.address(),
+                ips: node.addresses(),
                 labels: args.node_labels.clone(),
                 taints: match args.register_with_taints.is_empty() {
                     true => settings.registration.taints.clone(),

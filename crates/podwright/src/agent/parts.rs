@@ -69,7 +69,7 @@ pub(crate) fn network(node: &Node, pod_cidrs: Vec<ipnet::IpNet>, mtu: Option<u32
 pub(crate) fn kubelet(node: &Node) -> kubelet::Config {
     kubelet::Config {
         node_name: node.name.clone(),
-        node_ip: node.address(),
+        node_ips: node.addresses(),
         root_dir: node.kubelet_dir.clone(),
         pod_logs_dir: node.pod_logs_dir.clone(),
         cgroup_root: node.kubelet_cgroup.clone(),

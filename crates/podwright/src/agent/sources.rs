@@ -102,7 +102,8 @@ pub(crate) fn node_object(node: &Node, trouble: Option<(String, String)>) -> Nod
         Some((reason, message)) => ("False", reason, message),
     };
     let mut addresses = vec![json!({"type": "Hostname", "address": node.name})];
-    addresses.extend(node.address().map(|ip| json!({"type": "InternalIP", "address": ip.to_string()})));
+    let internal = |ip: std::net::IpAddr| json!({"type": "InternalIP", "address": ip.to_string()});
+    addresses.extend(node.addresses().into_iter().map(internal));
     let object = json!({
         "metadata": {"name": node.name, "labels": {"kubernetes.io/hostname": node.name, "kubernetes.io/os": "linux"}},
         "spec": {"podCIDR": node.pod_cidrs[0].to_string(), "podCIDRs": node.pod_cidrs},

@@ -61,7 +61,7 @@ fn node(dir: &Path) -> anyhow::Result<Node> {
         state: Some(dir.join("state")),
         cgroup_root: Some(format!("/podwright-demo-{}", std::process::id())),
         node_name: Some("demo".to_owned()),
-        node_ip: Some(isolation::NODE_ADDRESS),
+        node_ip: vec![isolation::NODE_ADDRESS.into()],
         ..NodeArgs::default()
     };
     Ok(Node::resolve(&args, "demo")?)

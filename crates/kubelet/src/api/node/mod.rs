@@ -45,8 +45,8 @@ const NOT_READY: Duration = Duration::from_millis(100);
 pub struct NodeConfig {
     /// `metadata.name`.
     pub name: String,
-    /// The node's address.
-    pub ip: Option<IpAddr>,
+    /// The node's addresses: one, or one of each family.
+    pub ips: Vec<IpAddr>,
     /// Labels beside those that every node has (`--node-labels`).
     pub labels: Vec<(String, String)>,
     /// Taints that it is registered with (`registerWithTaints`).

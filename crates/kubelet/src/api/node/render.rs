@@ -89,7 +89,7 @@ pub(super) fn status_of(
 ) -> v1::NodeStatus {
     let address = |kind: &str, address: String| v1::NodeAddress { type_: kind.to_owned(), address };
     let mut addresses: Vec<v1::NodeAddress> =
-        config.ip.iter().map(|ip| address("InternalIP", ip.to_string())).collect();
+        config.ips.iter().map(|ip| address("InternalIP", ip.to_string())).collect();
     addresses.push(address("Hostname", config.name.clone()));
     v1::NodeStatus {
         addresses: Some(addresses),
@@ -308,7 +308,7 @@ mod tests {
     fn config() -> NodeConfig {
         NodeConfig {
             name: "n".into(),
-            ip: "192.0.2.2".parse().ok(),
+            ips: vec!["192.0.2.2".parse().expect("an address")],
             labels: vec![("pool".into(), "edge".into())],
             taints: Vec::new(),
             register: true,

@@ -471,7 +471,7 @@ impl Worker {
     pub(super) fn facts(&self, pod_ips: &[String]) -> PodFacts {
         PodFacts {
             node_name: self.node.config.node_name.clone(),
-            host_ip: self.node.config.node_ip.map(|ip| ip.to_string()).unwrap_or_default(),
+            host_ips: self.node_ips(),
             pod_ips: pod_ips.to_vec(),
             capacity: self.node.capacity,
         }

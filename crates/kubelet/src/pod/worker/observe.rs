@@ -64,9 +64,9 @@ impl Worker {
         Ok(all.filter(|ip| !ip.is_empty()).collect())
     }
 
-    /// A pod on the node's network has the node's address.
-    fn node_ips(&self) -> Vec<String> {
-        self.node.config.node_ip.iter().map(ToString::to_string).collect()
+    /// A pod on the node's network has the node's addresses.
+    pub(super) fn node_ips(&self) -> Vec<String> {
+        self.node.config.node_ips.iter().map(ToString::to_string).collect()
     }
 
     /// One that was removed since the list is nothing.

@@ -97,7 +97,7 @@ impl Worker {
     /// The pod's first address; the node's where the pod is on its network.
     pub(super) fn pod_ip(&self, seen: &ObservedPod) -> Option<IpAddr> {
         let of_pod = seen.sandboxes.first().and_then(|sandbox| sandbox.ips.first()?.parse().ok());
-        of_pod.or(self.node.config.node_ip)
+        of_pod.or(self.node.config.node_ips.first().copied())
     }
 
     /// Takes a verdict, and tells of failures as upstream does.
