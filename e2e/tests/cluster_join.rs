@@ -18,6 +18,7 @@ use e2e::test_host::{Daemon, eventually, text_of};
 use serde_json::Value;
 
 const SECRET: &str = "0123456789abcdef";
+const AGENT: [&str; 2] = ["agent", "--config=/var/lib/kubelet/config.yaml"];
 const CURRENT: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
 
 /// A machine that is no node yet, or was made one by a story.
@@ -49,10 +50,14 @@ impl Newcomer {
 
     /// The flags that a machine of the lab needs.
     fn flags(&self) -> Vec<String> {
+        self.flags_at(&self.machine.address)
+    }
+
+    fn flags_at(&self, address: &str) -> Vec<String> {
         vec![
             format!("--registry-config-dir={}", self.machine.host.path().join("certs.d").display()),
             format!("--cgroup-root={}", self.machine.cgroup),
-            format!("--node-ip={}", self.machine.address),
+            format!("--node-ip={address}"),
             "--pod-network=builtin".to_owned(),
         ]
     }
@@ -65,13 +70,17 @@ impl Newcomer {
     }
 
     fn start(&self, line: &[&str]) -> Result<Daemon> {
+        self.start_at(&self.machine.address, line)
+    }
+
+    fn start_at(&self, address: &str, line: &[&str]) -> Result<Daemon> {
         let mut command = self.machine.host.command(parts::podwright());
-        self.machine.host.spawn("podwright", command.args(line).args(self.flags()))
+        self.machine.host.spawn("podwright", command.args(line).args(self.flags_at(address)))
     }
 
     /// `podwright agent` as after a boot.
     fn agent(&self) -> Result<Daemon> {
-        self.start(&["agent", "--config=/var/lib/kubelet/config.yaml"])
+        self.start(&AGENT)
     }
 
     /// Joins, and waits until the node is Ready.
@@ -255,9 +264,15 @@ fn each_wrong_word_has_its_message_and_leaves_nothing() -> Result<()> {
 
 #[test]
 #[ignore = "needs a cluster"]
-fn clocks_that_differ_are_told() -> Result<()> {
+fn clocks_that_differ_and_a_server_of_another_name_are_told() -> Result<()> {
     let new = Newcomer::new("clock")?;
-    new.shell("echo '192.0.2.10 future.lab past.lab' >> /etc/hosts")?;
+    new.shell("echo '192.0.2.10 future.lab past.lab other.lab' >> /etc/hosts")?;
+    let hash = new.hash();
+    let line = ["other.lab:6443", "--token", &new.token, "--discovery-token-ca-cert-hash", &hash];
+    let (code, message) = new.refused(&line)?;
+    assert_eq!(code, 13, "{message}");
+    assert!(message.contains("not valid for name \"other.lab\""), "{message}");
+    assert_eq!(new.files()?, "");
     for (name, expect) in [("future.lab", "is valid from 2122-"), ("past.lab", "is valid until 2025-")] {
         let (endpoint, hash) = (format!("{name}:6443"), new.hash());
         let (code, message) =
@@ -528,11 +543,17 @@ fn a_serving_certificate_is_signed_when_an_admin_approves_it() -> Result<()> {
     assert_eq!(code, "401", "who shows no credentials sees nothing");
     // It is used again after a restart, and nobody is asked.
     agent.terminate()?;
-    let agent = new.agent()?;
+    let mut agent = new.agent()?;
     eventually("it serves as before", || asked().ok()).with_context(|| agent.log())?;
     new.wait_ready(&agent)?;
-    assert_eq!(new.requests("kubernetes.io/kubelet-serving")?.len(), 1);
-    Ok(())
+    let requests = || new.requests("kubernetes.io/kubelet-serving");
+    assert_eq!(requests()?.len(), 1);
+    // At another address it is another server, and asks again.
+    agent.terminate()?;
+    new.shell("ip address add 192.0.2.201/24 dev up0")?;
+    let agent = new.start_at("192.0.2.201", &AGENT)?;
+    eventually("it asks under its new address", || (requests().ok()?.len() == 2).then_some(()))
+        .with_context(|| agent.log())
 }
 
 #[test]
