@@ -35,7 +35,6 @@ pub(super) struct File {
     pub(super) cluster_domain: String,
     #[serde(rename = "clusterDNS")]
     pub(super) cluster_dns: Vec<String>,
-    pub(super) streaming_connection_idle_timeout: GoDuration,
     pub(super) node_status_update_frequency: GoDuration,
     pub(super) node_status_report_frequency: GoDuration,
     pub(super) node_lease_duration_seconds: u32,

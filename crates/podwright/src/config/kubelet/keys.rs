@@ -57,6 +57,12 @@ const KEYS: &[Key] = &[
     Key("enableProfilingHandler", ANY, Ignored, HANDLERS),
     Key("enableDebugFlagsHandler", ANY, Ignored, HANDLERS),
     Key("enableSystemLogQuery", &[], Ignored, HANDLERS),
+    Key(
+        "streamingConnectionIdleTimeout",
+        &["\"4h0m0s\"", "\"4h\""],
+        Ignored,
+        "a session ends when its client does not answer, not when it is quiet",
+    ),
     Key("oomScoreAdj", &["-999"], Ignored, "the unit says it"),
     Key("volumeStatsAggPeriod", ANY, Ignored, "volumes are measured when asked"),
     Key("kubeletCgroups", &[], Ignored, "processes are not moved"),

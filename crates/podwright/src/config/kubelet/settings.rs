@@ -76,8 +76,6 @@ pub(crate) struct Server {
     pub(crate) tls_min_version: TlsVersion,
     /// Names of cipher suites of TLS 1.2, as Go and the RFCs write them; all when empty.
     pub(crate) tls_cipher_suites: Vec<String>,
-    /// How long a stream may be silent.
-    pub(crate) streaming_idle_timeout: Duration,
     /// Whether logs, exec, attach and port-forward are served.
     pub(crate) debugging_handlers: bool,
     /// `enableSystemLogHandler`: whether the machine's logs are shown.
@@ -266,7 +264,6 @@ fn server(file: &File, faults: &mut Vec<String>) -> Server {
         tls_files: certificate.zip(key),
         tls_min_version: tls_version(&file.tls_min_version, faults),
         tls_cipher_suites: file.tls_cipher_suites.clone(),
-        streaming_idle_timeout: file.streaming_connection_idle_timeout.or(240 * MINUTE),
         debugging_handlers: file.enable_debugging_handlers.unwrap_or(true),
         system_logs: file.enable_system_log_handler.unwrap_or(true),
     }

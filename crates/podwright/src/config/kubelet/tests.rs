@@ -90,7 +90,6 @@ fn defaults_are_upstreams() {
     let settings = Settings::default();
     let server = settings.server.as_ref().expect("a server");
     assert_eq!(server.address, "0.0.0.0:10250".parse().unwrap());
-    assert_eq!(server.streaming_idle_timeout, Duration::from_secs(4 * 3600));
     assert_eq!(settings.healthz, Some("127.0.0.1:10248".parse().unwrap()));
     assert_eq!(settings.status.report_frequency, Duration::from_secs(300));
     assert_eq!((settings.status.lease_duration_seconds, settings.status.max_images), (40, Some(50)));
