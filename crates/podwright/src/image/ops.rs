@@ -44,7 +44,8 @@ pub(crate) async fn apply(store: &ImageStore, request: Request, hear: &Hear) -> 
 pub(crate) async fn apply_to_files(node: &Node, request: Request, hear: &Hear) -> anyhow::Result<()> {
     let _lock = NodeLock::take(node)?;
     let store = ImageStore::open(&node.root, &node.registry_config_dir).await?;
-    apply(&store, request, hear).await
+    apply(&store, request, hear).await?;
+    Ok(store.settle().await?)
 }
 
 fn row(image: &Image) -> Row {

@@ -32,7 +32,8 @@ const IN_ROOT: &[&str] = &[
     "lock",
 ];
 /// The image store.
-const IMAGES_IN_ROOT: &[&str] = &["blobs", "index.json", "oci-layout", "snapshots", "ingest", "tmp"];
+const IMAGES_IN_ROOT: &[&str] =
+    &["blobs", "index.json", "recent.json", "boot", "oci-layout", "snapshots", "ingest", "tmp"];
 
 /// Everything to remove, in order. The root itself goes only when nothing of the user's is left in it.
 pub(crate) fn leftovers(node: &Node, images: Images) -> Vec<PathBuf> {

@@ -1,7 +1,8 @@
 //! Images: an OCI layout on disk, its unpacked layers, and the ways content gets there.
 //!
 //! ```text
-//! <root>/oci-layout, index.json, blobs/sha256/<hex>   what was pulled, as any OCI tool reads it; index.json names only what is complete
+//! <root>/oci-layout, index.json, blobs/sha256/<hex>   what was pulled, as any OCI tool reads it; index.json names only what is on the disk
+//! <root>/recent.json, boot                            names of what is not yet, good until the machine boots again
 //! <root>/snapshots/<chain id>/fs                      one directory per layer chain, shared by images, lowerdirs of overlays
 //! <root>/snapshots/<chain id>/layer.json              what it occupies
 //! <root>/ingest/                                      what is coming in; at open only the beginnings of blobs are kept
@@ -19,6 +20,7 @@ mod receive;
 mod reference;
 mod registry;
 mod remove;
+mod settle;
 mod space;
 mod store;
 mod types;
@@ -64,17 +66,21 @@ impl ImageStore {
     ) -> Result<Self, ImageError> {
         let (root, registry_config_dir) = (root.to_owned(), registry_config_dir.to_owned());
         let inner = blocking(move || Inner::open(&root, &registry_config_dir, limits)).await?;
-        Ok(Self { inner: Arc::new(inner) })
+        let store = Self { inner: Arc::new(inner) };
+        store.settle_soon();
+        Ok(store)
     }
 
-    /// Fetches an image, unpacked and durable when this returns. Always asks the registry what a tag means now.
+    /// Fetches an image, unpacked when this returns, and durable soon. Always asks the registry what a tag means now.
     pub async fn pull(
         &self,
         reference: &str,
         auth: Option<Auth>,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<ImageId, ImageError> {
-        registry::pull(&self.inner, reference, auth, Arc::new(progress)).await
+        let pulled = registry::pull(&self.inner, reference, auth, Arc::new(progress)).await;
+        self.settle_soon();
+        pulled
     }
 
     /// Reads an OCI layout (a directory, or a tar of one) or an archive of `docker save`; the tar may be compressed by gzip or zstd.
@@ -86,7 +92,9 @@ impl ImageStore {
         retention: Retention,
         progress: impl Fn(Progress) + Send + Sync + 'static,
     ) -> Result<Vec<Arc<Image>>, ImageError> {
-        let ids = local::import(&self.inner, path, name, retention, Arc::new(progress)).await?;
+        let imported = local::import(&self.inner, path, name, retention, Arc::new(progress)).await;
+        self.settle_soon();
+        let ids = imported?;
         Ok(ids.iter().filter_map(|id| self.get(id)).collect())
     }
 
@@ -98,11 +106,28 @@ impl ImageStore {
         config: ImageConfig,
     ) -> Result<Arc<Image>, ImageError> {
         let id = local::built_in(&self.inner, name, files, config).await?;
+        self.settle_soon();
         let gone = || ImageError::NotFound {
             reference: name.to_owned(),
             detail: "it was removed meanwhile".to_owned(),
         };
         self.get(&id).ok_or_else(gone)
+    }
+
+    /// Waits until every image is durable. One that is not is fetched again should the machine lose power.
+    pub async fn settle(&self) -> Result<(), ImageError> {
+        settle::settle(&Arc::downgrade(&self.inner)).await
+    }
+
+    fn settle_soon(&self) {
+        if self.inner.unsettled().is_some() {
+            let store = Arc::downgrade(&self.inner);
+            tokio::spawn(async move {
+                if let Err(error) = settle::settle(&store).await {
+                    tracing::error!(%error, "the disk does not take what was pulled; it is lost when the machine boots");
+                }
+            });
+        }
     }
 
     /// All images, ordered by id.

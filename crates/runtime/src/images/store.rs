@@ -1,7 +1,7 @@
 //! The store's memory and its disk: opening, committing what came in, deleting what nothing refers to.
 //!
-//! Order of a commit, so that a power loss never shows a wrong image: everything is written below `ingest`, one syncfs, renames into
-//! `blobs` and `snapshots`, fsync of those directories, then `index.json` is replaced durably. What index.json names is complete.
+//! Everything is written below `ingest`, then renamed into `blobs` and `snapshots`, then named. How a power loss never shows a wrong
+//! image is told in `settle.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,9 +13,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::ingest::{self, Ingest, entries};
-use super::layout::{self, Descriptor, Document, Index};
+use super::layout::{self, Descriptor, Document};
 use super::reference::{Reference, Target};
 use super::remove::remove_path;
+use super::settle::{self, Boot};
 use super::{FsUsage, Image, ImageError, ImageId, Limits};
 
 /// An annotation that containerd's CRI uses for the same.
@@ -36,13 +37,29 @@ pub(super) struct Inner {
     /// Held while the disk's content changes: commits and deletions, one at a time.
     pub(super) change: tokio::sync::Mutex<()>,
     turns: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// Held by who waits for the disk.
+    pub(super) settling: Arc<tokio::sync::Mutex<()>>,
     _lock: File,
 }
 
-#[derive(Default)]
+/// Images by full name.
+pub(super) type Names = BTreeMap<String, Descriptor>;
+
+/// Names to be taken into index.json once their content is on the disk.
+pub(super) struct Unsettled {
+    names: Names,
+    forgotten: u64,
+}
+
+#[derive(Default, Clone)]
 struct State {
-    /// By full name, what index.json says.
-    names: BTreeMap<String, Descriptor>,
+    names: Names,
+    /// What index.json says: names whose content is on the disk.
+    settled: Names,
+    /// index.json names something whose content is not there.
+    promised: bool,
+    /// How often names were forgotten, and content with them.
+    forgotten: u64,
     images: BTreeMap<ImageId, Arc<Image>>,
     /// Bytes of each blob, by digest.
     blobs: BTreeMap<String, u64>,
@@ -106,6 +123,7 @@ impl Inner {
                 .map_err(|error| ImageError::io("write", marker, error))?;
         }
         ingest::sweep(&root.join("ingest"))?;
+        let boot = settle::boot(root)?;
         let inner = Self {
             root: root.to_owned(),
             registry_config_dir: registry_config_dir.to_owned(),
@@ -114,9 +132,14 @@ impl Inner {
             pins: Mutex::default(),
             change: tokio::sync::Mutex::default(),
             turns: Mutex::default(),
+            settling: Arc::default(),
             _lock: lock,
         };
-        let state = inner.load()?;
+        let mut state = inner.load()?;
+        if boot == Boot::Another {
+            inner.sweep(&mut state)?;
+        }
+        settle::remember_boot(root)?;
         *inner.state() = state;
         Ok(inner)
     }
@@ -136,20 +159,8 @@ impl Inner {
                 state.snapshots.insert(chain.to_owned(), file);
             }
         }
-        let path = self.root.join("index.json");
-        let index = match fs::read(&path) {
-            Ok(json) => serde_json::from_slice::<Index>(&json).map_err(|error| ImageError::Malformed {
-                what: path.display().to_string(),
-                detail: error.to_string(),
-            })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(state),
-            Err(error) => return Err(ImageError::io("read", path, error)),
-        };
-        for descriptor in index.manifests {
-            if let Some(name) = descriptor.annotations.get(layout::CONTAINERD_NAME) {
-                state.names.insert(name.clone(), descriptor);
-            }
-        }
+        state.settled = settle::read_index(&self.root)?;
+        state.names = settle::read_recent(&self.root)?.unwrap_or_else(|| state.settled.clone());
         self.rebuild_images(&mut state);
         Ok(state)
     }
@@ -185,6 +196,9 @@ impl Inner {
             }
         }
         state.images = images.into_iter().map(|(id, image)| (id, Arc::new(image))).collect();
+        state.promised = state.settled.values().any(|descriptor| {
+            !known.contains_key(&descriptor.digest) && self.read_image(descriptor, state).is_err()
+        });
     }
 
     fn read_image(&self, top: &Descriptor, state: &State) -> Result<Image, ImageError> {
@@ -241,9 +255,11 @@ impl Inner {
 
     /// Publishes what came in; blocking, and the caller holds `change`.
     pub(super) fn commit(&self, incoming: Incoming) -> Result<(), ImageError> {
-        let root = File::open(&self.root).map_err(|error| ImageError::io("open", &self.root, error))?;
-        rustix::fs::syncfs(&root).map_err(|errno| ImageError::io("sync the disk of", &self.root, errno))?;
         let mut state = State::clone(&self.state());
+        if state.promised {
+            // What is missing may be among this, and index.json names it already.
+            settle::sync(&settle::open_root(&self.root)?, &self.root)?;
+        }
         for (digest, path) in &incoming.blobs {
             let target = self.blob_path(digest);
             let size = path.metadata().map_err(|error| ImageError::io("look at", path, error))?.size();
@@ -260,9 +276,6 @@ impl Inner {
             fs::rename(path, &target).map_err(|error| ImageError::io("rename to", &target, error))?;
             state.snapshots.insert(chain.clone(), file.clone());
         }
-        for directory in ["blobs/sha256", "snapshots"] {
-            sync_directory(&self.root.join(directory))?;
-        }
         for (name, mut descriptor) in incoming.names {
             descriptor.platform = None;
             descriptor.annotations.insert(layout::CONTAINERD_NAME.to_owned(), name.clone());
@@ -274,21 +287,36 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes index.json, then shows `state` to everyone.
+    /// Writes which names there are, then shows `state` to everyone.
     fn publish(&self, mut state: State) -> Result<(), ImageError> {
-        let index = Index {
-            schema_version: 2,
-            media_type: Some(layout::OCI_INDEX.to_owned()),
-            manifests: state.names.values().cloned().collect(),
-        };
-        let path = self.root.join("index.json");
-        let json = serde_json::to_vec_pretty(&index)
-            .map_err(|error| ImageError::io("write", &path, std::io::Error::other(error)))?;
-        host::state_file::write_durable(&path, &json, 0o644)
-            .map_err(|error| ImageError::io("write", &path, error))?;
+        if state.settled != self.state().settled {
+            settle::write_index(&self.root, &state.settled)?;
+        }
+        let recent = Some(&state.names).filter(|names| **names != state.settled);
+        settle::write_recent(&self.root, recent)?;
         self.rebuild_images(&mut state);
         *self.state() = state;
         Ok(())
+    }
+
+    /// All names, if some of them are not in index.json.
+    pub(super) fn unsettled(&self) -> Option<Unsettled> {
+        let state = self.state();
+        let unsettled = || Unsettled { names: state.names.clone(), forgotten: state.forgotten };
+        (state.names != state.settled).then(unsettled)
+    }
+
+    /// Takes names whose content is on the disk into index.json; blocking, and the caller holds `change`.
+    pub(super) fn settled(&self, Unsettled { names, forgotten }: Unsettled) -> Result<(), ImageError> {
+        let mut state = State::clone(&self.state());
+        if state.forgotten != forgotten {
+            return Ok(()); // the same may have come anew
+        }
+        let lasting =
+            names.into_iter().filter(|(name, descriptor)| state.names.get(name) == Some(descriptor));
+        let lasting: Names = lasting.collect();
+        state.settled.extend(lasting);
+        self.publish(state)
     }
 
     /// Forgets these names, then deletes what nothing refers to; blocking, and the caller holds `change`.
@@ -296,7 +324,9 @@ impl Inner {
         let mut state = State::clone(&self.state());
         for name in names {
             state.names.remove(name);
+            state.settled.remove(name);
         }
+        state.forgotten += 1;
         self.publish(state)?;
         self.collect()?;
         // Who removes images wants the space.
@@ -308,19 +338,13 @@ impl Inner {
         let (blobs, chains) = {
             let state = self.state();
             let pins = lock(&self.pins);
-            let used_blobs: BTreeSet<&String> =
-                state.images.values().flat_map(|image| &image.blobs).collect();
-            let used_chains: BTreeSet<&String> =
-                state.images.values().flat_map(|image| &image.chain_ids).collect();
+            let (used_blobs, used_chains) = state.used();
             let unused = |all: Vec<&String>, used: &BTreeSet<&String>| -> Vec<String> {
                 all.into_iter()
                     .filter(|key| !used.contains(*key) && !pins.contains_key(*key))
                     .cloned()
                     .collect()
             };
-            // A damaged image's name still stands in index.json: its blobs are kept for whoever looks at it.
-            let damaged = state.names.values().map(|descriptor| &descriptor.digest);
-            let used_blobs = used_blobs.into_iter().chain(damaged).collect();
             let on_disk: Vec<&String> = state.snapshots.keys().collect();
             (unused(state.blobs.keys().collect(), &used_blobs), unused(on_disk, &used_chains))
         };
@@ -337,6 +361,21 @@ impl Inner {
             fs::rename(&path, &trash).map_err(|error| ImageError::io("rename", &path, error))?;
             remove_path(&trash).map_err(|error| ImageError::io("delete", trash, error))?;
         }
+        Ok(())
+    }
+
+    /// Deletes everything that index.json does not name; it may be torn.
+    fn sweep(&self, state: &mut State) -> Result<(), ImageError> {
+        let (blobs, chains) = state.used();
+        let blobs: BTreeSet<PathBuf> = blobs.into_iter().map(|digest| self.blob_path(digest)).collect();
+        let snapshots = self.root.join("snapshots");
+        let chains: BTreeSet<PathBuf> = chains.into_iter().map(|chain| snapshots.join(chain)).collect();
+        for (directory, used) in [(self.root.join("blobs/sha256"), blobs), (snapshots, chains)] {
+            for path in entries(&directory)?.iter().filter(|path| !used.contains(*path)) {
+                remove_path(path).map_err(|error| ImageError::io("delete", path, error))?;
+            }
+        }
+        *state = self.load()?;
         Ok(())
     }
 
@@ -406,22 +445,21 @@ impl Inner {
     }
 }
 
+impl State {
+    /// Digests of blobs and chain ids of snapshots that an image has.
+    fn used(&self) -> (BTreeSet<&String>, BTreeSet<&String>) {
+        // A damaged image's name still stands in index.json: its blobs are kept for whoever looks at it.
+        let named = self.names.values().chain(self.settled.values()).map(|descriptor| &descriptor.digest);
+        let blobs = self.images.values().flat_map(|image| &image.blobs).chain(named).collect();
+        (blobs, self.images.values().flat_map(|image| &image.chain_ids).collect())
+    }
+}
+
 /// A layer that an image has twice is stored once.
 fn size(manifest_descriptor: &Descriptor, manifest: &layout::Manifest) -> u64 {
     let layers: BTreeMap<&str, u64> =
         manifest.layers.iter().map(|layer| (layer.digest.as_str(), layer.size)).collect();
     manifest_descriptor.size + manifest.config.size + layers.values().sum::<u64>()
-}
-
-impl Clone for State {
-    fn clone(&self) -> Self {
-        Self {
-            names: self.names.clone(),
-            images: self.images.clone(),
-            blobs: self.blobs.clone(),
-            snapshots: self.snapshots.clone(),
-        }
-    }
 }
 
 /// The maps are replaced whole, so a panic elsewhere leaves them valid.
@@ -448,10 +486,4 @@ fn private(path: &Path) -> Result<(), ImageError> {
     fs::create_dir_all(path).map_err(|error| ImageError::io("create", path, error))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
         .map_err(|error| ImageError::io("change the mode of", path, error))
-}
-
-fn sync_directory(path: &Path) -> Result<(), ImageError> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .map_err(|error| ImageError::io("sync", path, error))
 }
