@@ -27,6 +27,8 @@ pub enum Namespace {
     Cgroup,
     /// User and group ids, and capabilities.
     User,
+    /// The monotonic and the boot clock (for new ones: of its children).
+    Time,
 }
 
 impl Namespace {
@@ -40,6 +42,7 @@ impl Namespace {
             Self::Mnt => libc::CLONE_NEWNS,
             Self::Cgroup => libc::CLONE_NEWCGROUP,
             Self::User => libc::CLONE_NEWUSER,
+            Self::Time => libc::CLONE_NEWTIME,
         };
         u64::from(flag as u32)
     }
@@ -54,6 +57,7 @@ impl Namespace {
             Self::Mnt => "mnt",
             Self::Cgroup => "cgroup",
             Self::User => "user",
+            Self::Time => "time",
         }
     }
 }

@@ -236,6 +236,57 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     check(value).map(drop)
 }
 
+/// How the processor's time comes to a process: what sched_setattr(2) takes.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Scheduling {
+    /// Of this structure; see [`set_scheduling`].
+    #[serde(skip)]
+    size: u32,
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// For the ordinary and the batch policy.
+    pub nice: i32,
+    /// For the realtime policies.
+    pub priority: u32,
+    /// For the deadline policy, in nanoseconds.
+    pub runtime: u64,
+    /// Likewise.
+    pub deadline: u64,
+    /// Likewise.
+    pub period: u64,
+}
+
+impl Scheduling {
+    /// A policy by its number, and nothing else.
+    #[must_use]
+    pub fn new(policy: u32) -> Self {
+        Self { policy, ..Self::default() }
+    }
+}
+
+/// Sets how the calling thread is scheduled.
+pub fn set_scheduling(scheduling: &Scheduling) -> io::Result<()> {
+    let attributes = Scheduling { size: size_of::<Scheduling>() as u32, ..*scheduling };
+    // SAFETY: the structure says its size, and lives through the call.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+}
+
+/// Sets the I/O priority of the calling thread: one of the kernel's classes, and a level in it.
+pub fn set_io_priority(class: u32, level: u32) -> io::Result<()> {
+    const WHO_PROCESS: u32 = 1;
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, class << 13 | level) }).map(drop)
+}
+
+/// personality(2).
+pub fn set_personality(domain: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::personality(domain.into()) }.into()).map(drop)
+}
+
 /// Lets the other side of a pseudo-terminal be opened, and opens it by the controlling side alone: no name in any /dev/pts is looked up.
 pub fn open_terminal_peer(controlling: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let unlocked: libc::c_int = 0;

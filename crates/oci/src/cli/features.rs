@@ -27,7 +27,7 @@ fn features() -> Value {
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "mountOptions": mount_options(),
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities,
             "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
             "seccomp": {
@@ -77,7 +77,7 @@ fn mount_options() -> Vec<String> {
     ];
     let propagation = ["private", "slave", "shared", "unbindable"];
     let mut options: Vec<String> =
-        ["bind", "rbind", "defaults", "idmap", "ridmap"].map(str::to_owned).to_vec();
+        ["bind", "rbind", "defaults", "idmap", "ridmap", "tmpcopyup"].map(str::to_owned).to_vec();
     for name in attributes.iter().chain(&propagation) {
         options.extend([(*name).to_owned(), format!("r{name}")]);
     }
@@ -98,8 +98,8 @@ mod tests {
     #[test]
     fn every_mount_option_that_is_told_is_taken() {
         for option in mount_options() {
-            let mount =
-                json!({ "destination": "/x", "type": "bind", "source": "/y", "options": ["bind", option] });
+            let kind = if option == "tmpcopyup" { "tmpfs" } else { "bind" };
+            let mount = json!({ "destination": "/x", "type": kind, "source": "/y", "options": [option] });
             let mount = serde_json::from_value(mount).unwrap();
             crate::plan::plan_mounts(&[mount], std::path::Path::new("/")).unwrap();
         }

@@ -15,7 +15,7 @@ use super::record::{FIFO, Record, remove_directory};
 use super::terminal::{self, Rest};
 use super::{commands, log};
 use crate::launch::{self, Child, Gate};
-use crate::plan::{InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, plan_launch};
+use crate::plan::{InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, parse_spec, plan_launch};
 
 /// Makes a container whose init waits for `start`.
 pub(super) fn create(global: &Global, create: &Create) -> Result<(), CliError> {
@@ -74,7 +74,7 @@ impl Prepared {
         let text = std::fs::read(&config).map_err(|error| {
             CliError::because(&format!("JSON specification file {} not found", config.display()), &error)
         })?;
-        let spec: Spec = serde_json::from_slice(&text)
+        let spec: Spec = parse_spec(&text)
             .map_err(|error| CliError::because(&format!("parse {}", config.display()), &error))?;
         let root = spec.root().as_ref().ok_or_else(|| CliError::new("config.json field root is missing"))?;
         let rootfs = bundle.join(root.path());

@@ -19,7 +19,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use super::container::{self, Seed, join_namespaces};
 use super::report::{Failure, Reporter, Step};
-use super::{LaunchError, user};
+use super::{LaunchError, clocks, user};
 use crate::console;
 
 /// Brings the pidfd of the container's init to the starter.
@@ -76,6 +76,9 @@ fn set_up(
         set_oom_score(score)?;
     }
     namespace::unshare(&[Namespace::Mnt]).step(|| "make a mount namespace".to_owned())?;
+    if seed.plan.new_namespaces.contains(&Namespace::Time) {
+        clocks::set_for_children(&seed.plan.clocks).step(|| "make a time namespace".to_owned())?;
+    }
     let joined = seed.joins.iter().find(|(kind, _)| *kind == Namespace::User).map(|(_, fd)| fd);
     let prepared = user::prepare(seed.plan, seed.mount_ids, joined)?;
     if let Some(joined) = joined {

@@ -78,6 +78,7 @@ fn set_up(seed: &Seed<'_>, prepared: Option<&Prepared>, reporter: &mut Reporter)
     let filter = seed.filter.as_ref();
     finish_cgroup(seed)?;
     credentials::set_rlimits(process)?;
+    credentials::set_priorities(process)?;
     program::change_directory(&process.cwd)?;
     if let Some((filter, flags)) = filter.filter(|_| !process.no_new_privileges) {
         // Without no_new_privs a filter needs CAP_SYS_ADMIN, which the process is about to lose.

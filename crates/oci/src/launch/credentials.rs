@@ -1,4 +1,4 @@
-//! Who the process is: limits, user, groups, capabilities.
+//! Who the process is: limits, priorities, user, groups, capabilities.
 
 use rustix::fs::Mode;
 use rustix::process::{Gid, Uid};
@@ -16,6 +16,20 @@ pub(super) fn set_rlimits(process: &ProcessPlan) -> Result<(), Failure> {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
             other => other.step(|| format!("set resource limit {resource} to {soft}:{hard}"))?,
         }
+    }
+    Ok(())
+}
+
+/// How it is scheduled, and which kernel it sees: all of it while there is the right to.
+pub(super) fn set_priorities(process: &ProcessPlan) -> Result<(), Failure> {
+    if let Some(scheduling) = &process.scheduling {
+        sys::set_scheduling(scheduling).step(|| "set the scheduler".to_owned())?;
+    }
+    if let Some((class, level)) = process.io_priority {
+        sys::set_io_priority(class, level).step(|| "set the I/O priority".to_owned())?;
+    }
+    if let Some(domain) = process.personality {
+        sys::set_personality(domain).step(|| "set the execution domain".to_owned())?;
     }
     Ok(())
 }

@@ -4,7 +4,9 @@
 //! went wrong (`report`), and executes the program. Nothing is mounted, joined or written on the host's side.
 
 mod between;
+mod clocks;
 mod container;
+mod copy_up;
 mod credentials;
 mod dev;
 pub mod hooks;
@@ -23,7 +25,7 @@ use host::cgroup::{Cgroup, CgroupError, CgroupManager, Entry};
 use host::namespace::{self, Namespace};
 use host::sys::{self, Forked};
 
-use crate::plan::{ExecPlan, ExecTarget, HookPoint, LaunchPlan, ProcessPlan, SeccompPlan};
+use crate::plan::{ClockOffset, ExecPlan, ExecTarget, HookPoint, LaunchPlan, ProcessPlan, SeccompPlan};
 use report::{Message, Reporter};
 
 /// What a new process reads and writes: a terminal if its plan has one, else streams. Closed in the caller once it is started.
@@ -161,7 +163,8 @@ fn start_in(
     let mut flags = 0;
     for kind in &plan.new_namespaces {
         // A cgroup namespace has its root where its maker stands, so the child makes it itself once it is inside.
-        if *kind != Namespace::Cgroup {
+        // The clocks of a time namespace must be set before anybody is in it.
+        if !matches!(kind, Namespace::Cgroup | Namespace::Time) {
             flags |= kind.clone_flag();
         }
     }
@@ -191,7 +194,8 @@ fn start_in(
             None => container::run(&seed, None, reporter),
         }
     };
-    let birth = Birth { flags, entry: entry.as_ref(), pid_namespace, between: between.as_ref() };
+    let clocks = plan.new_namespaces.contains(&Namespace::Time).then_some(plan.clocks.as_slice());
+    let birth = Birth { flags, entry: entry.as_ref(), pid_namespace, clocks, between: between.as_ref() };
     launch(birth, &plan.process, set_up, |moment, pid| {
         match (moment, own_user, &plan.hooks) {
             (Moment::Cloned, Some(user), _) => user::map_ids(pid, user)?,
@@ -261,7 +265,7 @@ pub fn exec(
     let seed =
         session::Seed { plan, target, stdio: &stdio, init: init.as_fd(), entry: entry.as_ref(), filter };
     let set_up = |reporter: &mut Reporter| session::run(&seed, reporter);
-    let birth = Birth { flags: 0, entry: entry.as_ref(), pid_namespace, between: None };
+    let birth = Birth { flags: 0, entry: entry.as_ref(), pid_namespace, clocks: None, between: None };
     launch(birth, &plan.process, set_up, |_, _| Ok(()))
 }
 
@@ -271,6 +275,8 @@ struct Birth<'a> {
     flags: u64,
     entry: Option<&'a Entry>,
     pid_namespace: Option<std::os::fd::BorrowedFd<'a>>,
+    /// Of a new time namespace, if there is to be one.
+    clocks: Option<&'a [ClockOffset]>,
     /// Where a go-between tells of the process that it has made in its place.
     between: Option<&'a between::Channel>,
 }
@@ -290,9 +296,9 @@ fn launch(
         .map_err(|error| starter("make a pipe")(error.into()))?;
     let into = birth.entry.and_then(|entry| entry.into.as_ref()).map(AsFd::as_fd);
     // A go-between makes the namespaces.
-    let flags = if birth.between.is_some() { 0 } else { birth.flags };
-    let forked =
-        in_pid_namespace(birth.pid_namespace, || sys::fork_into(flags, into)).map_err(starter("clone"))?;
+    let (flags, clocks) = if birth.between.is_some() { (0, None) } else { (birth.flags, birth.clocks) };
+    let fork = || clocks::fork_with(clocks, || sys::fork_into(flags, into));
+    let forked = in_pid_namespace(birth.pid_namespace, fork).map_err(starter("clone"))?;
     let (pid, pidfd) = match forked {
         Forked::Child => {
             drop(reader);

@@ -12,7 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags};
 use super::dev::Nodes;
 use super::report::{Failure, Step};
 use super::user::{MountNamespaces, Prepared};
-use super::{Stdio, dev, procfs, terminal};
+use super::{Stdio, copy_up, dev, procfs, terminal};
 use crate::plan::{LaunchPlan, MountKind, MountPlan, Rootfs};
 
 /// Writes settings to a procfs.
@@ -250,8 +250,8 @@ impl Work<'_> {
                 Some(source) => self.bind(plan, &source),
                 None => Ok(()),
             },
-            MountKind::New { filesystem, source, options } => {
-                self.new_filesystem(plan, filesystem, source, options)
+            MountKind::New { filesystem, source, options, copy_up } => {
+                self.new_filesystem(plan, (filesystem, source), options, *copy_up)
             }
             MountKind::Layers { .. } => match source {
                 Some(source) => self.bind(plan, &source),
@@ -277,9 +277,9 @@ impl Work<'_> {
     fn new_filesystem(
         &mut self,
         plan: &MountPlan,
-        filesystem: &str,
-        source: &str,
+        (filesystem, source): (&str, &str),
         options: &[(String, Option<String>)],
+        copy_up: bool,
     ) -> Result<(), Failure> {
         let step = || format!("mount {filesystem} on {}", plan.target.display());
         if matches!(filesystem, "proc" | "sysfs")
@@ -310,6 +310,13 @@ impl Work<'_> {
         }
         let target = path::make_in_root(self.root, &plan.target, Leaf::Directory).step(step)?;
         procfs::check(&plan.target, &target, &new)?;
+        if copy_up {
+            let step = || format!("copy {} into its tmpfs", plan.target.display());
+            copy_up::contents(&target, &new).step(step)?;
+            if !options.iter().any(|(name, _)| name == "mode") {
+                copy_up::attributes(&target, &new).step(step)?;
+            }
+        }
         self.propagate(plan, &new)?;
         mount::attach(&new, &target).step(step)?;
         if is_dev {

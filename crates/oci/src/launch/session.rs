@@ -66,6 +66,7 @@ fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), F
     }
     let env = program::environment(process);
     credentials::set_rlimits(process)?;
+    credentials::set_priorities(process)?;
     program::change_directory(&process.cwd)?;
     let filter = seed.filter.as_ref();
     let install = |(filter, flags): &(Vec<u8>, u32)| {

@@ -4,6 +4,7 @@
 mod capability;
 mod hooks;
 mod mounts;
+mod priority;
 mod process;
 mod refuse;
 mod resources;
@@ -23,8 +24,8 @@ pub use hooks::{HookPlan, HookPoint, HooksPlan, plan_hooks};
 pub use host::user_namespace::IdMap;
 pub use mounts::SUB_PATH_OPTION;
 pub use types::{
-    Capabilities, CgroupPlan, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountIds, MountKind, MountPlan,
-    ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize, UserPlan,
+    Capabilities, CgroupPlan, ClockOffset, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountIds, MountKind,
+    MountPlan, ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize, UserPlan,
 };
 
 #[cfg(test)]
@@ -93,6 +94,22 @@ impl PlanError {
     }
 }
 
+/// Reads config.json. Two flags of schedulers are spelled as the OCI runtime spec has them, which `oci_spec` does not know.
+pub fn parse_spec(text: &[u8]) -> serde_json::Result<Spec> {
+    serde_json::from_slice(text).or_else(|error| {
+        let mut value: serde_json::Value = serde_json::from_slice(text)?;
+        let flags = value.pointer_mut("/process/scheduler/flags").and_then(serde_json::Value::as_array_mut);
+        for flag in flags.ok_or(error)? {
+            match flag.as_str() {
+                Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+                Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+                _ => {}
+            }
+        }
+        serde_json::from_value(value)
+    })
+}
+
 /// Checks a spec and turns it into a plan.
 pub fn plan_launch(spec: &Spec, options: &LaunchOptions) -> Result<LaunchPlan, PlanError> {
     refuse::whole_spec(spec)?;
@@ -127,7 +144,8 @@ pub fn plan_launch(spec: &Spec, options: &LaunchOptions) -> Result<LaunchPlan, P
         sysctls: plan_sysctls(linux, reaches)?,
         hostname: names.0,
         domainname: names.1,
-        process: process::plan_process(process, filter)?,
+        clocks: plan_clocks(linux, &new_namespaces)?,
+        process: process::plan_process(process, filter, linux)?,
         new_namespaces,
         join_namespaces,
     })
@@ -139,7 +157,7 @@ pub fn plan_exec(
     cgroup: Option<String>,
     seccomp: Option<SeccompPlan>,
 ) -> Result<ExecPlan, PlanError> {
-    Ok(ExecPlan { process: process::plan_process(process, seccomp)?, cgroup })
+    Ok(ExecPlan { process: process::plan_process(process, seccomp, &Linux::default())?, cgroup })
 }
 
 /// Plans an exec session in a container that was started from `spec` and inherited nothing. Gives also the namespaces it joins.
@@ -151,7 +169,8 @@ pub fn plan_session(
     let none = Linux::default();
     let linux = spec.linux().as_ref().unwrap_or(&none);
     let (new, join) = plan_namespaces(linux, InheritedNamespaces::default())?;
-    let plan = plan_exec(process, cgroup, plan_filter(linux, None)?)?;
+    let plan =
+        ExecPlan { process: process::plan_process(process, plan_filter(linux, None)?, linux)?, cgroup };
     Ok((plan, new.into_iter().chain(join.into_iter().map(|(kind, _)| kind)).collect()))
 }
 
@@ -175,7 +194,7 @@ fn plan_namespaces(linux: &Linux, inherit: InheritedNamespaces) -> Result<Namesp
             LinuxNamespaceType::Pid => (Namespace::Pid, inherit.pid),
             LinuxNamespaceType::Network => (Namespace::Net, inherit.net),
             LinuxNamespaceType::User => (Namespace::User, false),
-            LinuxNamespaceType::Time => return Err(PlanError::unsupported(FIELD, "time namespaces")),
+            LinuxNamespaceType::Time => (Namespace::Time, false),
         };
         if new.contains(&kind) || join.iter().any(|(other, _)| *other == kind) {
             return Err(PlanError::invalid(FIELD, format!("two entries for {}", kind.file_name())));
@@ -196,6 +215,24 @@ fn plan_namespaces(linux: &Linux, inherit: InheritedNamespaces) -> Result<Namesp
         return Err(PlanError::unsupported(FIELD, "a container without a mount namespace of its own"));
     }
     Ok((new, join))
+}
+
+/// Only a new namespace's clocks can be set.
+fn plan_clocks(linux: &Linux, new: &[Namespace]) -> Result<Vec<ClockOffset>, PlanError> {
+    const FIELD: &str = "linux.timeOffsets";
+    let mut clocks = Vec::new();
+    for (clock, offset) in linux.time_offsets().iter().flatten() {
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            return Err(PlanError::invalid(FIELD, format!("there is no clock {clock:?}")));
+        }
+        let (seconds, nanoseconds) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+        clocks.push(ClockOffset { clock: clock.clone(), seconds, nanoseconds });
+    }
+    if !clocks.is_empty() && !new.contains(&Namespace::Time) {
+        return Err(PlanError::invalid(FIELD, "the container has no new time namespace"));
+    }
+    clocks.sort_by(|one, other| one.clock.cmp(&other.clock));
+    Ok(clocks)
 }
 
 /// Host and domain name; in an inherited namespace its owner has set them already.

@@ -41,6 +41,9 @@ fn plan_mount(index: usize, mount: &Mount, bundle: &Path) -> Result<MountPlan, P
     }
     let rest_ids = rest.ids;
     let kind = mount.typ().as_deref().unwrap_or("");
+    if rest.copy_up && kind != "tmpfs" {
+        return Err(PlanError::unsupported(&format!("{field}.options"), "tmpcopyup on what is no tmpfs"));
+    }
     let source = mount.source().clone().unwrap_or_default();
     plan.kind = if rest.bind.is_some() || kind == "bind" || kind == "rbind" {
         if source.as_os_str().is_empty() {
@@ -99,6 +102,7 @@ fn new_filesystem(kind: &str, source: &Path, rest: Rest, field: &str) -> Result<
                 source.to_string_lossy().into_owned()
             },
             options: rest.data,
+            copy_up: rest.copy_up,
         }),
     }
 }
@@ -129,6 +133,7 @@ struct Rest {
     bind: Option<bool>,
     /// Some(recursive).
     ids: Option<bool>,
+    copy_up: bool,
     data: Vec<(String, Option<String>)>,
 }
 
@@ -156,7 +161,8 @@ fn apply(option: &str, plan: &mut MountPlan, rest: &mut Rest, field: &str) -> Re
         "rbind" => rest.bind = Some(true),
         "idmap" => rest.ids = Some(false),
         "ridmap" => rest.ids = Some(true),
-        "remount" | "tmpcopyup" => return Err(PlanError::unsupported(field, option)),
+        "tmpcopyup" => rest.copy_up = true,
+        "remount" => return Err(PlanError::unsupported(field, option)),
         _ if option.contains('\0') => return Err(PlanError::invalid(field, "NUL in an option")),
         _ => rest.data.push(match option.split_once('=') {
             Some((name, value)) => (name.to_owned(), Some(value.to_owned())),

@@ -1,13 +1,15 @@
 //! The process of a container or of an exec session.
 
-use oci_spec::runtime::{PosixRlimitType, Process};
+use oci_spec::runtime::{Linux, PosixRlimitType, Process};
 
 use super::capability::plan_capabilities;
+use super::priority;
 use super::{PlanError, ProcessPlan, SeccompPlan, TerminalPlan, TerminalSize};
 
 pub(super) fn plan_process(
     process: &Process,
     seccomp: Option<SeccompPlan>,
+    linux: &Linux,
 ) -> Result<ProcessPlan, PlanError> {
     refuse(process)?;
     let args = process.args().clone().unwrap_or_default();
@@ -55,6 +57,9 @@ pub(super) fn plan_process(
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         rlimits,
         oom_score_adj: process.oom_score_adj(),
+        scheduling: process.scheduler().as_ref().map(priority::plan_scheduling).transpose()?,
+        io_priority: process.io_priority().as_ref().map(priority::plan_io_priority).transpose()?,
+        personality: linux.personality().as_ref().map(priority::personality),
         seccomp,
         preserve_fds: 0,
         terminal: plan_terminal(process)?,
@@ -81,8 +86,6 @@ fn refuse(process: &Process) -> Result<(), PlanError> {
         (set(process.command_line()), "process.commandLine", "it belongs to Windows"),
         (set(process.apparmor_profile()), "process.apparmorProfile", "AppArmor"),
         (set(process.selinux_label()), "process.selinuxLabel", "SELinux"),
-        (process.io_priority().is_some(), "process.ioPriority", "I/O priorities"),
-        (process.scheduler().is_some(), "process.scheduler", "scheduler policies"),
         (process.exec_cpu_affinity().is_some(), "process.execCPUAffinity", "CPU affinity"),
     ];
     match refusals.into_iter().find(|(given, ..)| *given) {

@@ -18,14 +18,17 @@ pub(super) fn whole_spec(spec: &Spec) -> Result<(), PlanError> {
 
 pub(super) fn linux(linux: &Linux) -> Result<(), PlanError> {
     let label = linux.mount_label().as_ref().is_some_and(|label| !label.is_empty());
-    let offsets = linux.time_offsets().as_ref().is_some_and(|offsets| !offsets.is_empty());
     let devices = linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty());
+    let personality = linux.personality().as_ref().and_then(|personality| personality.flags().as_ref());
     first([
+        (
+            personality.is_some_and(|flags| !flags.is_empty()),
+            "linux.personality.flags",
+            "the spec names none",
+        ),
         (label, "linux.mountLabel", "SELinux"),
         (linux.intel_rdt().is_some(), "linux.intelRdt", "resource director technology"),
         (linux.memory_policy().is_some(), "linux.memoryPolicy", "NUMA memory policies"),
-        (linux.personality().is_some(), "linux.personality", "execution domains"),
-        (offsets, "linux.timeOffsets", "time namespaces"),
         (devices, "linux.netDevices", "moving network devices"),
     ])
 }

@@ -55,7 +55,7 @@ fn what_is_not_done_is_refused_by_the_name_of_the_field() {
         ("linux.seccomp", json!({ "linux": { "seccomp": { "defaultAction": "SCMP_ACT_NOTIFY" } } })),
         (
             "mounts[0].options",
-            json!({ "mounts": [{ "destination": "/x", "type": "tmpfs", "options": ["tmpcopyup"] }] }),
+            json!({ "mounts": [{ "destination": "/x", "type": "proc", "options": ["tmpcopyup"] }] }),
         ),
         ("linux.cgroupsPath", json!({ "linux": { "cgroupsPath": "system.slice:runc:x" } })),
     ];
@@ -66,6 +66,62 @@ fn what_is_not_done_is_refused_by_the_name_of_the_field() {
             "{field}: {error}"
         );
     }
+}
+
+#[test]
+fn clocks_belong_to_a_new_time_namespace() {
+    let with = |namespaces: Value, offsets: Value| {
+        plan(json!({ "linux": { "namespaces": namespaces, "timeOffsets": offsets } }))
+    };
+    let offsets = json!({ "monotonic": { "secs": -3, "nanosecs": 4 }, "boottime": {} });
+    let planned = with(json!([{ "type": "mount" }, { "type": "time" }]), offsets.clone()).unwrap();
+    let clocks: Vec<_> =
+        planned.clocks.iter().map(|c| (c.clock.as_str(), c.seconds, c.nanoseconds)).collect();
+    assert_eq!(clocks, [("boottime", 0, 0), ("monotonic", -3, 4)]);
+    for (namespaces, offsets) in [
+        (json!([{ "type": "mount" }]), offsets.clone()),
+        (json!([{ "type": "mount" }, { "type": "time", "path": "/t" }]), offsets),
+        (json!([{ "type": "mount" }, { "type": "time" }]), json!({ "realtime": {} })),
+    ] {
+        let error = with(namespaces, offsets).unwrap_err();
+        assert!(
+            matches!(&error, PlanError::Invalid { field, .. } if field == "linux.timeOffsets"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn schedulers_and_priorities_are_planned_or_refused() {
+    let process = |field: &str, value: Value| plan(json!({ "process": { field: value } })).map(|p| p.process);
+    let deadline = json!({ "policy": "SCHED_DEADLINE", "runtime": 1, "deadline": 2, "period": 3, "flags": ["SCHED_FLAG_RECLAIM"] });
+    let planned = process("scheduler", deadline).unwrap().scheduling.unwrap();
+    assert_eq!((planned.policy, planned.flags), (6, 2));
+    assert_eq!((planned.runtime, planned.deadline, planned.period), (1, 2, 3));
+    let idle = json!({ "class": "IOPRIO_CLASS_IDLE", "priority": 7 });
+    assert_eq!(process("ioPriority", idle).unwrap().io_priority, Some((3, 7)));
+    for (field, value) in [
+        ("scheduler", json!({ "policy": "SCHED_OTHER", "nice": -21 })),
+        ("scheduler", json!({ "policy": "SCHED_RR", "priority": -1 })),
+        ("scheduler", json!({ "policy": "SCHED_IDLE", "priority": 1 })),
+        ("scheduler", json!({ "policy": "SCHED_FIFO", "period": 1 })),
+        ("ioPriority", json!({ "class": "IOPRIO_CLASS_RT", "priority": 8 })),
+    ] {
+        let error = process(field, value.clone()).unwrap_err();
+        assert!(matches!(error, PlanError::Invalid { .. }), "{value}: {error}");
+    }
+}
+
+#[test]
+fn flags_of_schedulers_are_spelled_as_the_spec_has_them() {
+    let flags = ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN"];
+    let scheduler = json!({ "policy": "SCHED_DEADLINE", "flags": flags });
+    let config = json!({ "ociVersion": "1.2.0", "process": { "args": ["a"], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "scheduler": scheduler } });
+    let spec = parse_spec(config.to_string().as_bytes()).unwrap();
+    let scheduler = spec.process().as_ref().unwrap().scheduler().clone().unwrap();
+    assert_eq!(priority::plan_scheduling(&scheduler).unwrap().flags, 7);
+    let error = parse_spec(br#"{ "ociVersion": 3 }"#).unwrap_err().to_string();
+    assert!(error.contains("line 1"), "{error}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use host::cgroup::Limits;
 use host::namespace::Namespace;
+use host::sys::Scheduling;
 use host::user_namespace::IdMap;
 use serde::{Deserialize, Serialize};
 
@@ -58,11 +59,25 @@ pub struct LaunchPlan {
     pub hostname: Option<String>,
     /// NIS domain name for a new UTS namespace.
     pub domainname: Option<String>,
+    /// How far the clocks of a new time namespace are ahead of the machine's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clocks: Vec<ClockOffset>,
     /// What runs in it.
     pub process: ProcessPlan,
     /// What runs beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hooks: Option<HooksPlan>,
+}
+
+/// How far a clock is ahead.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockOffset {
+    /// `monotonic` or `boottime`.
+    pub clock: String,
+    /// May be negative.
+    pub seconds: i64,
+    /// Added to these.
+    pub nanoseconds: u32,
 }
 
 /// Ids of a user namespace.
@@ -135,6 +150,9 @@ pub enum MountKind {
         source: String,
         /// Options of the file system: name, and value if it has one.
         options: Vec<(String, Option<String>)>,
+        /// It begins with a copy of what lies where it is mounted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        copy_up: bool,
     },
     /// An image's layers, only to read: config.json has it as an overlay of nothing but `lowerdir+` options.
     Layers {
@@ -191,6 +209,15 @@ pub struct ProcessPlan {
     pub rlimits: Vec<(u32, u64, u64)>,
     /// Score for the OOM killer.
     pub oom_score_adj: Option<i32>,
+    /// How it is scheduled; else as the starter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduling: Option<Scheduling>,
+    /// I/O priority: the kernel's number of the class, and the level in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub io_priority: Option<(u32, u32)>,
+    /// Execution domain, as personality(2) takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality: Option<u32>,
     /// System call filter.
     pub seccomp: Option<SeccompPlan>,
     /// How many descriptors from 3 on stay open.

@@ -106,6 +106,7 @@ pub(crate) fn plan(pod: &Path, name: &str, args: &[&str]) -> LaunchPlan {
         let _ = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
     }
     LaunchPlan {
+        clocks: Vec::new(),
         new_namespaces: vec![Namespace::Pid, Namespace::Mnt],
         join_namespaces: Vec::new(),
         cgroup: Some(CgroupPlan { path: container_cgroup(pod, name), limits: Limits::default() }),
@@ -135,8 +136,12 @@ fn container_cgroup(pod: &Path, name: &str) -> String {
 }
 
 fn mount(target: &str, filesystem: &str) -> MountPlan {
-    let kind =
-        MountKind::New { filesystem: filesystem.into(), source: filesystem.into(), options: Vec::new() };
+    let kind = MountKind::New {
+        filesystem: filesystem.into(),
+        source: filesystem.into(),
+        options: Vec::new(),
+        copy_up: false,
+    };
     MountPlan { kind, ..bind(Path::new(target)) }
 }
 
