@@ -1,5 +1,7 @@
 //! What an API server fills in where a manifest is silent. Pure; applying it twice is applying it once.
 
+mod own_resources;
+
 use k8s_openapi::api::core::v1::{
     Container, DownwardAPIVolumeFile, EmptyDirVolumeSource, Lifecycle, Pod, Probe, Service, Volume,
 };
@@ -34,6 +36,7 @@ pub fn default_pod(pod: &mut Pod) {
             port.host_port.get_or_insert(port.container_port);
         }
     }
+    own_resources::complete(spec);
     for volume in spec.volumes.iter_mut().flatten() {
         default_volume(volume);
     }

@@ -75,6 +75,24 @@ fn probes_ports_env_and_limits_are_completed() {
 }
 
 #[test]
+fn a_pod_asks_as_a_whole_for_what_its_containers_do_or_what_it_may_have() {
+    let asks = |name: &str, cpu: &str| json!({"name": name, "image": "a:1", "resources": {"requests": {"cpu": cpu}}});
+    let requests = |own: Value, init: Value| {
+        let containers = json!([asks("a", "200m"), asks("b", "100m")]);
+        let found = pod(json!({"resources": own, "initContainers": init, "containers": containers}));
+        found["spec"]["resources"]["requests"].clone()
+    };
+    let limits = json!({"limits": {"cpu": "2", "memory": "1Gi"}});
+    assert_eq!(requests(limits.clone(), json!([])), json!({"cpu": "300m", "memory": "1Gi"}));
+    let mut sidecar = asks("s", "1");
+    sidecar["restartPolicy"] = json!("Always");
+    assert_eq!(requests(limits.clone(), json!([sidecar])), json!({"cpu": "1300m", "memory": "1Gi"}));
+    assert_eq!(requests(limits, json!([asks("i", "1500m")])), json!({"cpu": "1500m", "memory": "1Gi"}));
+    assert_eq!(requests(json!({"requests": {"cpu": "1"}}), json!([])), json!({"cpu": "1"}));
+    assert_eq!(requests(json!({}), json!([])), Value::Null);
+}
+
+#[test]
 fn volumes_get_their_modes() {
     let found = pod(json!({"containers": [], "volumes": [
         {"name": "s", "secret": {"secretName": "s"}},
