@@ -116,6 +116,7 @@ impl Inner {
             let path = root.join(directory);
             fs::create_dir_all(&path).map_err(|error| ImageError::io("create", path, error))?;
         }
+        ingest::spread(&root.join("ingest"));
         let lock = take_lock(&root.join("lock"))?;
         let marker = root.join("oci-layout");
         if !marker.exists() {
