@@ -1,5 +1,7 @@
 //! GetContainerEvents: what the kubelet lives on.
 
+use std::sync::Arc;
+
 use cri::v1::{ContainerEventResponse, ContainerEventType};
 use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
@@ -14,9 +16,9 @@ use crate::status;
 /// How many events a slow subscriber may be behind before its stream ends.
 const BACKLOG: usize = 4096;
 
-/// Sends events to whoever listens.
+/// Sends events to whoever listens. By reference: room for all of them is made at the start, and an event is large.
 #[derive(Debug)]
-pub(crate) struct Events(broadcast::Sender<ContainerEventResponse>);
+pub(crate) struct Events(broadcast::Sender<Arc<ContainerEventResponse>>);
 
 impl Default for Events {
     fn default() -> Self {
@@ -30,7 +32,7 @@ impl Events {
         &self,
     ) -> impl Stream<Item = Result<ContainerEventResponse, Status>> + Send + 'static {
         BroadcastStream::new(self.0.subscribe()).map(|event| {
-            event.map_err(|BroadcastStreamRecvError::Lagged(missed)| {
+            event.map(Arc::unwrap_or_clone).map_err(|BroadcastStreamRecvError::Lagged(missed)| {
                 Status::resource_exhausted(format!("{missed} events were lost: read faster, and list again"))
             })
         })
@@ -65,6 +67,6 @@ impl Runtime {
                 .collect(),
         };
         // Without a listener nobody needs it.
-        let _ = self.events.0.send(event);
+        let _ = self.events.0.send(Arc::new(event));
     }
 }
