@@ -102,7 +102,11 @@ fn until_signal(node: Node, role: Role) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let stop = signals::stop_token(signals::Again::EndAtOnce)?;
-        Agent::start(node, role, stop).await?.end().await
+        let agent = Agent::start(node, role, stop).await?;
+        if let Err(error) = host::self_exe::forget_code() {
+            tracing::debug!(%error, "the code of the start stays mapped");
+        }
+        agent.end().await
     })
 }
 
