@@ -87,8 +87,7 @@ fn a_process_has_the_asked_scheduler_io_priority_and_domain(runtime: OciRuntime)
     assert_eq!(run(&bundle)?, "5 3\nbest-effort: prio 6\ni686\n");
     let flags = ["SCHED_FLAG_RESET_ON_FORK"];
     bundle.spec["process"]["scheduler"] = json!({ "policy": "SCHED_BATCH", "nice": -5, "flags": flags });
-    let script =
-        "read -r line < /proc/self/stat; set -- $line; echo ${19} ${41}; cut -d' ' -f19 /proc/self/stat";
+    let script = "read -r line < /proc/self/stat; set -- $line; echo ${19} ${41}; cut -d' ' -f19 /proc/self/stat; exit 0";
     bundle.spec["process"]["args"] = json!(["/bin/sh", "-c", script]);
     assert_eq!(run(&bundle)?, "-5 3\n0\n", "a child begins anew");
     Ok(())
