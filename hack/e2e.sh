@@ -15,7 +15,23 @@ export PODWRIGHT_TOOLS PODWRIGHT_BIN PODWRIGHT_CRI_API
 
 cargo test --workspace --locked --no-run
 # Each test makes its own namespaces; this one only makes sure that a mistake cannot reach the machine's.
-# One call for all packages: with others, cargo would build the dependencies again with other features.
-unshare --net --mount --propagation private \
-  cargo test --workspace --locked --no-fail-fast -- --ignored --test-threads=2 "$@"
+# All packages in one call: with others, cargo would build the dependencies again with other features.
+stories() { unshare --net --mount --propagation private cargo test --workspace --locked --no-fail-fast "$@"; }
+
+# Stories about faults wait most of the time, for minutes: they run beside the others.
+waiting=cluster_faults
+told=$(mktemp)
+trap 'rm -f "$told"' EXIT
+stories --test "$waiting" -- --ignored --test-threads=2 "$@" >"$told" 2>&1 &
+faults=$!
+others=()
+for file in e2e/tests/*.rs crates/*/tests/*.rs; do
+  name=$(basename "$file" .rs)
+  [ "$name" = "$waiting" ] || others+=(--test "$name")
+done
+failed=()
+stories --lib --bins "${others[@]}" -- --ignored --test-threads=2 "$@" || failed+=("the others")
+wait "$faults" || failed+=("$waiting")
+cat "$told"
 hack/leftovers.sh
+[ "${#failed[@]}" = 0 ] || { echo "e2e: failed: ${failed[*]}" >&2; exit 1; }
