@@ -106,10 +106,10 @@ fn of_clusters(arguments: &Arguments) -> Result<Vec<Row>> {
         rows.extend(sides.pod_ready(20)?);
     }
     if arguments.wants("pod-ready-20") || arguments.wants("pod-delete-20") {
-        rows.extend(sides.many(20, ["pod-ready-20", "pod-ready-20-last", "pod-delete-20"])?);
+        rows.extend(sides.many(20, &cluster::TWENTY)?);
     }
     if arguments.wants("pod-ready-100") {
-        rows.extend(sides.many(100, ["pod-ready-100", "pod-ready-100-last", "pod-delete-100"])?);
+        rows.extend(sides.many(100, &cluster::HUNDRED)?);
     }
     if arguments.wants("node-memory") {
         rows.extend(sides.node_memory()?);
@@ -151,10 +151,10 @@ impl Arguments {
 fn print(rows: &[Row]) -> Result<()> {
     let load = std::fs::read_to_string("/proc/loadavg").context("read the load")?;
     println!("load: {}", load.trim());
-    println!("{:<18} {:>10} {:>10} {:>8} {:>4}  peer", "bench", "ours", "peer", "ratio", "n");
+    println!("{:<24} {:>10} {:>10} {:>8} {:>4}  peer", "bench", "ours", "peer", "ratio", "n");
     for row in rows {
         println!(
-            "{:<18} {:>7.2} {} {:>7.2} {} {:>7.1}x {:>4}  {}",
+            "{:<24} {:>7.2} {} {:>7.2} {} {:>7.1}x {:>4}  {}",
             row.bench,
             row.ours,
             row.unit,

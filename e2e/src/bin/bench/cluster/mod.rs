@@ -7,6 +7,8 @@ mod node_memory;
 mod pods;
 mod probe_cpu;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use e2e::cluster::{Cluster, ClusterNode, NodeKind};
 
@@ -15,6 +17,60 @@ use hollow::Hollow;
 use pods::Batch;
 
 const PEER: &str = "kubelet 1.36 + containerd 2.4 + runc 1.5 + kube-proxy";
+
+/// Names of rows: the whole, without the control plane's part, and that part.
+pub(crate) type Names = [&'static str; 3];
+
+/// One pod at a time.
+const READY: Names = ["pod-ready", "pod-ready-net", "pod-ready-floor"];
+
+/// Names of the rows of many pods at once.
+pub(crate) struct Many {
+    ready: Names,
+    last: Names,
+    gone: &'static str,
+}
+
+/// 20 at once.
+pub(crate) const TWENTY: Many = Many {
+    ready: ["pod-ready-20", "pod-ready-20-net", "pod-ready-20-floor"],
+    last: ["pod-ready-20-last", "pod-ready-20-last-net", "pod-ready-20-last-floor"],
+    gone: "pod-delete-20",
+};
+
+/// 100 at once.
+pub(crate) const HUNDRED: Many = Many {
+    ready: ["pod-ready-100", "pod-ready-100-net", "pod-ready-100-floor"],
+    last: ["pod-ready-100-last", "pod-ready-100-last-net", "pod-ready-100-last-floor"],
+    gone: "pod-delete-100",
+};
+
+/// The same measured on each node.
+#[derive(Default)]
+struct Samples {
+    ours: Vec<Duration>,
+    theirs: Vec<Duration>,
+    hollow: Vec<Duration>,
+}
+
+impl Samples {
+    fn of(&mut self, node: &str, sides: &Sides) -> &mut Vec<Duration> {
+        if node == sides.ours.name() {
+            &mut self.ours
+        } else if node == sides.theirs.name() {
+            &mut self.theirs
+        } else {
+            &mut self.hollow
+        }
+    }
+
+    fn rows(&self, [whole, net, floor]: &Names) -> [Row; 3] {
+        let both = Row::of_medians(whole, PEER, &self.ours, &self.theirs);
+        let floor = Row::of_medians(floor, "a hollow node", &self.ours, &self.hollow);
+        let part = floor.peer_value;
+        [both, Row { bench: net, ours: both.ours - part, peer_value: both.peer_value - part, ..both }, floor]
+    }
+}
 
 /// The two sides.
 pub(crate) struct Sides {
@@ -40,44 +96,36 @@ impl Sides {
         [&self.ours, &self.theirs]
     }
 
-    /// Rows `pod-ready` and `pod-ready-net`: one pod after the other, the sides in turn.
+    /// Rows `pod-ready` and what of it is the control plane's: one pod after the other, the sides in turn.
     pub(crate) fn pod_ready(&self, n: usize) -> Result<Vec<Row>> {
-        let _hollow = Hollow::start(&self.cluster)?;
-        let names = [self.ours.name(), self.theirs.name(), hollow::NAME];
-        let mut samples = [Vec::new(), Vec::new(), Vec::new()];
-        for _ in 0..n {
-            for (name, samples) in names.into_iter().zip(&mut samples) {
-                let times = pods::run(&self.cluster, &Batch::new(name, 1))?;
-                samples.extend(times.ready);
-            }
-        }
-        let [ours, theirs, hollow] = samples;
-        let whole = Row::of_medians("pod-ready", PEER, &ours, &theirs);
-        let floor = Row::of_medians("pod-ready", "a hollow node", &ours, &hollow).peer_value;
-        let net = Row {
-            bench: "pod-ready-net",
-            ours: whole.ours - floor,
-            peer_value: whole.peer_value - floor,
-            ..whole
-        };
-        let hollow = Row { bench: "pod-ready-floor", peer: "a hollow node", peer_value: floor, ..whole };
-        Ok(vec![whole, net, hollow])
+        let [ready, _, _] = self.in_turn(n, 1)?;
+        Ok(ready.rows(&READY).into())
     }
 
-    /// Rows for that many pods at once: `pod-ready-N` (median), `pod-ready-N-last`, `pod-delete-N`; medians of three rounds.
-    pub(crate) fn many(&self, count: usize, benches: [&'static str; 3]) -> Result<Vec<Row>> {
-        let mut sides = [(); 2].map(|()| [const { Vec::new() }; 3]);
-        for _ in 0..3 {
-            for (node, samples) in self.nodes().into_iter().zip(&mut sides) {
-                let times = pods::run(&self.cluster, &Batch::new(node.name(), count))?;
-                samples[0].extend(&times.ready);
-                samples[1].push(times.last_ready);
-                samples[2].push(times.all_gone);
+    /// Rows for that many pods at once, and what of the first two is the control plane's: when each is Ready, when the
+    /// last one is, when all are gone; medians of three rounds.
+    pub(crate) fn many(&self, count: usize, benches: &Many) -> Result<Vec<Row>> {
+        let [ready, last, gone] = self.in_turn(3, count)?;
+        let mut rows = Vec::from(ready.rows(&benches.ready));
+        rows.extend(last.rows(&benches.last));
+        rows.push(Row::of_medians(benches.gone, PEER, &gone.ours, &gone.theirs));
+        Ok(rows)
+    }
+
+    /// Each Ready, the last Ready, all gone.
+    fn in_turn(&self, rounds: usize, count: usize) -> Result<[Samples; 3]> {
+        let _hollow = Hollow::start(&self.cluster)?;
+        let mut samples = [(); 3].map(|()| Samples::default());
+        for _ in 0..rounds {
+            for name in [self.ours.name(), self.theirs.name(), hollow::NAME] {
+                let times = pods::run(&self.cluster, &Batch::new(name, count))?;
+                let [ready, last, gone] = samples.each_mut().map(|samples| samples.of(name, self));
+                ready.extend(times.ready);
+                last.push(times.last_ready);
+                gone.push(times.all_gone);
             }
         }
-        let [ours, theirs] = sides;
-        let rows = benches.into_iter().zip(ours.iter().zip(&theirs));
-        Ok(rows.map(|(bench, (ours, theirs))| Row::of_medians(bench, PEER, ours, theirs)).collect())
+        Ok(samples)
     }
 
     /// Rows `node-memory-20` and `node-memory-100`.
