@@ -1,5 +1,7 @@
 //! The kubelet's events to the API server: an event is posted once, what happens again counts it up. Upstream's limit for each
 //! object holds: a burst of 25, then one in five minutes.
+//!
+//! Events give way to what pods wait for: the API server's time is spent on their tokens and statuses first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -9,9 +11,11 @@ use k8s_openapi::api::core::v1;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::source::chain;
+use super::status::is_on_its_way;
+use crate::report::NodeReport;
 use crate::time::BootTime;
 
 const BURST: u32 = 25;
@@ -20,19 +24,36 @@ const REFILL: Duration = Duration::from_secs(300);
 /// How long one event may take; then it is dropped: events are for people who look now.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long events wait for pods that are being started.
+const GIVE_WAY: Duration = Duration::from_millis(500);
+
 /// Objects whose events are counted, at most.
 const OBJECTS: usize = 4096;
 
 /// Sends what comes, in order, for ever.
-pub(super) async fn send(client: Client, mut events: mpsc::Receiver<Arc<v1::Event>>) {
+pub(super) async fn send(
+    client: Client,
+    mut events: mpsc::Receiver<Arc<v1::Event>>,
+    mut reports: watch::Receiver<Arc<NodeReport>>,
+) {
     let mut limits = Limits::default();
-    while let Some(event) = events.recv().await {
-        let about = event.involved_object.uid.clone().unwrap_or_default();
-        if !limits.allow(&about, BootTime::now()) {
-            continue;
+    let mut batch = Vec::new();
+    while events.recv_many(&mut batch, 1).await > 0 {
+        let _ = tokio::time::timeout(GIVE_WAY, reports.wait_for(|report| !starts_pods(report))).await;
+        while let Ok(event) = events.try_recv() {
+            batch.push(event);
         }
-        tell(client.clone(), event).await;
+        for event in batch.drain(..) {
+            let about = event.involved_object.uid.clone().unwrap_or_default();
+            if limits.allow(&about, BootTime::now()) {
+                tell(client.clone(), event).await;
+            }
+        }
     }
+}
+
+fn starts_pods(report: &NodeReport) -> bool {
+    report.pods.iter().any(|pod| pod.status.as_ref().is_some_and(is_on_its_way))
 }
 
 /// Tells of one event, once.

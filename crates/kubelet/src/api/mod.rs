@@ -108,8 +108,8 @@ pub async fn run(config: ApiConfig, client: Client, parts: ApiParts, stop: impl 
             mirror::keep(client.clone(), mirroring),
             source::follow_services(client.clone(), services),
             runtime_classes::follow(client.clone(), runtime_classes),
-            status::keep(client.clone(), report, pods, known_mirrors),
-            event::send(client, events),
+            status::keep(client.clone(), report.clone(), pods, known_mirrors),
+            event::send(client, events, report),
         );
     };
     tokio::select! {

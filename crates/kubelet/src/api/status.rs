@@ -3,6 +3,9 @@
 //! One request at a time for each pod, the newest status wins, several pods at once. Nothing is read before it is written: a patch
 //! carries the pod's uid, so it never reaches a pod that took the name. What others write into a status (a controller that
 //! has not heard of the node for a while) is set right again. A static pod's status is its mirror's.
+//!
+//! How far a start has come is told only when it takes long: each patch costs the API server and all who watch pods more than
+//! the node's own work for it, and a pod that is up in no time is told of once, as running.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use kube::{Api, Client};
 use manifest::Loaded;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::mirror::Pods;
 use super::source::{chain, key_of, version_of};
@@ -31,6 +35,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long it waits to be told that a pod is on its way.
+const ON_ITS_WAY: Duration = Duration::from_millis(200);
 
 /// Lists whose entries are replaced together, not merged by their key.
 const WHOLE_LISTS: [&str; 2] = ["podIPs", "hostIPs"];
@@ -56,6 +63,7 @@ pub(super) async fn keep(
             .collect();
         let alive: BTreeSet<&str> = targets.iter().map(|target| target.uid.as_str()).collect();
         known.retain(|uid, _| alive.contains(uid.as_str()) || busy.contains(uid));
+        let (now, mut wake) = (Instant::now(), None);
         for Target { pod, uid, theirs } in targets {
             if running.len() >= AT_ONCE {
                 break;
@@ -67,6 +75,11 @@ pub(super) async fn keep(
             told.hear(theirs);
             let is_finished = report.finished.contains(&uid);
             if let Some(step) = told.next(pod, &uid, is_finished) {
+                let due = told.due(&step, now);
+                if due > now {
+                    wake = Some(wake.map_or(due, |wake| due.min(wake)));
+                    continue;
+                }
                 busy.insert(uid.clone());
                 running.push(carry_out(client.clone(), pod.clone(), uid, step));
             }
@@ -75,6 +88,7 @@ pub(super) async fn keep(
             Ok(()) = reports.changed() => {}
             Ok(()) = desired.changed() => {}
             Ok(()) = mirrors.changed() => {}
+            () = tokio::time::sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
             Some((uid, outcome)) = running.next() => {
                 busy.remove(&uid);
                 match &outcome {
@@ -121,6 +135,8 @@ struct Known {
     version: u64,
     returned: v1::PodStatus,
     is_deleted: bool,
+    /// When the news that wait began to.
+    waits_since: Option<Instant>,
 }
 
 /// One request.
@@ -162,17 +178,28 @@ impl Known {
         if self.is_deleted {
             return None;
         }
-        let status = pod.status.clone().unwrap_or_default();
-        match difference(&self.status, &status) {
-            Some(difference) => {
+        let unknown = pod.status.as_ref().filter(|status| **status != self.status);
+        match unknown.and_then(|status| Some((status, difference(&self.status, status)?))) {
+            Some((status, difference)) => {
                 let body = json!({ "metadata": { "uid": uid }, "status": difference });
-                Some(Step::Patch { status: Box::new(status), body })
+                Some(Step::Patch { status: Box::new(status.clone()), body })
             }
             None => is_finished.then_some(Step::Delete),
         }
     }
 
+    /// When a step is to be taken: at once, but for the news that a pod is on its way.
+    fn due(&mut self, step: &Step, now: Instant) -> Instant {
+        match step {
+            Step::Patch { status, .. } if is_on_its_way(status) => {
+                *self.waits_since.get_or_insert(now) + ON_ITS_WAY
+            }
+            _ => now,
+        }
+    }
+
     fn learn(&mut self, outcome: Outcome) {
+        self.waits_since = None;
         match outcome {
             Outcome::Told { status, version, returned } => {
                 (self.status, self.version, self.returned) = (*status, version, *returned);
@@ -220,6 +247,19 @@ async fn carry_out(client: Client, pod: Arc<v1::Pod>, uid: String, step: Step) -
 /// A conflict about the uid; others pass.
 fn is_another(status: &kube::core::Status) -> bool {
     status.code == 409 && status.message.to_lowercase().contains("uid")
+}
+
+/// Whether a pod is being started and nothing stands in its way so far.
+pub(super) fn is_on_its_way(status: &v1::PodStatus) -> bool {
+    let is_quiet = |container: &v1::ContainerStatus| {
+        let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
+        let reason = waiting.and_then(|waiting| waiting.reason.as_deref());
+        container.restart_count == 0 && matches!(reason, Some("ContainerCreating" | "PodInitializing"))
+    };
+    let containers = [&status.init_container_statuses, &status.container_statuses];
+    status.phase.as_deref() == Some("Pending")
+        && status.reason.is_none()
+        && containers.into_iter().flatten().flatten().all(is_quiet)
 }
 
 /// What of a status changed, as a strategic merge patch; conditions of others stay as they are.
@@ -288,6 +328,54 @@ mod tests {
     fn check(known: Value, new: Value, expect: Option<Value>) {
         let parse = |value: Value| serde_json::from_value::<v1::PodStatus>(value).expect("a status");
         assert_eq!(difference(&parse(known.clone()), &parse(new.clone())), expect, "{known} → {new}");
+    }
+
+    #[test]
+    fn only_the_news_that_a_pod_is_on_its_way_waits() {
+        let waiting = |reason: &str| {
+            json!({ "name": "c", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+            "state": { "waiting": { "reason": reason } } })
+        };
+        let again = |mut container: Value| {
+            container["restartCount"] = 1.into();
+            container
+        };
+        let running = json!({ "name": "c", "ready": false, "restartCount": 0, "image": "", "imageID": "",
+            "state": { "running": {} } });
+        for (waits, status) in [
+            (true, json!({ "phase": "Pending" })),
+            (true, json!({ "phase": "Pending", "containerStatuses": [waiting("ContainerCreating")] })),
+            (
+                true,
+                json!({ "phase": "Pending", "containerStatuses": [waiting("PodInitializing")],
+                "initContainerStatuses": [waiting("PodInitializing")] }),
+            ),
+            (false, json!({ "phase": "Pending", "containerStatuses": [waiting("ErrImagePull")] })),
+            (
+                false,
+                json!({ "phase": "Pending", "containerStatuses": [waiting("PodInitializing")],
+                "initContainerStatuses": [running] }),
+            ),
+            (
+                false,
+                json!({ "phase": "Pending", "containerStatuses": [again(waiting("ContainerCreating"))] }),
+            ),
+            (false, json!({ "phase": "Pending", "reason": "OutOfcpu" })),
+            (false, json!({ "phase": "Running", "containerStatuses": [running] })),
+        ] {
+            let pod = json!({ "metadata": { "uid": "u" }, "status": status });
+            let pod: v1::Pod = serde_json::from_value(pod).expect("a pod");
+            let (mut known, start) = (Known::default(), Instant::now());
+            let step = known.next(&pod, "u", false).expect("news");
+            let due = known.due(&step, start);
+            assert_eq!(due > start, waits, "{status}");
+            let later = start + Duration::from_millis(150);
+            assert_eq!(
+                known.due(&step, later),
+                if waits { due } else { later },
+                "it began to wait before: {status}"
+            );
+        }
     }
 
     #[test]
