@@ -128,6 +128,35 @@ fn a_registry_with_a_password_lets_in_who_has_it(server: CriServer) -> Result<()
     server.crictl(&["pull", "--creds", &creds, &name]).map(drop)
 }
 
+#[test]
+#[ignore = "needs root"]
+fn a_pull_without_a_login_uses_the_one_that_the_node_has() -> Result<()> {
+    let server = CriServer::start(Implementation::Podwright)?;
+    let registry = Registry::start_with_password(&server.host)?;
+    registry.push(&server.host, &server.host.path().join("busybox.oci"), "secret:1")?;
+    let name = registry_name("secret:1");
+    let error = format!("{:#}", server.crictl(&["pull", &name]).expect_err("no login"));
+    assert!(error.contains("denies access to 127.0.0.1:5000/secret:1: 401"), "{error}");
+
+    // As after a `docker login` of root: in force at once.
+    let file = server.host.path().join("root/kubelet/config.json");
+    std::fs::create_dir_all(file.parent().context("a directory")?)?;
+    let (user, password) = Registry::USER;
+    let auths = |registry: &str| {
+        serde_json::json!({ "auths": { registry: { "username": user, "password": password } } }).to_string()
+    };
+    std::fs::write(&file, auths("other.example"))?;
+    server.crictl(&["pull", &name]).expect_err("a login at another registry");
+    std::fs::write(&file, auths(Registry::ADDRESS))?;
+    server.crictl(&["pull", &name])?;
+
+    // What the request brings wins.
+    let error = format!("{:#}", server.crictl(&["pull", "--creds", "pod:not-it", &name]).expect_err("wrong"));
+    assert!(error.contains("denies access to 127.0.0.1:5000/secret:1: 401"), "{error}");
+    assert!(!error.contains(password), "{error}");
+    Ok(())
+}
+
 fn an_image_built_by_buildah_is_pulled_and_runs(server: CriServer) -> Result<()> {
     let registry = Registry::start(&server.host)?;
     registry.push(&server.host, &server.host.path().join("busybox.oci"), "base:1")?;

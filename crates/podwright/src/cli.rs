@@ -109,6 +109,11 @@ pub(crate) struct NodeArgs {
     /// A certs.d tree of hosts.toml files [default: /etc/podwright/certs.d, with --root ROOT/certs.d]
     #[arg(long, value_name = "DIR")]
     pub(crate) registry_config_dir: Option<PathBuf>,
+    /// A docker config.json with logins for pulls that bring none; may be repeated, the first with a login for the image is used
+    /// [default: where the kubelet looks: /var/lib/kubelet/config.json, /root/.docker/config.json, /.docker/config.json; with
+    /// --root ROOT/kubelet/config.json]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_auth_file: Vec<PathBuf>,
     /// The cgroup below which everything of this node lives [default: /; the runtime's own: /podwright]
     #[arg(long, value_name = "CGROUP")]
     pub(crate) cgroup_root: Option<String>,
@@ -395,7 +400,7 @@ mod tests {
     #[test]
     fn every_long_running_command_takes_the_flags_of_the_node() {
         let flags = "--root /r --state /s --listen /l --cni-conf-dir /c --cni-bin-dir /b --registry-config-dir /g \
-                     --cgroup-root /p --pod-cidr 10.1.0.0/16,fd01::/64 --bridge br0";
+                     --registry-auth-file /a --cgroup-root /p --pod-cidr 10.1.0.0/16,fd01::/64 --bridge br0";
         for command in ["run -f x", "runtime", "status", "reset", "image ls"] {
             parse(&format!("podwright {command} {flags}")).expect(command);
         }

@@ -15,6 +15,8 @@ use crate::config::ConfigError;
 
 const DEFAULT_ROOT: &str = "/var/lib/podwright";
 const DEFAULT_STATE: &str = "/run/podwright";
+const DEFAULT_AUTH_FILES: [&str; 3] =
+    ["/var/lib/kubelet/config.json", "/root/.docker/config.json", "/.docker/config.json"];
 const DEFAULT_RESOLV_CONF: &str = "/etc/resolv.conf";
 const DEFAULT_CLUSTER_DOMAIN: &str = "cluster.local";
 /// The servers behind systemd-resolved's stub.
@@ -45,6 +47,8 @@ pub(crate) struct Node {
     pub(crate) cni_bin_dirs: Vec<PathBuf>,
     /// `hosts.toml` files.
     pub(crate) registry_config_dir: PathBuf,
+    /// Logins of pulls that bring none.
+    pub(crate) registry_auth_files: Vec<PathBuf>,
     /// The cgroup of supervisors, and of pods that name no parent.
     pub(crate) runtime_cgroup: String,
     /// The cgroup that holds `kubepods`.
@@ -104,6 +108,7 @@ impl Node {
                 &args.registry_config_dir,
                 under_root("certs.d", "/etc/podwright/certs.d"),
             )?,
+            registry_auth_files: auth_files(&args.registry_auth_file, args.root.as_deref())?,
             runtime_cgroup,
             kubelet_cgroup,
             pod_cidrs,
@@ -212,6 +217,15 @@ fn bin_dirs(given: &[PathBuf]) -> Result<Vec<PathBuf>, ConfigError> {
         return Ok(vec![PathBuf::from("/opt/cni/bin")]);
     }
     given.iter().map(|dir| absolute("cni-bin-dir", dir)).collect()
+}
+
+/// As the kubelet finds them when it runs as root; a node in a directory of its own has its own.
+fn auth_files(given: &[PathBuf], root: Option<&Path>) -> Result<Vec<PathBuf>, ConfigError> {
+    match (given, root) {
+        ([], None) => Ok(DEFAULT_AUTH_FILES.map(PathBuf::from).to_vec()),
+        ([], Some(root)) => Ok(vec![absolute("root", root)?.join("kubelet/config.json")]),
+        (given, _) => given.iter().map(|file| absolute("registry-auth-file", file)).collect(),
+    }
 }
 
 /// The ranges of pods and Services: at most one of each family, and both of the same families.
@@ -329,6 +343,11 @@ mod tests {
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into()],
             registry_config_dir: "/etc/podwright/certs.d".into(),
+            registry_auth_files: vec![
+                "/var/lib/kubelet/config.json".into(),
+                "/root/.docker/config.json".into(),
+                "/.docker/config.json".into(),
+            ],
             runtime_cgroup: "/podwright".into(),
             kubelet_cgroup: "/".into(),
             pod_cidrs: vec!["10.85.0.0/16".parse().unwrap()],
@@ -356,6 +375,7 @@ mod tests {
         for path in [
             &node.cni_conf_dir,
             &node.registry_config_dir,
+            &node.registry_auth_files[0],
             &node.kubelet_dir,
             &node.pod_logs_dir,
             &node.services_file(),

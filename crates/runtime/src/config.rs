@@ -2,6 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::images::Auth;
 
 /// Where everything of a runtime lies, and how its pods are connected.
 #[derive(Clone, Debug)]
@@ -14,10 +17,36 @@ pub struct Config {
     pub cgroup_root: String,
     /// A containerd `certs.d` tree of `hosts.toml`; need not exist.
     pub registry_config_dir: PathBuf,
+    /// What a pull that brings no credentials shows.
+    pub node_logins: NodeLogins,
     /// Where exec, attach and port-forward sessions are served: a loopback address; port 0 takes a free one.
     pub streaming_address: SocketAddr,
     /// The pods' network.
     pub cni: cni::ClientConfig,
+}
+
+/// Finds the node's own credentials for an image.
+#[derive(Clone)]
+pub struct NodeLogins(Arc<Find>);
+
+type Find = dyn Fn(&str) -> Option<Auth> + Send + Sync;
+
+impl NodeLogins {
+    /// Asks `find` anew for each pull.
+    pub fn new(find: impl Fn(&str) -> Option<Auth> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(find))
+    }
+
+    /// What the request brings wins; an empty message brings nothing.
+    pub(crate) fn choose(&self, brought: Option<Auth>, image: &str) -> Option<Auth> {
+        brought.filter(|auth| *auth != Auth::default()).or_else(|| (self.0)(image))
+    }
+}
+
+impl std::fmt::Debug for NodeLogins {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("NodeLogins")
+    }
 }
 
 impl Config {
@@ -58,4 +87,24 @@ impl Config {
 /// Whether a relative path stays below where it starts: for log paths, which clients give.
 pub(crate) fn is_plain_relative(path: &Path) -> bool {
     path.components().all(|part| matches!(part, std::path::Component::Normal(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_login_that_a_request_brings_wins_over_the_node_s() {
+        let user = |name: &str| Auth { username: name.to_owned(), ..Auth::default() };
+        let logins = NodeLogins::new(move |image| (image == "known").then(|| user("node")));
+        for (brought, image, expect) in [
+            (Some(user("pod")), "known", Some("pod")),
+            (Some(Auth::default()), "known", Some("node")),
+            (None, "known", Some("node")),
+            (None, "other", None),
+        ] {
+            let chosen = logins.choose(brought, image).map(|auth| auth.username);
+            assert_eq!(chosen.as_deref(), expect, "{image}");
+        }
+    }
 }

@@ -26,7 +26,7 @@ mod streaming;
 pub mod supervisor;
 mod update;
 
-pub use config::Config;
+pub use config::{Config, NodeLogins};
 pub use error::{Error, OpenError};
 pub use record::{ContainerPhase, ContainerRecord, Exit, SandboxPhase, SandboxRecord};
 pub use runtime::Runtime;

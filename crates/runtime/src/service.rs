@@ -460,6 +460,7 @@ impl ImageService for Images {
             identity_token: auth.identity_token,
             registry_token: auth.registry_token,
         });
+        let auth = self.0.config.node_logins.choose(auth, &wanted);
         let progress = |progress| tracing::debug!(?progress, "pulling");
         let image_ref = self.0.images.pull(&wanted, auth, progress).await.map_err(Error::from)?;
         tracing::info!(image = wanted, id = image_ref, "pulled image");

@@ -32,6 +32,7 @@ struct CniSection {
 #[serde(deny_unknown_fields, default)]
 struct RegistrySection {
     config_dir: Option<PathBuf>,
+    auth_files: Vec<PathBuf>,
 }
 
 /// The flags, completed by the TOML file.
@@ -56,6 +57,10 @@ fn complete(flags: &NodeArgs, file: RuntimeFile) -> Result<NodeArgs, String> {
         cni_conf_dir: flags.cni_conf_dir.or(file.cni.conf_dir),
         cni_bin_dir: if flags.cni_bin_dir.is_empty() { file.cni.bin_dirs } else { flags.cni_bin_dir },
         registry_config_dir: flags.registry_config_dir.or(file.registry.config_dir),
+        registry_auth_file: match flags.registry_auth_file.is_empty() {
+            true => file.registry.auth_files,
+            false => flags.registry_auth_file,
+        },
         cgroup_root: flags.cgroup_root.or(file.cgroup_root),
         pod_cidr,
         bridge: flags.bridge.or(file.cni.bridge),

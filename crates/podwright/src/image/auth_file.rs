@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use runtime::NodeLogins;
+use runtime::images::{Auth, Reference};
 use serde_json::Value;
 
 use crate::output;
@@ -44,6 +46,41 @@ fn usual_file() -> Option<PathBuf> {
         variable("HOME").map(|directory| directory.join(".docker/config.json")),
     ];
     files.into_iter().flatten().find(|path| path.exists())
+}
+
+/// Logins of the node in these files, looked up at each pull: who logs in meanwhile need not restart anything.
+pub(crate) fn node_logins(files: Vec<PathBuf>) -> NodeLogins {
+    NodeLogins::new(move |image| files.iter().find_map(|file| node_login(file, image)))
+}
+
+/// For the registry itself only: a mirror of it is somebody else. A file that is of no use keeps nobody from pulling what is public.
+fn node_login(file: &Path, image: &str) -> Option<Auth> {
+    let domain = Reference::parse(image).ok()?.domain;
+    let text = match std::fs::read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "cannot read passwords of registries");
+            return None;
+        }
+    };
+    match look(&text, image) {
+        Ok(Found::Password(credentials)) => {
+            tracing::debug!(file = %file.display(), image, "pulling with the node's own login");
+            let (user, password) = credentials.split_once(':')?;
+            let (username, password) = (user.to_owned(), password.to_owned());
+            Some(Auth { username, password, server_address: domain, ..Auth::default() })
+        }
+        Ok(Found::Helper(helper)) => {
+            tracing::warn!(file = %file.display(), image, "docker-credential-{helper} has the password and is not run");
+            None
+        }
+        Ok(Found::Nothing) => None,
+        Err(error) => {
+            tracing::warn!(file = %file.display(), %error, "cannot parse passwords of registries");
+            None
+        }
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -87,6 +124,26 @@ mod tests {
             assert_eq!(look(text, reference).unwrap(), expect, "{reference}");
         }
         look(b"no JSON", "r.example/a").unwrap_err();
+    }
+
+    #[test]
+    fn the_node_s_login_is_for_the_registry_and_a_bad_file_hides_no_other() {
+        let temp = tempfile::tempdir().unwrap();
+        let [gone, bad, good] = ["gone", "bad", "good"].map(|name| temp.path().join(name));
+        std::fs::write(&bad, "no JSON").unwrap();
+        let auths = r#"{"auths":{"r.example":{"auth":"YWxpY2U6czpjcmV0"},"https://index.docker.io/v1/":{"auth":"Ym9iOnA="}}}"#;
+        std::fs::write(&good, auths).unwrap();
+        let found = |image: &str| {
+            let auth = [&gone, &bad, &good].into_iter().find_map(|file| node_login(file, image))?;
+            Some((auth.username, auth.password, auth.server_address))
+        };
+        let login = |user: &str, password: &str, server: &str| {
+            Some((user.to_owned(), password.to_owned(), server.to_owned()))
+        };
+        assert_eq!(found("r.example/a:1"), login("alice", "s:cret", "r.example"));
+        assert_eq!(found("busybox"), login("bob", "p", "docker.io"));
+        assert_eq!(found("other.example/a"), None);
+        assert_eq!(found("NOT A NAME"), None);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `podwright image`: asks a running agent, or works on the files itself when none runs.
 
-mod auth_file;
+pub(crate) mod auth_file;
 pub(crate) mod built_in;
 pub(crate) mod ops;
 pub(crate) mod preload;
