@@ -1,6 +1,7 @@
 //! One door to Linux: namespaces, mounts, cgroups, processes, safe paths. System calls only: no async, no policy.
 
 pub mod cgroup;
+pub mod lsm;
 pub mod mount;
 pub mod namespace;
 pub mod path;

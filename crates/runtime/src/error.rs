@@ -159,7 +159,7 @@ impl Error {
                 Code::InvalidArgument
             }
             Self::Spec(SpecError::Unsupported(_)) | Self::Plan(_) => Code::Unimplemented,
-            Self::WrongState(_) => Code::FailedPrecondition,
+            Self::WrongState(_) | Self::Spec(SpecError::Absent { .. }) => Code::FailedPrecondition,
             Self::Timeout { .. } => Code::DeadlineExceeded,
             Self::Exhausted(_) => Code::ResourceExhausted,
             Self::Image(error) => image_code(error),

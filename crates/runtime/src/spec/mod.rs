@@ -32,6 +32,14 @@ pub enum SpecError {
     /// Something we do not do.
     #[error("{0} is not supported yet")]
     Unsupported(String),
+    /// Something that the kernel does not do here.
+    #[error("{asked} cannot be enforced: {lacks} is not enabled on the host")]
+    Absent {
+        /// What was asked for.
+        asked: String,
+        /// What it needs.
+        lacks: &'static str,
+    },
 }
 
 /// Everything that decides a spec.
@@ -67,6 +75,8 @@ pub struct Request<'a> {
     pub image_volumes: &'a BTreeMap<String, Vec<PathBuf>>,
     /// Whether this machine can limit huge pages.
     pub limits_huge_pages: bool,
+    /// Whether the kernel enforces AppArmor's profiles.
+    pub has_apparmor: bool,
     /// A `Localhost` profile, read and parsed.
     pub localhost_profile: Option<LinuxSeccomp>,
 }
@@ -125,16 +135,34 @@ fn refuse_unsupported(
     if !request.config.cdi_devices.is_empty() {
         return unsupported("CDI devices (cdi_devices)");
     }
-    if let Some(profile) = &security.apparmor
-        && profile.profile_type() == ProfileType::Localhost
-    {
-        return unsupported("an AppArmor profile");
-    }
+    refuse_apparmor(security, request.has_apparmor)?;
     let selinux = security.selinux_options.as_ref();
     if selinux.is_some_and(|options| *options != v1::SeLinuxOption::default()) {
         return unsupported("an SELinux label");
     }
     Ok(())
+}
+
+fn refuse_apparmor(
+    security: &v1::LinuxContainerSecurityContext,
+    has_apparmor: bool,
+) -> Result<(), SpecError> {
+    let Some(name) = apparmor_profile(security) else { return Ok(()) };
+    let asked = format!("the AppArmor profile {name:?}");
+    match has_apparmor {
+        true => Err(SpecError::Unsupported(asked)),
+        false => Err(SpecError::Absent { asked, lacks: "AppArmor" }),
+    }
+}
+
+/// A profile of the node by its name. Clients before Kubernetes 1.30 say it in words.
+fn apparmor_profile(security: &v1::LinuxContainerSecurityContext) -> Option<&str> {
+    #[expect(deprecated, reason = "what a client says is not dropped because there is a newer way to say it")]
+    let in_words = security.apparmor_profile.strip_prefix("localhost/");
+    match &security.apparmor {
+        Some(profile) => (profile.profile_type() == ProfileType::Localhost).then_some(&profile.localhost_ref),
+        None => in_words,
+    }
 }
 
 /// The ids of the pod's user namespace, which the container must ask for too.
