@@ -65,6 +65,9 @@ fn limits_are_enforced_and_nothing_is_left() -> Result<()> {
     Ok(())
 }
 
+/// Two processes, of which one wants more memory than both may have: where a container dies as a whole, nothing comes after it.
+const GREEDY: &str = "sleep 1000 & dd if=/dev/zero of=/dev/null bs=100M count=1";
+
 #[test]
 #[ignore = "needs root"]
 fn a_pod_lives_and_ends() -> Result<()> {
@@ -76,15 +79,24 @@ fn a_pod_lives_and_ends() -> Result<()> {
     let container = json!({ "metadata": { "name": "main" }, "image": { "image": image::BUSYBOX }, "log_path": "main.log",
         "command": ["/bin/sh", "-c", "echo hello from $(hostname); trap 'exit 3' TERM; while :; do sleep 1; done"],
         "linux": { "resources": { "memory_limit_in_bytes": 32 << 20, "cpu_quota": 50_000, "cpu_period": 100_000, "cpu_shares": 512 } } });
+    let greedy = json!({ "metadata": { "name": "greedy" }, "image": { "image": image::BUSYBOX }, "log_path": "greedy.log",
+        "command": ["/bin/sh", "-c", format!("{GREEDY}; echo survived; sleep 1000")],
+        "linux": { "resources": { "memory_limit_in_bytes": 16 << 20, "unified": { "memory.oom.group": "1" } } } });
     guest.write("pod.json", &pod.to_string())?;
     guest.write("container.json", &container.to_string())?;
+    guest.write("greedy.json", &greedy.to_string())?;
+    std::fs::create_dir(guest.path().join("told"))?;
+    let limit = "    resources: {limits: {memory: 16Mi}}\n  restartPolicy: Never\n";
+    let script = format!("{GREEDY}; echo x >> /told/survived; sleep 1000");
+    guest.write("greedy.yaml", &manifest("greedy", &script, limit))?;
     guest.write("etc/crictl.yaml", "timeout: 60\n")?;
     let output = guest.run(
-        "podwright runtime --root /var/root --state /run/pw --listen /run/pw.sock --cni-conf-dir /run/none --cgroup-root /node >/tmp/log 2>&1 &
+        "paths='--root /var/root --state /run/pw --listen /run/pw.sock --cni-conf-dir /run/none --cgroup-root /node'
+        podwright runtime $paths >/tmp/log 2>&1 &
         trap '[ $? = 0 ] || cat /tmp/log' EXIT
         export CONTAINER_RUNTIME_ENDPOINT=unix:///run/pw.sock IMAGE_SERVICE_ENDPOINT=unix:///run/pw.sock
         until crictl version >/dev/null 2>&1; do sleep 0.1; done
-        podwright image import /busybox.oci --root /var/root --state /run/pw >/dev/null
+        podwright image import /busybox.oci $paths >/dev/null
         mkdir -p /var/log/pods/web
         pod=$(crictl runp /pod.json)
         id=$(crictl create $pod /container.json /pod.json)
@@ -94,13 +106,24 @@ fn a_pod_lives_and_ends() -> Result<()> {
         crictl stop --timeout 20 $id >/dev/null
         crictl inspect $id | grep -o '\"exitCode\": 3'
         cut -d' ' -f2- /var/log/pods/web/main.log
+        id=$(crictl create $pod /greedy.json /pod.json)
+        crictl start $id >/dev/null
+        until crictl inspect $id | grep -q CONTAINER_EXITED || grep -q survived /var/log/pods/web/greedy.log; do sleep 0.1; done
+        crictl inspect $id | grep -oE '\"(exitCode|reason)\": [^,]*'
+        grep survived /var/log/pods/web/greedy.log || true
         crictl stopp $pod >/dev/null
         crictl rmp $pod >/dev/null
         find /sys/fs/cgroup/kubepods/pod-u1 /sys/fs/cgroup/node -mindepth 1 -type d
-        ip link | grep -c veth || true",
+        ip link | grep -c veth || true
+        # The same of a pod of our kubelet.
+        kill $!; wait $! || true
+        podwright run -f /greedy.yaml $paths >/tmp/log 2>&1 &
+        until [ -e /told/survived ] || podwright status -o json $paths 2>/dev/null | grep OOMKilled >/tmp/status; do sleep 0.2; done
+        grep -o OOMKilled /tmp/status | head -n 1",
     )?;
     let wanted = "33554432\n50000 100000\n10.85.0.2/16\n\"exitCode\": 3\nstdout F hello from guest\n\
-        /sys/fs/cgroup/node/supervisors\n0\n";
+        \"exitCode\": 137\n\"reason\": \"OOMKilled\"\n\
+        /sys/fs/cgroup/node/supervisors\n0\nOOMKilled\n";
     assert_eq!(output, wanted);
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The kubepods cgroup tree: `kubepods[/burstable|/besteffort]/pod<uid>`, on any runtime.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use host::cgroup::usage::MemoryUsage;
@@ -44,6 +44,12 @@ impl PodCgroups {
             tracing::warn!(%error, "all pods together are not held to what the node can give");
         }
         Ok(cgroups)
+    }
+
+    /// What the files of every container's cgroup say, where this machine has them. Upstream: `singleProcessOOMKill` being off.
+    pub(crate) fn files_of_containers(&self) -> HashMap<String, String> {
+        let oom_group = self.manager.has_oom_groups().then(|| ("memory.oom.group".into(), "1".into()));
+        oom_group.into_iter().collect()
     }
 
     /// The pod's cgroup: what CRI calls the cgroup parent.

@@ -6,9 +6,9 @@ use std::path::Path;
 use cri::v1::security_profile::ProfileType;
 use cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, DnsConfig, ImageSpec, Int64Value, KeyValue,
-    LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
-    SecurityProfile, Signal, SupplementalGroupsPolicy,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
+    PortMapping, Protocol, SecurityProfile, Signal, SupplementalGroupsPolicy,
 };
 use k8s_openapi::api::core::v1;
 
@@ -163,6 +163,8 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) target: Option<String>,
     /// The pod's own ids, if it has any.
     pub(crate) ids: Option<PodIds>,
+    /// What files of its cgroup are to say beside its limits.
+    pub(crate) cgroup_files: HashMap<String, String>,
 }
 
 /// A container.
@@ -175,7 +177,7 @@ pub(crate) fn container(
     ingredients: Ingredients<'_>,
 ) -> Result<ContainerConfig, String> {
     let spec = &container.spec;
-    let Ingredients { attempt, image, env, mut mounts, profiles, target, ids } = ingredients;
+    let Ingredients { attempt, image, env, mut mounts, profiles, target, ids, cgroup_files } = ingredients;
     let mut security = security_context(pod, spec, profiles)?;
     security.namespace_options = Some(namespaces_of(pod, target, ids));
     if let Some(ids) = ids {
@@ -211,7 +213,10 @@ pub(crate) fn container(
             .into(),
         log_path: format!("{}/{attempt}.log", container.name),
         linux: Some(LinuxContainerConfig {
-            resources: Some(container_resources(pod, spec)),
+            resources: Some(LinuxContainerResources {
+                unified: cgroup_files,
+                ..container_resources(pod, spec)
+            }),
             security_context: Some(security),
         }),
         stdin: spec.stdin.unwrap_or(false),
@@ -391,6 +396,7 @@ mod tests {
                 profiles: Path::new("/"),
                 target: target.map(str::to_owned),
                 ids: None,
+                cgroup_files: HashMap::new(),
             };
             container(&pod, &pod.containers[0], ingredients).expect("made")
         };

@@ -228,6 +228,14 @@ impl CgroupManager {
         }
     }
 
+    /// Whether a cgroup can be killed as a whole when one of its processes wants too much memory (`memory.oom.group`).
+    pub fn has_oom_groups(&self) -> bool {
+        match &self.layout {
+            Layout::V1(_) => false,
+            Layout::V2(tree) => tree.has(limits::Controller::Memory),
+        }
+    }
+
     /// Makes the cgroup at `path` (and its parents) with these limits; an existing one gets the limits. A path that begins with `/`
     /// counts from the mount point, another from the caller's own cgroup.
     pub fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {
