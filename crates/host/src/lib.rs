@@ -1,6 +1,7 @@
-//! One door to Linux: namespaces, mounts, cgroups, processes, safe paths. System calls only: no async, no policy.
+//! One door to Linux: namespaces, mounts, cgroups, processes, safe paths; and errors told in one line. No async, no policy.
 
 pub mod cgroup;
+pub mod error;
 pub mod lsm;
 pub mod mount;
 pub mod namespace;

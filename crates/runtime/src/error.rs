@@ -1,6 +1,5 @@
 //! What can go wrong with a CRI call, and the gRPC code that clients know it by.
 
-use std::error::Error as _;
 use std::path::PathBuf;
 
 use tonic::{Code, Status};
@@ -179,16 +178,7 @@ impl Error {
 
     /// The message with its causes, on one line.
     pub(crate) fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let next = error.to_string();
-            if !text.ends_with(&next) {
-                text = format!("{text}: {next}");
-            }
-            cause = error.source();
-        }
-        text
+        host::error::chain(self)
     }
 }
 

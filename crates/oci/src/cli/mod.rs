@@ -34,13 +34,7 @@ impl CliError {
 
     /// What was being done, then why it did not work, down to the last cause.
     fn because(doing: &str, error: &dyn std::error::Error) -> Self {
-        let mut text = format!("{doing}: {error}");
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
-        Self(text)
+        Self(format!("{doing}: {}", host::error::chain(error)))
     }
 }
 

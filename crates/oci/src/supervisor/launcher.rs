@@ -127,19 +127,7 @@ fn with_pipes(
 }
 
 fn launch_error(error: &LaunchError) -> ErrorReply {
-    ErrorReply { code: ErrorCode::Launch, message: chain(error) }
-}
-
-/// The whole chain in one line: causes do not travel otherwise.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    ErrorReply { code: ErrorCode::Launch, message: host::error::chain(error) }
 }
 
 fn failed(what: &str, error: &io::Error) -> ErrorReply {

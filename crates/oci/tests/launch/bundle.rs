@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use host::cgroup::CgroupManager;
+use host::error::chain;
 use host::process::{Exit, ProcessId, wait};
 use oci::console;
 use oci::launch::{self, Child, Gate, LaunchError, Stdio};
@@ -177,16 +178,6 @@ fn pipes() -> (OwnedFd, Stdio) {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
     let stdin = std::fs::File::open("/dev/null").unwrap().into();
     (reader, Stdio::Streams { stdin, stdout: writer.try_clone().unwrap(), stderr: writer })
-}
-
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 /// The process of a session or container.

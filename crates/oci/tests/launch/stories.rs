@@ -2,12 +2,13 @@
 
 use std::os::unix::fs::symlink;
 
+use host::error::chain;
 use host::process::Exit;
 use oci::launch::Gate;
 use oci::plan::Rootfs;
 use serde_json::json;
 
-use crate::bundle::{Bundle, chain, process};
+use crate::bundle::{Bundle, process};
 
 type Story = fn();
 

@@ -15,7 +15,7 @@ use hyper::{Method, Response, StatusCode, Uri};
 use super::auth::{self, Challenge};
 use super::download::{Answer, download, place, skip};
 use super::hosts::{Host, is_loopback};
-use super::transport::{Call, Names, Transport, chain};
+use super::transport::{Call, Names, Transport};
 use crate::images::acquire::ByteStream;
 use crate::images::layout::{self, Descriptor};
 use crate::images::reference::{Reference, is_digest};
@@ -373,7 +373,8 @@ fn body_stream(host: String, response: Response<Incoming>, what: String, stall: 
                     }
                     Ok(None) => return Ok(None),
                     Ok(Some(Err(error))) => {
-                        let detail = format!("the connection broke while {what} came: {}", chain(&error));
+                        let detail =
+                            format!("the connection broke while {what} came: {}", host::error::chain(&error));
                         return Err(ImageError::RegistryUnavailable { host: host.to_string(), detail });
                     }
                     Ok(Some(Ok(frame))) => frame,

@@ -85,7 +85,7 @@ impl Transport {
             request.headers_mut().clone_from(&headers);
             let response = match tokio::time::timeout(self.stall, self.client.request(request)).await {
                 Ok(Ok(response)) => response,
-                Ok(Err(error)) => return Err(self.unavailable(&uri, &chain(&error))),
+                Ok(Err(error)) => return Err(self.unavailable(&uri, &host::error::chain(&error))),
                 Err(_) => {
                     let host = uri.authority().map(ToString::to_string).unwrap_or_default();
                     return Err(ImageError::Stalled { host, what, seconds: self.stall.as_secs() });
@@ -121,20 +121,6 @@ impl Transport {
         let detail = format!("{scheme}://{authority}{path}: {cause}");
         ImageError::RegistryUnavailable { host: self.host.authority.clone(), detail }
     }
-}
-
-/// The whole chain of causes: hyper's own message is only "client error (Connect)".
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 /// RFC 3986 §5.2 for what servers send: an absolute URL, one without scheme, or an absolute path.
