@@ -106,7 +106,8 @@ impl UserNamespaces {
         let told = |error: io::Error| format!("write {}: {error}", file.display());
         let text = serde_json::to_vec(&Record::of(ids)).map_err(|error| error.to_string())?;
         std::fs::create_dir_all(self.pods.join(uid)).map_err(told)?;
-        host::state_file::write_atomic(&file, &text, 0o600).map_err(told)?;
+        // Durable: one torn by a power loss would stand for ids that nobody knows.
+        host::state_file::write_durable(&file, &text, 0o600).map_err(told)?;
         Ok(ids)
     }
 
