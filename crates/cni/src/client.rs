@@ -606,7 +606,7 @@ async fn release(
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "addresses of sandboxes that ended are not free yet");
+                    tracing::warn!(?error, "addresses of sandboxes that ended are not free yet");
                 }
             }
             continue;

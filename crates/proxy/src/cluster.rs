@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use self::outage::{News, Outage};
 pub use self::switch::{Mode, Switch, switch};
-use self::watch::{Watched, until_it_answers};
+use self::watch::Watched;
 use crate::health::{Health, local_counts};
 use crate::program::{Programmer, Surroundings};
 use crate::report::{Problem, ProxyReport};
@@ -102,10 +102,7 @@ struct Shell {
     programmer: Programmer,
     health: Health,
     report: Sender<Arc<ProxyReport>>,
-    client: kube::Client,
     outage: Outage,
-    /// Comes when an API server that is away answers.
-    answer: Option<BoxFuture<'static, ()>>,
     /// What is the matter with the rules.
     failed: Option<String>,
     /// What was done last.
@@ -127,9 +124,7 @@ impl Shell {
             programmer: Programmer::new(writer, config.node_port_range),
             health: Health::new(source.healthz),
             report,
-            client: source.client,
             outage: Outage::default(),
-            answer: None,
             failed: None,
             was: Switch::Off,
             change: Change::Some,
@@ -160,11 +155,8 @@ impl Shell {
                 self.note(Change::Some);
             }
             () = self.retry.due() => self.note(Change::Some),
-            () = come(&mut self.answer) => {
-                self.answer = None;
-                self.services.answers();
-                self.slices.answers();
-            }
+            () = come(&mut self.services.answer) => self.services.answers(),
+            () = come(&mut self.slices.answer) => self.slices.answers(),
             () = self.outage.settled() => {}
             () = tokio::time::sleep_until(self.earliest), if self.change == Change::Some => {}
         }
@@ -249,9 +241,6 @@ impl Shell {
         let silent = self.services.is_silent() || self.slices.is_silent();
         if self.outage.note(silent, Instant::now()) == News::Ended {
             tracing::info!("the API server tells of Services again");
-        }
-        if silent && self.answer.is_none() {
-            self.answer = Some(until_it_answers(self.client.clone()).boxed());
         }
         // An API server that starts refuses everything before it has read who may do what.
         let [forbidden, also, away] = match self.outage {

@@ -4,9 +4,9 @@ use std::fmt::Debug;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::Service;
 use kube::api::ListParams;
 use kube::runtime::utils::Backoff;
 use kube::runtime::watcher::{self, Event};
@@ -19,7 +19,7 @@ use crate::source::cluster::{Change, SELECTOR, Store};
 
 /// So many objects are asked for at once: each page is reduced before the next one comes.
 const PAGE: u32 = 500;
-/// How often an API server that is away is asked whether it is back.
+/// How often an API server that is away, or refuses, is asked whether it answers now.
 const ASK: Duration = Duration::from_secs(3);
 
 /// See the module.
@@ -28,6 +28,9 @@ pub(super) struct Watched<K, V> {
     pub(super) store: Store<V>,
     what: &'static str,
     trouble: Option<Trouble>,
+    api: Api<K>,
+    /// Comes when the API server answers again. A watch that goes on where it broke off has nothing to tell.
+    pub(super) answer: Option<BoxFuture<'static, ()>>,
 }
 
 /// Why nothing comes.
@@ -51,8 +54,9 @@ where
 {
     pub(super) fn new(client: &Client, what: &'static str) -> Self {
         let config = watcher::Config::default().labels(SELECTOR).page_size(PAGE);
-        let stream = watch(Api::<K>::all(client.clone()), config).backoff(Patience::default()).boxed();
-        Self { stream, store: Store::default(), what, trouble: None }
+        let api = Api::<K>::all(client.clone());
+        let stream = watch(api.clone(), config).backoff(Patience::default()).boxed();
+        Self { stream, store: Store::default(), what, trouble: None, api, answer: None }
     }
 
     /// Takes an event in, or remembers what is the matter.
@@ -65,7 +69,7 @@ where
             Ok(event) => {
                 // The beginning of a list is no answer yet.
                 if !matches!(event, Event::Init) {
-                    self.trouble = None;
+                    self.answers();
                 }
                 self.store.take(event, reduce)
             }
@@ -85,6 +89,7 @@ where
         };
         tracing::debug!(watch = self.what, error = chain(error), "no answer from the API server");
         self.trouble = Some(trouble);
+        self.answer.get_or_insert_with(|| Box::pin(until_it_answers(self.api.clone())));
     }
 
     /// Whether nothing comes because the API server is away.
@@ -92,9 +97,9 @@ where
         self.trouble == Some(Trouble::Silent)
     }
 
-    /// The API server answers somebody: this watch goes on, and tells of nothing as long as nothing changes.
+    /// The API server answers, as this watch has told or [`answer`](Self::answer).
     pub(super) fn answers(&mut self) {
-        self.trouble = self.trouble.filter(|trouble| *trouble != Trouble::Silent);
+        (self.trouble, self.answer) = (None, None);
     }
 
     /// What an administrator has to do, for a report.
@@ -103,12 +108,11 @@ where
     }
 }
 
-/// Asks the API server again and again, until it answers. A watch that goes on where it broke off has nothing to tell.
-pub(super) async fn until_it_answers(client: Client) {
-    let services = Api::<Service>::all(client);
+/// Asks the API server again and again, until it lets objects be listed.
+async fn until_it_answers<K: Clone + DeserializeOwned + Debug>(api: Api<K>) {
     loop {
         tokio::time::sleep(ASK).await;
-        if services.list_metadata(&ListParams::default().limit(1)).await.is_ok() {
+        if api.list_metadata(&ListParams::default().limit(1)).await.is_ok() {
             return;
         }
     }
