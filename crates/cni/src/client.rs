@@ -605,8 +605,9 @@ async fn release(
                         free(&ipam, leases);
                     }
                 }
+                // Also when this process ends.
                 Err(error) => {
-                    tracing::warn!(?error, "addresses of sandboxes that ended are not free yet");
+                    tracing::debug!(?error, "addresses of sandboxes that ended are not free yet");
                 }
             }
             continue;
