@@ -8,6 +8,7 @@ use std::path::Path;
 use host::cgroup::{CgroupManager, Limits};
 use host::namespace::{self, Namespace};
 use host::process::ProcessId;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::process::DumpableBehavior;
@@ -39,6 +40,10 @@ pub(super) struct Pod {
 pub(super) fn run() -> Option<Pod> {
     let (agent, children) = isolate_process().ok()?;
     let setup = read_setup(&agent)?;
+    // The next agent may have removed this sandbox already: a cgroup that is made now would be nobody's.
+    if is_gone(&agent) {
+        return None;
+    }
     match build(&setup) {
         Ok(Built { ready, pause, user_namespace, listener, cgroups }) => {
             // An agent that is gone never learns of this supervisor, so nobody would ever end it.
@@ -95,6 +100,13 @@ fn read_setup(agent: &OwnedFd) -> Option<Setup> {
             },
         }
     }
+}
+
+/// Whether the agent has closed its end, also by dying.
+fn is_gone(agent: &OwnedFd) -> bool {
+    let mut ends = [PollFd::new(agent, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut ends, Some(&now)).is_ok() && ends[0].revents().contains(PollFlags::HUP)
 }
 
 fn send(agent: &OwnedFd, message: &ServerMessage) -> io::Result<()> {
