@@ -9,7 +9,7 @@ use cri::v1::{
     ContainerEventType, ContainerState, GetEventsRequest, PodSandboxStatusRequest, RemoveContainerRequest,
     RemovePodSandboxRequest, StopPodSandboxRequest,
 };
-use e2e::cri_server::CriServer;
+use e2e::cri_server::{CriServer, Implementation};
 use e2e::requests::{self, container, create, exec, pod, run_pod, run_to_end, start, status, stop};
 use e2e::{image, registry::Registry};
 use tonic::Code;
@@ -309,10 +309,11 @@ fn exit_codes_and_reasons_are_told(server: CriServer) -> Result<()> {
                     .await?;
             let (code, reason) = if name == "killed" { (137, "Error") } else { (code, reason) };
             assert_eq!((status.exit_code, status.reason.as_str()), (code, reason), "{name}");
-            assert!(
-                status.created_at <= status.started_at && status.started_at <= status.finished_at,
-                "{status:?}"
-            );
+            assert!(status.created_at <= status.started_at, "{status:?}");
+            // The reference takes the time of the start after the start, by which a short process may have ended.
+            if server.implementation == Implementation::Podwright {
+                assert!(status.started_at <= status.finished_at, "{status:?}");
+            }
             assert!(status.created_at > 0, "{status:?}");
         }
         Ok(())
