@@ -15,6 +15,7 @@ mod certificate;
 mod health;
 mod logs;
 mod metrics;
+mod pieces;
 mod pods;
 mod query;
 mod respond;

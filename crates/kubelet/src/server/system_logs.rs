@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,11 +14,10 @@ use hyper::body::Bytes;
 use hyper::header::HeaderValue;
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 
+use super::pieces::{self, blocking};
 use super::query::decode;
 use super::respond::{self, Answer, text};
 
-/// Bytes read at once.
-const PIECE: usize = 64 << 10;
 const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 
 /// What lies at a path.
@@ -33,7 +31,7 @@ enum Found {
 pub(super) async fn answer(directory: &Path, path: &str) -> Answer {
     let (directory, path) = (directory.to_owned(), decode(path));
     match blocking(move || find(&directory, &path)).await {
-        Ok(Found::File(file)) => respond::stream(pieces(file)),
+        Ok(Found::File(file)) => respond::stream(stream_of(file)),
         Ok(Found::Names(names)) => respond::with(StatusCode::OK, HTML, listing(&names)),
         Err(error) => refusal(&error),
     }
@@ -94,31 +92,20 @@ fn in_url(byte: u8) -> String {
 }
 
 /// The file as it is when it is read: one that grows ends where it ended at the start.
-fn pieces(file: File) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static {
+fn stream_of(file: File) -> impl futures::Stream<Item = io::Result<Bytes>> + Send + 'static {
     let end = file.metadata().map_or(0, |metadata| metadata.len());
     stream::try_unfold((Arc::new(file), 0), move |(file, offset)| async move {
-        let size = PIECE.min(usize::try_from(end.saturating_sub(offset)).unwrap_or(PIECE));
-        let from = Arc::clone(&file);
-        let piece = blocking(move || {
-            let mut piece = vec![0; size];
-            let length = from.read_at(&mut piece, offset)?;
-            piece.truncate(length);
-            Ok(Bytes::from(piece))
-        })
-        .await?;
+        let piece = pieces::read(&file, offset, end).await?;
         let next = offset + u64::try_from(piece.len()).unwrap_or(0);
         Ok((!piece.is_empty()).then_some((piece, (file, next))))
     })
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]
 mod tests {
     use http_body_util::BodyExt as _;
 
+    use super::super::pieces::PIECE;
     use super::*;
 
     async fn get(directory: &Path, path: &str) -> (u16, String) {

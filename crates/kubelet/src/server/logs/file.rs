@@ -4,17 +4,15 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use hyper::body::Bytes;
 use rustix::fs::{FileType, Mode, OFlags};
 
+use super::super::pieces::{self, blocking};
 use super::tail;
-
-/// Bytes read at once.
-const PIECE: usize = 64 << 10;
 
 /// See the module.
 pub(super) struct LogFile {
@@ -63,15 +61,7 @@ impl LogFile {
 
     /// The next piece before `end`; empty where there is none.
     pub(super) async fn read(&mut self, end: u64) -> io::Result<Bytes> {
-        let (file, offset) = (Arc::clone(&self.file), self.offset);
-        let size = PIECE.min(usize::try_from(end.saturating_sub(offset)).unwrap_or(PIECE));
-        let piece = blocking(move || {
-            let mut piece = vec![0; size];
-            let length = file.read_at(&mut piece, offset)?;
-            piece.truncate(length);
-            Ok(Bytes::from(piece))
-        })
-        .await?;
+        let piece = pieces::read(&self.file, self.offset, end).await?;
         self.offset += u64::try_from(piece.len()).unwrap_or(0);
         Ok(piece)
     }
@@ -100,10 +90,6 @@ fn open_at(directory: impl AsFd, name: &str) -> io::Result<File> {
         FileType::RegularFile => Ok(file),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "the log is not a regular file")),
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]
