@@ -142,7 +142,7 @@ pub(crate) fn resource(
     let found = found.ok_or_else(|| format!("container {container} not found"))?;
     let unsupported = || format!("unsupported container resource : {}", selector.resource);
     let (kind, name) = selector.resource.split_once('.').ok_or_else(unsupported)?;
-    let known = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
+    let known = manifest::resource::is_told(name);
     let resources = found.spec.resources.clone().unwrap_or_default();
     let (amounts, floor) = match kind {
         "limits" if known => (resources.limits, capacity.of(name)),

@@ -12,6 +12,7 @@ mod document;
 mod files;
 mod objects;
 pub mod quantity;
+pub mod resource;
 mod text;
 mod validate;
 mod watch;

@@ -3,10 +3,11 @@
 
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use manifest::resource::is_for_whole_pods;
 
 /// The pod's own limit of that resource, unless it is zero.
 pub(crate) fn limit<'a>(spec: &'a v1::PodSpec, name: &str) -> Option<&'a Quantity> {
-    supported(name)
+    is_for_whole_pods(name)
         .then(|| spec.resources.as_ref()?.limits.as_ref()?.get(name))
         .flatten()
         .filter(|quantity| is_given(quantity))
@@ -14,18 +15,15 @@ pub(crate) fn limit<'a>(spec: &'a v1::PodSpec, name: &str) -> Option<&'a Quantit
 
 /// The pod's own request of that resource; a limit without a request is the request too.
 pub(crate) fn request<'a>(spec: &'a v1::PodSpec, name: &str) -> Option<&'a Quantity> {
-    let own = supported(name).then(|| spec.resources.as_ref()?.requests.as_ref()?.get(name)).flatten();
+    let own =
+        is_for_whole_pods(name).then(|| spec.resources.as_ref()?.requests.as_ref()?.get(name)).flatten();
     own.or_else(|| limit(spec, name))
 }
 
 /// The resources that the pod as a whole names.
 pub(crate) fn names(spec: &v1::PodSpec) -> impl Iterator<Item = &String> {
     let given = spec.resources.iter().flat_map(|all| [&all.requests, &all.limits]).flatten();
-    given.flat_map(|amounts| amounts.keys()).filter(|name| supported(name))
-}
-
-fn supported(name: &str) -> bool {
-    matches!(name, "cpu" | "memory") || name.starts_with("hugepages-")
+    given.flat_map(|amounts| amounts.keys()).filter(|name| is_for_whole_pods(name))
 }
 
 fn is_given(quantity: &Quantity) -> bool {

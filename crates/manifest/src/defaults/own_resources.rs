@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::quantity::{self, Amount};
+use crate::resource;
 
 /// What its containers ask for together, else its limit. Nothing for a pod that says nothing of itself as a whole.
 pub(super) fn complete(spec: &mut PodSpec) {
@@ -17,7 +18,7 @@ pub(super) fn complete(spec: &mut PodSpec) {
     }
     let requests = own.requests.get_or_insert_default();
     for (name, amount) in of_containers {
-        if matches!(name.as_str(), "cpu" | "memory") || name.starts_with("hugepages-") {
+        if resource::is_for_whole_pods(&name) {
             requests.entry(name).or_insert_with(|| Quantity(amount.to_string()));
         }
     }

@@ -6,6 +6,7 @@ use super::names::{self, Form};
 use super::tell;
 use crate::decode::Fault;
 use crate::quantity;
+use crate::resource;
 
 /// Where the value goes: a file may hold whole maps, and knows no addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +65,7 @@ pub(super) fn resource(resource: &ResourceFieldSelector, place: Place, at: &str,
     }
     let path = format!("{at}.resource");
     let name = match resource.resource.split_once('.') {
-        Some(("limits" | "requests", name)) if is_told(name) => name,
+        Some(("limits" | "requests", name)) if resource::is_told(name) => name,
         _ if resource.resource.is_empty() => return tell(faults, path, "required"),
         _ => {
             let told = format!(
@@ -84,8 +85,4 @@ pub(super) fn resource(resource: &ResourceFieldSelector, place: Place, at: &str,
             tell(faults, path, format!("{:?} is not a unit of {name}: {}", divisor.0, units.join(", ")));
         }
     }
-}
-
-fn is_told(name: &str) -> bool {
-    matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-")
 }

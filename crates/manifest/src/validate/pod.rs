@@ -9,6 +9,7 @@ use super::container::{self, Place, Role};
 use super::names::{self, Form};
 use super::{metadata, one_of, tell, unique_name, volume};
 use crate::decode::Fault;
+use crate::resource;
 
 /// Refuses what no pod can be.
 pub(crate) fn pod(pod: &Pod, faults: &mut Vec<Fault>) {
@@ -110,7 +111,7 @@ fn own_resources(spec: &PodSpec, faults: &mut Vec<Fault>) {
     container::resources(own, "spec.resources", faults);
     for (kind, amounts) in [("limits", &own.limits), ("requests", &own.requests)] {
         for name in amounts.iter().flat_map(|amounts| amounts.keys()) {
-            if !matches!(name.as_str(), "cpu" | "memory") && !name.starts_with("hugepages-") {
+            if !resource::is_for_whole_pods(name) {
                 let what = "is not for a whole pod: cpu, memory and hugepages-SIZE are";
                 tell(faults, format!("spec.resources.{kind}[{name}]"), what);
             }
