@@ -144,10 +144,11 @@ pub(crate) fn memory_of(path: &str) -> Option<MemoryUsage> {
 fn pod_limits(pod: &Pod) -> Limits {
     let overhead = overhead(pod);
     let sum = |amount: &dyn Fn(&v1::Container) -> Option<i64>| most_at_once(pod, amount);
-    let (cpu, memory) = (milli(overhead, "cpu").unwrap_or(0), bytes(overhead, "memory").unwrap_or(0));
+    let (cpu, memory) =
+        (amount(overhead, "cpu", milli).unwrap_or(0), amount(overhead, "memory", bytes).unwrap_or(0));
     let requests = cpu_request_of(pod);
     let of_all =
-        |name: &str, of: Unit| own_limit(pod, name, of).or_else(|| sum(&|one| of(limits(one), name)));
+        |name: &str, of: Unit| own_limit(pod, name, of).or_else(|| sum(&|one| amount(limits(one), name, of)));
     let quota = of_all("cpu", milli).map(|limit| quota_of(limit + cpu));
     Limits {
         cpu_shares: u64::try_from(shares_of(requests)).ok(),
@@ -163,7 +164,7 @@ fn pod_limits(pod: &Pod) -> Limits {
 fn cpu_request_of(pod: &Pod) -> i64 {
     let of_containers = || most_at_once(pod, &|container| Some(cpu_request(container).unwrap_or(0)));
     let request = own_request(pod, "cpu", milli).or_else(of_containers);
-    request.unwrap_or(0) + milli(overhead(pod), "cpu").unwrap_or(0)
+    request.unwrap_or(0) + amount(overhead(pod), "cpu", milli).unwrap_or(0)
 }
 
 fn overhead(pod: &Pod) -> Amounts<'_> {
@@ -187,11 +188,11 @@ pub(crate) fn most_at_once(pod: &Pod, amount: &dyn Fn(&v1::Container) -> Option<
 
 /// CRI's limits of one container; without one it may have all that its pod has.
 pub(crate) fn container_resources(pod: &Pod, container: &v1::Container) -> cri::v1::LinuxContainerResources {
-    let given = |name: &str, of: Unit| of(limits(container), name).filter(|limit| *limit > 0);
+    let given = |name: &str, of: Unit| amount(limits(container), name, of).filter(|limit| *limit > 0);
     let limit = |name: &str, of: Unit| given(name, of).or_else(|| own_limit(pod, name, of));
-    let memory = bytes(requests(container), "memory").unwrap_or(0) + share_of_rest(pod);
+    let memory = amount(requests(container), "memory", bytes).unwrap_or(0) + share_of_rest(pod);
     let quota = limit("cpu", milli).map(quota_of);
-    let shares = milli(requests(container), "cpu").or_else(|| limit("cpu", milli));
+    let shares = amount(requests(container), "cpu", milli).or_else(|| limit("cpu", milli));
     cri::v1::LinuxContainerResources {
         cpu_shares: shares_of(shares.unwrap_or(0)),
         cpu_quota: quota.unwrap_or(0),
@@ -214,22 +215,18 @@ fn oom_score_adj(qos: QosClass, request: i64, capacity: i64) -> i64 {
 /// What a pod asks for beyond its containers' requests of memory, for each of them. Upstream: KEP-2837, OOM score adjustment.
 fn share_of_rest(pod: &Pod) -> i64 {
     let Some(own) = own_request(pod, "memory", bytes) else { return 0 };
-    let asked = most_at_once(pod, &|one| Some(bytes(requests(one), "memory").unwrap_or(0)));
+    let asked = most_at_once(pod, &|one| Some(amount(requests(one), "memory", bytes).unwrap_or(0)));
     let sidecars = pod.init_containers.iter().filter(|one| one.role == Role::Sidecar).count();
     let containers = i64::try_from(pod.containers.len() + sidecars).unwrap_or(1).max(1);
     (own - asked.unwrap_or(0)).max(0) / containers
 }
 
 fn own_request(pod: &Pod, name: &str, of: Unit) -> Option<i64> {
-    own(own_resources::request(pod.source.spec.as_ref()?, name)?, name, of)
+    of(own_resources::request(pod.source.spec.as_ref()?, name)?)
 }
 
 fn own_limit(pod: &Pod, name: &str, of: Unit) -> Option<i64> {
-    own(own_resources::limit(pod.source.spec.as_ref()?, name)?, name, of)
-}
-
-fn own(quantity: &Quantity, name: &str, of: Unit) -> Option<i64> {
-    of(Some(&BTreeMap::from([(name.to_owned(), quantity.clone())])), name)
+    of(own_resources::limit(pod.source.spec.as_ref()?, name)?)
 }
 
 fn shares_of(milli: i64) -> i64 {
@@ -242,13 +239,13 @@ fn quota_of(milli: i64) -> i64 {
 
 /// A limit without a request is the request too.
 fn cpu_request(container: &v1::Container) -> Option<i64> {
-    milli(requests(container), "cpu").or_else(|| milli(limits(container), "cpu"))
+    amount(requests(container), "cpu", milli).or_else(|| amount(limits(container), "cpu", milli))
 }
 
 type Amounts<'a> = Option<&'a BTreeMap<String, Quantity>>;
 
 /// [`milli`] or [`bytes`].
-type Unit = fn(Amounts<'_>, &str) -> Option<i64>;
+type Unit = fn(&Quantity) -> Option<i64>;
 
 fn limits(container: &v1::Container) -> Amounts<'_> {
     container.resources.as_ref()?.limits.as_ref()
@@ -258,12 +255,16 @@ fn requests(container: &v1::Container) -> Amounts<'_> {
     container.resources.as_ref()?.requests.as_ref()
 }
 
-fn milli(amounts: Amounts<'_>, name: &str) -> Option<i64> {
-    Some(manifest::quantity::parse(&amounts?.get(name)?.0).ok()?.milli())
+fn amount(amounts: Amounts<'_>, name: &str, of: Unit) -> Option<i64> {
+    of(amounts?.get(name)?)
 }
 
-fn bytes(amounts: Amounts<'_>, name: &str) -> Option<i64> {
-    Some(manifest::quantity::parse(&amounts?.get(name)?.0).ok()?.ceil())
+fn milli(quantity: &Quantity) -> Option<i64> {
+    Some(manifest::quantity::parse(&quantity.0).ok()?.milli())
+}
+
+fn bytes(quantity: &Quantity) -> Option<i64> {
+    Some(manifest::quantity::parse(&quantity.0).ok()?.ceil())
 }
 
 /// Bytes of memory of this machine.
