@@ -323,7 +323,7 @@ fn default_routes(leased: &AddResult) -> Vec<crate::result::Route> {
     let routes = leased
         .ips
         .iter()
-        .map(|ip| crate::result::Route { dst: crate::host_local::anywhere(ip.address), gw: ip.gateway });
+        .map(|ip| crate::result::Route { dst: hostnet::route::anywhere(ip.address.addr()), gw: ip.gateway });
     routes.filter(|route| !leased.routes.iter().any(|known| known.dst == route.dst)).collect()
 }
 

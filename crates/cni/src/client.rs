@@ -17,6 +17,7 @@ use hostnet::conntrack::{self, Flow};
 use hostnet::link::{Netlink, write_sysctl};
 use hostnet::monitor::{LinkEvent, LinkMonitor};
 use hostnet::netfilter::{Family, Owner, PerFamily, Ruleset, WriterHandle};
+use hostnet::route::anywhere;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::sync::{Mutex, OnceCell, RwLock, broadcast, watch};
@@ -26,7 +27,7 @@ use crate::cache::{Cache, Entry};
 use crate::config::NetworkConfig;
 use crate::error::{CniError, Code};
 use crate::exec;
-use crate::host_local::{HostLocal, Lease, anywhere};
+use crate::host_local::{HostLocal, Lease};
 use crate::portmap::{HostPort, Protocol};
 use crate::result::AddResult;
 use crate::rules::{self, Needs, Place};
@@ -493,7 +494,8 @@ fn comment_of(args: &[(String, String)]) -> String {
 /// The built-in network as a conflist.
 fn built_in(default: &DefaultNetwork, data_dir: &std::path::Path) -> Value {
     let ranges: Vec<Value> = default.pod_cidrs.iter().map(|cidr| json!([{ "subnet": cidr }])).collect();
-    let routes: Vec<Value> = default.pod_cidrs.iter().map(|cidr| json!({ "dst": anywhere(*cidr) })).collect();
+    let routes: Vec<Value> =
+        default.pod_cidrs.iter().map(|cidr| json!({ "dst": anywhere(cidr.addr()) })).collect();
     json!({
         "cniVersion": "1.1.0", "name": "podwright",
         "plugins": [
@@ -510,7 +512,7 @@ fn built_in(default: &DefaultNetwork, data_dir: &std::path::Path) -> Value {
 
 /// Rules would take the connections of whoever listens there.
 fn no_process_listens(port: &HostPort) -> Result<(), CniError> {
-    let any = anywhere(port.container).addr();
+    let any = anywhere(port.container.addr()).addr();
     let address = SocketAddr::new(port.host_ip.unwrap_or(any), port.host_port);
     let bound = match port.protocol {
         Protocol::Tcp => TcpListener::bind(address).map(drop),

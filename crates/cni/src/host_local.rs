@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use hostnet::route::anywhere;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
@@ -115,14 +116,6 @@ impl Range {
     }
 }
 
-/// Every address of the family.
-pub(crate) fn anywhere(like: IpNet) -> IpNet {
-    match like {
-        IpNet::V4(_) => IpNet::new_assert(IpAddr::from([0; 4]), 0),
-        IpNet::V6(_) => IpNet::new_assert(IpAddr::from([0_u16; 8]), 0),
-    }
-}
-
 fn offset(address: IpAddr, by: i8) -> IpAddr {
     match address {
         IpAddr::V4(address) => IpAddr::V4(u32::from(address).wrapping_add_signed(by.into()).into()),
@@ -150,7 +143,7 @@ impl HostLocal {
     pub fn of_subnets(network: &str, subnets: &[IpNet], data_dir: &Path) -> Result<Self, CniError> {
         let set = |subnet: &IpNet| Range::whole(*subnet).map(|range| vec![range]);
         let range_sets = subnets.iter().map(set).collect::<Result<_, _>>()?;
-        let routes = subnets.iter().map(|subnet| Route { dst: anywhere(*subnet), gw: None }).collect();
+        let routes = subnets.iter().map(|subnet| Route { dst: anywhere(subnet.addr()), gw: None }).collect();
         Ok(Self { range_sets, routes, requested: Vec::new(), directory: data_dir.join(network) })
     }
 

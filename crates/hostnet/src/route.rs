@@ -58,7 +58,7 @@ impl Netlink {
             let messages: Vec<RouteMessage> = found.try_collect().await.map_err(refused("list routes"))?;
             gateways.extend(messages.iter().filter_map(|message| {
                 let gateway = gateway_of(message)?;
-                Some((destination_of(message).or_else(|| anywhere(gateway))?, gateway))
+                Some((destination_of(message).unwrap_or_else(|| anywhere(gateway)), gateway))
             }));
         }
         Ok(gateways)
@@ -156,12 +156,12 @@ fn gateway_of(message: &RouteMessage) -> Option<IpAddr> {
 }
 
 /// Every address of the family.
-fn anywhere(like: IpAddr) -> Option<IpNet> {
-    let unspecified = match like {
-        IpAddr::V4(_) => IpAddr::from([0; 4]),
-        IpAddr::V6(_) => IpAddr::from([0_u16; 8]),
-    };
-    IpNet::new(unspecified, 0).ok()
+#[must_use]
+pub fn anywhere(like: IpAddr) -> IpNet {
+    match like {
+        IpAddr::V4(_) => IpNet::new_assert(IpAddr::from([0; 4]), 0),
+        IpAddr::V6(_) => IpNet::new_assert(IpAddr::from([0_u16; 8]), 0),
+    }
 }
 
 fn address_of(address: &RouteAddress) -> Option<IpAddr> {
