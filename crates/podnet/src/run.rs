@@ -116,31 +116,17 @@ impl Shell {
 
     /// Waits until there may be something to do.
     async fn wait(&mut self) -> Result<(), PodnetError> {
-        let due = self.due;
-        let round = async {
-            match due {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
-        let answers = self.answers;
-        let settled = async {
-            match answers {
-                Some(since) => tokio::time::sleep_until(since + SETTLED).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             event = self.nodes.next() => match event.ok_or(PodnetError::SourceEnded)? {
                 Ok(event) => self.hear(event),
                 Err(error) => self.failed(&error),
             },
             () = self.monitor.changed() => self.within(LATER),
-            () = settled => {
+            () = until(self.answers.map(|since| since + SETTLED)) => {
                 (self.trouble, self.answers) = (None, None);
                 tracing::info!("the API server tells of nodes again");
             }
-            () = round => {}
+            () = until(self.due) => {}
         }
         Ok(())
     }
@@ -281,6 +267,14 @@ async fn links(netlink: &Netlink) -> Result<Vec<OnLink>, LinkError> {
     };
     let global = addresses.into_iter().filter(|(_, address)| !near(address.addr()));
     Ok(global.filter_map(|(link, address)| Some(OnLink { link, mtu: *mtus.get(&link)?, address })).collect())
+}
+
+/// Never, where there is no such moment.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The API server's answer as an HTTP status.
