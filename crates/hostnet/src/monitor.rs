@@ -94,7 +94,7 @@ async fn forward<A>(mut messages: Messages<A>, events: broadcast::Sender<LinkEve
         // Without a listener nobody needs it.
         let _ = events.send(event);
     }
-    tracing::error!("the kernel's messages about links have ended; addresses stay leased until a restart");
+    tracing::error!("the kernel's messages about links have ended; who waits for one looks again and again");
 }
 
 #[cfg(test)]

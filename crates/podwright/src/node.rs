@@ -228,7 +228,6 @@ fn auth_files(given: &[PathBuf], root: Option<&Path>) -> Result<Vec<PathBuf>, Co
     }
 }
 
-/// The ranges of pods and Services: at most one of each family, and both of the same families.
 /// At most one of each family. Without IPv4 nothing was tried.
 fn node_ips(given: &[IpAddr]) -> Result<Vec<IpAddr>, ConfigError> {
     let value = || given.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(",");
@@ -241,6 +240,7 @@ fn node_ips(given: &[IpAddr]) -> Result<Vec<IpAddr>, ConfigError> {
     }
 }
 
+/// The ranges of pods and Services: at most one of each family, and both of the same families.
 fn ranges(pods: &[IpNet], services: &[IpNet]) -> Result<(Vec<IpNet>, Vec<IpNet>), ConfigError> {
     let pods = checked("pod-cidr", if pods.is_empty() { &[DEFAULT_POD_CIDR] } else { pods })?;
     let default = |pods: &IpNet| if is_v4(pods) { DEFAULT_SERVICE_CIDR } else { DEFAULT_SERVICE_CIDR_V6 };
