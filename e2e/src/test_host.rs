@@ -111,11 +111,8 @@ impl TestHost {
     /// # Errors
     /// When nobody listens there.
     pub fn connect(&self, address: SocketAddr) -> Result<TcpStream> {
-        let network =
-            File::open(format!("/proc/{}/ns/net", self.inside)).context("open the host's network")?;
         let inside = || {
-            move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
-                .context("enter the host's network")?;
+            enter_network(self.inside)?;
             TcpStream::connect(address).with_context(|| format!("connect to {address}"))
         };
         // The thread is in that network for good.
@@ -137,6 +134,16 @@ impl Drop for TestHost {
         drop(self.holder.stdin.take());
         let _ = self.holder.wait();
     }
+}
+
+/// Moves this thread into the network of process `pid`, for good.
+///
+/// # Errors
+/// When there is no such process, or this one is not root.
+pub fn enter_network(pid: u32) -> Result<()> {
+    let network = File::open(format!("/proc/{pid}/ns/net")).context("open the host's network")?;
+    move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+        .context("enter the host's network")
 }
 
 fn directory() -> Result<TempDir> {

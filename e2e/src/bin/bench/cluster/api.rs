@@ -1,12 +1,11 @@
 //! A client of a lab's API server. The lab has no link to this machine: the client is on a thread in the control plane's
 //! network.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Result, anyhow};
 use e2e::cluster::Cluster;
+use e2e::test_host::enter_network;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::os::fd::AsFd;
 
 /// Runs `work` with a client of the cluster's admin.
 pub(super) fn with_client<T: Send>(
@@ -31,9 +30,7 @@ pub(super) fn on_this_thread<T>(
     kubeconfig: &std::path::Path,
     work: impl AsyncFnOnce(Client) -> Result<T>,
 ) -> Result<T> {
-    let network = std::fs::File::open(format!("/proc/{pid}/ns/net")).context("open the lab's network")?;
-    move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
-        .context("enter the lab's network")?;
+    enter_network(pid)?;
     let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     tokio.block_on(async {
         let file = Kubeconfig::read_from(kubeconfig)?;

@@ -45,31 +45,14 @@ pub(crate) const HUNDRED: Many = Many {
     gone: "pod-delete-100",
 };
 
-/// The same measured on each node.
-#[derive(Default)]
-struct Samples {
-    ours: Vec<Duration>,
-    theirs: Vec<Duration>,
-    hollow: Vec<Duration>,
-}
+/// The same measured on our node, theirs and the hollow one.
+type Samples = [Vec<Duration>; 3];
 
-impl Samples {
-    fn of(&mut self, node: &str, sides: &Sides) -> &mut Vec<Duration> {
-        if node == sides.ours.name() {
-            &mut self.ours
-        } else if node == sides.theirs.name() {
-            &mut self.theirs
-        } else {
-            &mut self.hollow
-        }
-    }
-
-    fn rows(&self, [whole, net, floor]: &Names) -> [Row; 3] {
-        let both = Row::of_medians(whole, PEER, &self.ours, &self.theirs);
-        let floor = Row::of_medians(floor, "a hollow node", &self.ours, &self.hollow);
-        let part = floor.peer_value;
-        [both, Row { bench: net, ours: both.ours - part, peer_value: both.peer_value - part, ..both }, floor]
-    }
+fn rows([ours, theirs, hollow]: &Samples, [whole, net, floor]: &Names) -> [Row; 3] {
+    let both = Row::of_medians(whole, PEER, ours, theirs);
+    let floor = Row::of_medians(floor, "a hollow node", ours, hollow);
+    let part = floor.peer_value;
+    [both, Row { bench: net, ours: both.ours - part, peer_value: both.peer_value - part, ..both }, floor]
 }
 
 /// The two sides.
@@ -99,33 +82,32 @@ impl Sides {
     /// Rows `pod-ready` and what of it is the control plane's: one pod after the other, the sides in turn.
     pub(crate) fn pod_ready(&self, n: usize) -> Result<Vec<Row>> {
         let [ready, _, _] = self.in_turn(n, 1)?;
-        Ok(ready.rows(&READY).into())
+        Ok(rows(&ready, &READY).into())
     }
 
     /// Rows for that many pods at once, and what of the first two is the control plane's: when each is Ready, when the
     /// last one is, when all are gone; medians of three rounds.
     pub(crate) fn many(&self, count: usize, benches: &Many) -> Result<Vec<Row>> {
-        let [ready, last, gone] = self.in_turn(3, count)?;
-        let mut rows = Vec::from(ready.rows(&benches.ready));
-        rows.extend(last.rows(&benches.last));
-        rows.push(Row::of_medians(benches.gone, PEER, &gone.ours, &gone.theirs));
-        Ok(rows)
+        let [ready, last, [ours, theirs, _]] = self.in_turn(3, count)?;
+        let mut all = Vec::from(rows(&ready, &benches.ready));
+        all.extend(rows(&last, &benches.last));
+        all.push(Row::of_medians(benches.gone, PEER, &ours, &theirs));
+        Ok(all)
     }
 
     /// Each Ready, the last Ready, all gone.
     fn in_turn(&self, rounds: usize, count: usize) -> Result<[Samples; 3]> {
         let _hollow = Hollow::start(&self.cluster)?;
-        let mut samples = [(); 3].map(|()| Samples::default());
+        let [mut ready, mut last, mut gone] = [(); 3].map(|()| Samples::default());
         for _ in 0..rounds {
-            for name in [self.ours.name(), self.theirs.name(), hollow::NAME] {
+            for (side, name) in [self.ours.name(), self.theirs.name(), hollow::NAME].into_iter().enumerate() {
                 let times = pods::run(&self.cluster, &Batch::new(name, count))?;
-                let [ready, last, gone] = samples.each_mut().map(|samples| samples.of(name, self));
-                ready.extend(times.ready);
-                last.push(times.last_ready);
-                gone.push(times.all_gone);
+                ready[side].extend(times.ready);
+                last[side].push(times.last_ready);
+                gone[side].push(times.all_gone);
             }
         }
-        Ok(samples)
+        Ok([ready, last, gone])
     }
 
     /// Rows `node-memory-20` and `node-memory-100`.
