@@ -297,6 +297,8 @@ spec:
     if world.node.kind == NodeKind::Podwright {
         eventually("the log says that it is back", || (told(back) == before + 1).then_some(()))?;
         assert_eq!(told(away), before + 1, "one outage is told of once:\n{}", world.node.log());
+        let nodes = "the ways to other nodes' pods stay as they are";
+        eventually("also of nodes", || (told("tells of nodes again") == told(nodes)).then_some(()))?;
         assert_eq!(told("may not list and watch"), refused, "nothing is refused:\n{}", world.node.log());
     }
     world.cluster.kubectl(&["delete", "deployment", "many", "--cascade=foreground", "--timeout=120s"])?;

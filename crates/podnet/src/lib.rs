@@ -14,6 +14,7 @@ mod member;
 mod plan;
 mod rules;
 mod run;
+mod word;
 
 pub use apply::remove;
 pub use backend::{Backend, pod_mtu};

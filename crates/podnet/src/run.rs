@@ -3,14 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::StreamExt;
-use futures::stream::BoxStream;
+use apiserver::{Heard, Watch};
 use hostnet::link::{LinkError, Netlink};
 use hostnet::monitor::NetworkMonitor;
 use hostnet::netfilter::{Owner, PerFamily, Ruleset, WriterHandle};
 use k8s_openapi::api::core::v1;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt, watcher as watch};
 use kube::{Api, Client};
 use tokio::time::Instant;
 
@@ -19,6 +17,7 @@ use crate::backend::Backend;
 use crate::member::Member;
 use crate::plan::{OnLink, Plan, plan};
 use crate::rules::render_rules;
+use crate::word::{Told, Word};
 
 /// How the network of nodes works.
 #[derive(Clone, Debug)]
@@ -46,10 +45,6 @@ const PAGE: u32 = 200;
 const BURST: Duration = Duration::from_millis(100);
 /// Links come and go with pods; what they may have taken along is looked for so much later.
 const LATER: Duration = Duration::from_secs(1);
-/// So long the API server has to go on answering: one that starts answers, breaks off, and answers again.
-const SETTLED: Duration = Duration::from_secs(10);
-const AWAY: &str = "the ways to other nodes' pods stay as they are until the API server answers";
-const FORBIDDEN: &str = "other nodes' pods are not reached: this node may not list and watch nodes; an administrator grants it with: kubectl apply -f deploy/rbac.yaml";
 /// When something was refused, it is tried again after this.
 const AGAIN: Duration = Duration::from_secs(5);
 
@@ -81,7 +76,7 @@ pub async fn run(
 struct Shell {
     node_name: String,
     backend: Backend,
-    nodes: BoxStream<'static, watcher::Result<Event<v1::Node>>>,
+    nodes: Watch<v1::Node>,
     members: Members,
     netlink: Netlink,
     monitor: NetworkMonitor,
@@ -90,9 +85,8 @@ struct Shell {
     due: Option<Instant>,
     written: Option<PerFamily<Ruleset>>,
     told: BTreeSet<String>,
-    trouble: Option<&'static str>,
-    /// Since when the API server has answered again, where something was the matter.
-    answers: Option<Instant>,
+    /// What was said of the API server.
+    word: Told,
 }
 
 impl Shell {
@@ -101,7 +95,7 @@ impl Shell {
         Ok(Self {
             node_name: config.node_name,
             backend: config.backend,
-            nodes: watch(Api::<v1::Node>::all(client), all).default_backoff().boxed(),
+            nodes: Watch::new(Api::all(client), all, "nodes"),
             members: Members::default(),
             netlink: Netlink::open()?,
             monitor: NetworkMonitor::start()?,
@@ -109,53 +103,32 @@ impl Shell {
             due: None,
             written: None,
             told: BTreeSet::new(),
-            trouble: None,
-            answers: None,
+            word: Told::default(),
         })
     }
 
     /// Waits until there may be something to do.
     async fn wait(&mut self) -> Result<(), PodnetError> {
         tokio::select! {
-            event = self.nodes.next() => match event.ok_or(PodnetError::SourceEnded)? {
-                Ok(event) => self.hear(event),
-                Err(error) => self.failed(&error),
+            heard = self.nodes.next() => match heard.ok_or(PodnetError::SourceEnded)? {
+                Heard::Event(event) => self.hear(event),
+                Heard::State => {}
             },
             () = self.monitor.changed() => self.within(LATER),
-            () = until(self.answers.map(|since| since + SETTLED)) => {
-                (self.trouble, self.answers) = (None, None);
-                tracing::info!("the API server tells of nodes again");
-            }
+            () = self.word.settled() => {}
             () = until(self.due) => {}
+        }
+        match self.word.next(self.nodes.trouble(), Instant::now()) {
+            None => {}
+            Some(Word::Bad { what, error }) => tracing::warn!(error, "{what}"),
+            Some(Word::Good(what)) => tracing::info!("{what}"),
         }
         Ok(())
     }
 
     fn hear(&mut self, event: Event<v1::Node>) {
-        if !matches!(event, Event::Init) && self.trouble.is_some() {
-            self.answers.get_or_insert_with(Instant::now);
-        }
         if self.members.take(event) {
             self.within(BURST);
-        }
-    }
-
-    fn failed(&mut self, error: &watcher::Error) {
-        let trouble = match refused(error) {
-            // An expired watch lists again by itself.
-            Some(410) => return,
-            // An API server that starts refuses everything before it has read who may do what.
-            Some(403) if self.trouble == Some(AWAY) => {
-                self.answers.get_or_insert_with(Instant::now);
-                return;
-            }
-            Some(403) => FORBIDDEN,
-            _ => AWAY,
-        };
-        self.answers = None;
-        if self.trouble != Some(trouble) {
-            tracing::warn!(%error, "{trouble}");
-            self.trouble = Some(trouble);
         }
     }
 
@@ -274,20 +247,6 @@ async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
-    }
-}
-
-/// The API server's answer as an HTTP status.
-fn refused(error: &watcher::Error) -> Option<u16> {
-    match error {
-        watcher::Error::InitialListFailed(error)
-        | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => match error {
-            kube::Error::Api(status) => Some(status.code),
-            _ => None,
-        },
-        watcher::Error::WatchError(status) => Some(status.code),
-        watcher::Error::NoResourceVersion => None,
     }
 }
 

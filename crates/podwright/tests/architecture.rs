@@ -6,6 +6,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Who may use which of our crates. `podwright` wires everything, `e2e` drives anything.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("apiserver", &["host"]),
     ("cni", &["host", "hostnet"]),
     ("cri", &[]),
     ("host", &[]),
@@ -13,13 +14,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kubelet", &["cri", "host", "manifest"]),
     ("manifest", &[]),
     ("oci", &["host"]),
-    ("podnet", &["hostnet"]),
-    ("proxy", &["hostnet", "manifest"]),
+    ("podnet", &["apiserver", "hostnet"]),
+    ("proxy", &["apiserver", "hostnet", "manifest"]),
     ("runtime", &["cni", "cri", "host", "oci"]),
 ];
 
 /// Who may know Kubernetes objects; the binary passes them on from watch channels to people.
-const KUBERNETES: &[&str] = &["e2e", "kubelet", "manifest", "podnet", "podwright", "proxy"];
+const KUBERNETES: &[&str] = &["apiserver", "e2e", "kubelet", "manifest", "podnet", "podwright", "proxy"];
 
 fn metadata() -> Metadata {
     MetadataCommand::new().no_deps().exec().expect("cargo metadata")

@@ -8,17 +8,16 @@
 //! and what is written stays while the API server is away. Switched off it stops writing and leaves every chain to
 //! kube-proxy, whose chains have the same names.
 
-mod outage;
 mod switch;
-mod watch;
+mod watched;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use futures::{FutureExt, StreamExt};
+use apiserver::{News, Outage};
+use futures::FutureExt;
 use hostnet::netfilter::WriterHandle;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Service;
@@ -26,9 +25,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use tokio::sync::watch::{Receiver, Sender};
 use tokio::time::Instant;
 
-use self::outage::{News, Outage};
 pub use self::switch::{Mode, Switch, switch};
-use self::watch::Watched;
+use self::watched::Watched;
 use crate::health::{Health, local_counts};
 use crate::program::{Programmer, Surroundings};
 use crate::report::{Problem, ProxyReport};
@@ -137,13 +135,13 @@ impl Shell {
     async fn wait(&mut self) -> Result<(), ProxyError> {
         let node_name = self.node_name.as_str();
         tokio::select! {
-            event = self.services.stream.next() => {
-                let change = self.services.take(event.ok_or(ProxyError::SourceEnded)?, served);
+            heard = self.services.watch.next() => {
+                let change = self.services.take(heard.ok_or(ProxyError::SourceEnded)?, served);
                 self.note(change);
             }
-            event = self.slices.stream.next() => {
+            heard = self.slices.watch.next() => {
                 let reduce = |object: &EndpointSlice| slice(object, node_name);
-                let change = self.slices.take(event.ok_or(ProxyError::SourceEnded)?, reduce);
+                let change = self.slices.take(heard.ok_or(ProxyError::SourceEnded)?, reduce);
                 self.note(change);
             }
             changed = self.network.changed() => {
@@ -155,8 +153,6 @@ impl Shell {
                 self.note(Change::Some);
             }
             () = self.retry.due() => self.note(Change::Some),
-            () = come(&mut self.services.answer) => self.services.answers(),
-            () = come(&mut self.slices.answer) => self.slices.answers(),
             () = self.outage.settled() => {}
             () = tokio::time::sleep_until(self.earliest), if self.change == Change::Some => {}
         }
@@ -173,12 +169,12 @@ impl Shell {
     /// Takes in whatever has arrived meanwhile: a burst of events makes one round.
     fn catch_up(&mut self) {
         let node_name = self.node_name.clone();
-        while let Some(Some(event)) = self.services.stream.next().now_or_never() {
-            let change = self.services.take(event, served);
+        while let Some(Some(heard)) = self.services.watch.next().now_or_never() {
+            let change = self.services.take(heard, served);
             self.note(change);
         }
-        while let Some(Some(event)) = self.slices.stream.next().now_or_never() {
-            let change = self.slices.take(event, |object| slice(object, &node_name));
+        while let Some(Some(heard)) = self.slices.watch.next().now_or_never() {
+            let change = self.slices.take(heard, |object| slice(object, &node_name));
             self.note(change);
         }
     }
@@ -239,25 +235,18 @@ impl Shell {
     /// Reports what is the matter, and says when the API server is back.
     fn tell(&mut self) {
         let silent = self.services.is_silent() || self.slices.is_silent();
-        if self.outage.note(silent, Instant::now()) == News::Ended {
+        let forbidden = [self.services.forbidden(), self.slices.forbidden()];
+        let is_back = self.outage.note(silent, Instant::now()) == News::Ended;
+        if is_back && forbidden == [None, None] {
             tracing::info!("the API server tells of Services again");
         }
         // An API server that starts refuses everything before it has read who may do what.
-        let [forbidden, also, away] = match self.outage {
-            Outage::Over => [self.services.forbidden(), self.slices.forbidden(), None],
-            Outage::Lasts | Outage::Settles { .. } => [None, None, Some(AWAY.to_owned())],
+        let (forbidden, away) = match self.outage {
+            Outage::Over => (forbidden, None),
+            Outage::Lasts | Outage::Settles { .. } => ([None, None], Some(AWAY.to_owned())),
         };
-        let problems = [forbidden, also, away, self.failed.clone()];
-        let problems =
-            problems.into_iter().flatten().map(|message| Problem { service: None, field: None, message });
+        let problems = forbidden.into_iter().chain([away, self.failed.clone()]);
+        let problems = problems.flatten().map(|message| Problem { service: None, field: None, message });
         tell(&self.report, ProxyReport { problems: problems.collect(), ..ProxyReport::default() });
-    }
-}
-
-/// Never, where there is nothing to wait for.
-async fn come(awaited: &mut Option<BoxFuture<'static, ()>>) {
-    match awaited {
-        Some(awaited) => awaited.await,
-        None => std::future::pending().await,
     }
 }

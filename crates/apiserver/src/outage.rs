@@ -15,7 +15,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 
 /// See the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Outage {
+pub enum Outage {
     /// The API server answers.
     #[default]
     Over,
@@ -30,31 +30,32 @@ pub(super) enum Outage {
 
 /// What is new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub enum News {
     /// Nothing.
     Nothing,
+    /// It begins.
+    Began,
     /// It is over.
     Ended,
 }
 
 impl Outage {
     /// Takes in whether the API server is silent now.
-    pub(super) fn note(&mut self, silent: bool, now: Instant) -> News {
-        *self = match (*self, silent) {
-            (_, true) => Self::Lasts,
-            (Self::Over, false) => Self::Over,
-            (Self::Lasts, false) => Self::Settles { until: now + SETTLED },
-            (Self::Settles { until }, false) if until > now => Self::Settles { until },
-            (Self::Settles { .. }, false) => {
-                *self = Self::Over;
-                return News::Ended;
-            }
+    pub fn note(&mut self, silent: bool, now: Instant) -> News {
+        let (next, news) = match (*self, silent) {
+            (Self::Over, true) => (Self::Lasts, News::Began),
+            (Self::Lasts | Self::Settles { .. }, true) => (Self::Lasts, News::Nothing),
+            (Self::Over, false) => (Self::Over, News::Nothing),
+            (Self::Lasts, false) => (Self::Settles { until: now + SETTLED }, News::Nothing),
+            (Self::Settles { until }, false) if until > now => (Self::Settles { until }, News::Nothing),
+            (Self::Settles { .. }, false) => (Self::Over, News::Ended),
         };
-        News::Nothing
+        *self = next;
+        news
     }
 
     /// Comes when it may be over by the clock alone; never in other states.
-    pub(super) async fn settled(self) {
+    pub async fn settled(self) {
         match self {
             Self::Settles { until } => tokio::time::sleep_until(until).await,
             Self::Over | Self::Lasts => std::future::pending().await,
@@ -71,12 +72,12 @@ mod tests {
         let (mut outage, start) = (Outage::default(), Instant::now());
         let mut at = |seconds, silent| outage.note(silent, start + Duration::from_secs(seconds));
         assert_eq!(at(0, false), News::Nothing, "it was never away");
-        for (seconds, silent) in [(1, true), (2, false), (5, true), (6, true), (7, false), (16, false)] {
+        assert_eq!(at(1, true), News::Began);
+        for (seconds, silent) in [(2, false), (5, true), (6, true), (7, false), (16, false)] {
             assert_eq!(at(seconds, silent), News::Nothing, "{seconds}");
         }
         assert_eq!(at(17, false), News::Ended);
-        assert_eq!(at(18, false), News::Nothing);
-        assert_eq!(at(19, true), News::Nothing);
+        assert_eq!((at(18, false), at(19, true)), (News::Nothing, News::Began));
         assert_eq!((at(20, false), at(30, false)), (News::Nothing, News::Ended));
     }
 }
