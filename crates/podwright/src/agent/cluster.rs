@@ -14,7 +14,6 @@ use hostnet::netfilter::WriterHandle;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
 use kubelet::api::{ApiConfig, ApiParts, ApiTokens, NodeConfig, Places};
-use kubelet::{MemoryThreshold, Reserved, Sizing};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -22,9 +21,9 @@ use tonic::transport::Channel;
 use self::credentials::Credentials;
 use self::service_proxy::{Duty, Surroundings};
 use super::server::{Known, Serving};
-use super::{Parts, Reports, parts, problems};
+use super::{Parts, Reports, kubelet_config, parts, problems};
 use crate::cli::{AgentArgs, PodNetwork};
-use crate::config::{Capacity, Settings, Threshold};
+use crate::config::Settings;
 use crate::node::Node;
 
 /// Where the kubelet's API listens.
@@ -40,8 +39,7 @@ pub(crate) struct Membership {
     node: NodeConfig,
     serving: Serving,
     static_pods: Option<PathBuf>,
-    pressure_transition: Duration,
-    allowed_sysctls: Vec<String>,
+    kubelet: kubelet::Config,
 }
 
 impl Membership {
@@ -63,7 +61,7 @@ impl Membership {
                     false => args.register_with_taints.clone(),
                 },
                 register: settings.registration.register,
-                sizing: sizing(settings),
+                sizing: kubelet_config::sizing(settings),
                 max_images: status.max_images,
                 provider_id: settings.registration.provider_id.clone(),
                 port: settings.server.as_ref().map_or(KUBELET_PORT, |server| server.address.port()),
@@ -72,8 +70,7 @@ impl Membership {
                 lease: Duration::from_secs(status.lease_duration_seconds.into()),
             },
             static_pods: settings.static_pod_path.clone(),
-            pressure_transition: settings.eviction.pressure_transition_period,
-            allowed_sysctls: settings.allowed_unsafe_sysctls.clone(),
+            kubelet: kubelet_config::of(node, Some(settings)),
         }
     }
 
@@ -94,12 +91,7 @@ impl Membership {
         stop: &CancellationToken,
     ) -> anyhow::Result<Reports> {
         let client = self.credentials.connect(callers, stop).await?;
-        let kubelet_config = kubelet::Config {
-            sizing: Some(self.node.sizing),
-            pressure_transition: self.pressure_transition,
-            allowed_sysctls: self.allowed_sysctls,
-            ..parts::kubelet(node)
-        };
+        let kubelet_config = self.kubelet;
         let remembered = kubelet::remembered_pods(&kubelet_config.state_dir);
         let (desired, pods) = watch::channel(Arc::default());
         let (synced, is_synced) = watch::channel(false);
@@ -195,39 +187,6 @@ fn static_pods(path: Option<PathBuf>) -> anyhow::Result<watch::Receiver<Arc<mani
             .with_context(|| format!("make the directory of static pods {}", path.display()))?;
     }
     Ok(manifest::watch(vec![path])?)
-}
-
-/// How much pods may have.
-fn sizing(settings: &Settings) -> Sizing {
-    let capacity = &settings.capacity;
-    let threshold = settings.eviction.memory().map(|threshold| match threshold {
-        Threshold::Amount(amount) => MemoryThreshold::Bytes(u64::try_from(amount.ceil()).unwrap_or(0)),
-        Threshold::Share(share) => MemoryThreshold::Share(share),
-    });
-    Sizing {
-        max_pods: capacity.max_pods,
-        pods_per_core: capacity.pods_per_core,
-        reserved: reserved(capacity),
-        memory_threshold: threshold,
-        enforce_pods: capacity.enforce_pods,
-    }
-}
-
-/// What is kept from pods, for the system and for us.
-fn reserved(capacity: &Capacity) -> Reserved {
-    let of = |name: &str| {
-        [&capacity.kube_reserved, &capacity.system_reserved]
-            .into_iter()
-            .filter_map(|all| all.get(name))
-            .copied()
-            .collect::<Vec<_>>()
-    };
-    let whole = |name: &str| of(name).iter().map(|amount| u64::try_from(amount.ceil()).unwrap_or(0)).sum();
-    Reserved {
-        millicpu: of("cpu").iter().map(|amount| u64::try_from(amount.milli()).unwrap_or(0)).sum(),
-        memory: whole("memory"),
-        ephemeral_storage: whole("ephemeral-storage"),
-    }
 }
 
 /// Gives the built-in network, where there is one, the range that the cluster gives the node, and remembers it.

@@ -13,6 +13,7 @@
 mod cluster;
 mod endpoints;
 mod engine;
+mod kubelet_config;
 pub(crate) mod parts;
 mod problems;
 mod server;
@@ -50,6 +51,8 @@ pub(crate) enum Role {
     Node {
         /// Files and directories, watched.
         manifests: Vec<PathBuf>,
+        /// What a KubeletConfiguration says, if there is one.
+        settings: Option<Box<config::Settings>>,
     },
     /// A node of a cluster.
     Cluster(Box<cluster::Membership>),
@@ -65,7 +68,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut node = Node::here(&file.complete(&args.node))?;
     file.apply(&mut node);
     file.tell();
-    until_signal(node, Role::Node { manifests: args.files.clone() })
+    file.tell_of_cluster_keys();
+    let settings = args.config.is_some().then(|| Box::new(file.settings));
+    until_signal(node, Role::Node { manifests: args.files.clone(), settings })
 }
 
 /// `podwright agent`: until a signal ends it; the pods stay.
@@ -148,14 +153,15 @@ impl Agent {
         let mut callers = Parts::new();
         let reports = match role {
             Role::Runtime => None,
-            Role::Node { manifests } => {
+            Role::Node { manifests, settings } => {
                 // Pods that want it wait with the reason; the others need not.
                 if let Some(runtime) = &engine.own
                     && let Err(error) = image::built_in::import(runtime.images()).await
                 {
                     tracing::warn!(error = format!("{error:#}"), "no built-in image");
                 }
-                Some(start_node(&mut callers, &node, manifests, engine.cri.clone(), writer, &stop)?)
+                let kubelet = kubelet_config::of(&node, settings.as_deref());
+                Some(start_node(&mut callers, &node, kubelet, manifests, engine.cri.clone(), writer, &stop)?)
             }
             Role::Cluster(membership) => {
                 let cri = engine.cri.clone();
@@ -198,6 +204,7 @@ impl Agent {
 fn start_node(
     callers: &mut Parts,
     node: &Node,
+    kubelet: kubelet::Config,
     manifests: Vec<PathBuf>,
     cri: Channel,
     writer: WriterHandle,
@@ -227,7 +234,7 @@ fn start_node(
         pressure: watch::channel(false).0,
         probes: kubelet::ProbeCounts::default(),
     };
-    let kubelet = kubelet::run(parts::kubelet(node), joined, stopped());
+    let kubelet = kubelet::run(kubelet, joined, stopped());
     callers.spawn(async move { ("the kubelet", kubelet.await.map_err(Into::into)) });
     let (first, known) = oneshot::channel();
     let following = endpoints::follow(pods.clone(), local_pods, first, stopped());

@@ -66,23 +66,3 @@ pub(crate) fn runtime(
 pub(crate) fn network(node: &Node, pod_cidrs: Vec<ipnet::IpNet>, mtu: Option<u32>) -> cni::DefaultNetwork {
     cni::DefaultNetwork { bridge: node.bridge.clone(), pod_cidrs, mtu }
 }
-
-/// The kubelet.
-pub(crate) fn kubelet(node: &Node) -> kubelet::Config {
-    kubelet::Config {
-        node_name: node.name.clone(),
-        node_ips: node.addresses(),
-        root_dir: node.kubelet_dir.clone(),
-        pod_logs_dir: node.pod_logs_dir.clone(),
-        cgroup_root: node.kubelet_cgroup.clone(),
-        state_dir: node.state.join("kubelet"),
-        resolv_conf: node.resolv_conf.clone(),
-        cluster_dns: node.cluster_dns.clone(),
-        cluster_domain: node.cluster_domain.clone(),
-        image_gc: node.image_gc,
-        log_rotation: node.log_rotation,
-        sizing: None,
-        pressure_transition: std::time::Duration::ZERO,
-        allowed_sysctls: Vec::new(),
-    }
-}

@@ -101,8 +101,12 @@ async fn run(
     let start = std::time::Instant::now();
     let agent_stop = CancellationToken::new();
     let _stops_with_us = agent_stop.clone().drop_guard();
-    let agent =
-        Agent::start(node.clone(), Role::Node { manifests: vec![manifest] }, agent_stop.clone()).await?;
+    let agent = Agent::start(
+        node.clone(),
+        Role::Node { manifests: vec![manifest], settings: None },
+        agent_stop.clone(),
+    )
+    .await?;
     let sources = agent.sources();
     let mut agent = std::pin::pin!(agent.end());
     let mut shown = tokio::select! {

@@ -131,6 +131,42 @@ const KEYS: &[Key] = &[
     Key("featureGates", &[], Ignored, "there are no feature gates"),
 ];
 
+const NO_API: &str = "a node of its own has no kubelet API";
+const NO_NODE: &str = "a node of its own has no Node object";
+
+/// Keys that `podwright run` has no use for, and why.
+const OF_CLUSTERS: &[(&str, &str)] = &[
+    ("staticPodPath", "a node of its own has the pods that -f names"),
+    ("enableServer", NO_API),
+    ("address", NO_API),
+    ("port", NO_API),
+    ("tlsCertFile", NO_API),
+    ("tlsPrivateKeyFile", NO_API),
+    ("tlsMinVersion", NO_API),
+    ("tlsCipherSuites", NO_API),
+    ("serverTLSBootstrap", NO_API),
+    ("authentication", NO_API),
+    ("authorization", NO_API),
+    ("enableDebuggingHandlers", NO_API),
+    ("enableSystemLogHandler", NO_API),
+    ("healthzPort", NO_API),
+    ("healthzBindAddress", NO_API),
+    ("rotateCertificates", "a node of its own has no certificate"),
+    ("registerNode", NO_NODE),
+    ("registerWithTaints", NO_NODE),
+    ("providerID", NO_NODE),
+    ("nodeStatusUpdateFrequency", NO_NODE),
+    ("nodeStatusReportFrequency", NO_NODE),
+    ("nodeStatusMaxImages", NO_NODE),
+    ("nodeLeaseDurationSeconds", NO_NODE),
+];
+
+/// Which of the file's keys ask for what only a cluster's node has.
+pub(super) fn of_clusters(file: &Map<String, Value>) -> Vec<(&'static str, &'static str)> {
+    let asks = |key: &str| file.get(key).is_some_and(|value| !is_zero(value));
+    OF_CLUSTERS.iter().copied().filter(|(key, _)| asks(key)).collect()
+}
+
 /// What was said of keys that are not done, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Verdict {

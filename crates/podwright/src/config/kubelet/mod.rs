@@ -29,6 +29,8 @@ pub(crate) struct KubeletConfig {
     pub(crate) settings: Settings,
     /// Keys that ask for what is not done, and why nothing is.
     ignored: Vec<(&'static str, &'static str)>,
+    /// Keys that mean something in a cluster only, and why.
+    of_clusters: Vec<(&'static str, &'static str)>,
 }
 
 /// Reads a KubeletConfiguration; without a file everything is as by default.
@@ -48,6 +50,7 @@ pub(crate) fn kubelet_text(text: &str) -> Result<KubeletConfig, String> {
     }
     let mut verdict = keys::take(&mut document);
     let mut faults = std::mem::take(&mut verdict.refused);
+    let of_clusters = keys::of_clusters(&document);
     let file = decode(document, &mut faults);
     check_cgroup_driver(&file.cgroup_driver, &mut verdict.ignored, &mut faults);
     if !file.image_service_endpoint.is_empty()
@@ -70,7 +73,7 @@ pub(crate) fn kubelet_text(text: &str) -> Result<KubeletConfig, String> {
     }
     let settings = Settings::read(file, &mut faults);
     match faults.is_empty() {
-        true => Ok(KubeletConfig { settings, ignored: verdict.ignored }),
+        true => Ok(KubeletConfig { settings, ignored: verdict.ignored, of_clusters }),
         false => Err(faults.join("; ")),
     }
 }
@@ -153,9 +156,18 @@ impl KubeletConfig {
 
     /// Says which keys ask for what is not done.
     pub(crate) fn tell(&self) {
-        for (key, why) in &self.ignored {
-            tracing::warn!(key, why, "this key of the KubeletConfiguration is ignored");
-        }
+        tell(&self.ignored);
+    }
+
+    /// Says which keys ask for what a node of its own has not.
+    pub(crate) fn tell_of_cluster_keys(&self) {
+        tell(&self.of_clusters);
+    }
+}
+
+fn tell(ignored: &[(&str, &str)]) {
+    for (key, why) in ignored {
+        tracing::warn!(key, why, "this key of the KubeletConfiguration is ignored");
     }
 }
 

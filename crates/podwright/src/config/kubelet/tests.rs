@@ -163,6 +163,21 @@ fn what_is_not_done_is_ignored_or_refused_by_name() {
 }
 
 #[test]
+fn what_only_a_cluster_has_is_named_for_a_node_of_its_own() {
+    for (text, expect) in [
+        ("maxPods: 5\nevictionHard: {memory.available: 1Gi}\nallowedUnsafeSysctls: [net.core.*]\n", vec![]),
+        ("authorization: {mode: \"\"}\nhealthzPort: 0\n", vec![]),
+        (
+            "port: 10250\nstaticPodPath: /m\nregisterNode: true\n",
+            vec!["staticPodPath", "port", "registerNode"],
+        ),
+    ] {
+        let names: Vec<&str> = with(text).expect(text).of_clusters.iter().map(|(key, _)| *key).collect();
+        assert_eq!(names, expect, "{text}");
+    }
+}
+
+#[test]
 fn mistakes_are_refused_by_name_and_all_at_once() {
     for (text, expect) in [
         (
