@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::pod::model::{Pod, QosClass, Role};
 use crate::pod::own_resources;
-use crate::sizing::Allocatable;
+use crate::sizing::Held;
 
 /// The kernel's smallest weight. Upstream: pkg/kubelet/cm/helpers_linux.go.
 const MIN_SHARES: i64 = 2;
@@ -18,28 +18,28 @@ const MAX_SHARES: i64 = 262_144;
 /// Microseconds.
 const PERIOD: i64 = 100_000;
 const MIN_QUOTA: i64 = 1_000;
+/// Of tasks.
+const NO_LIMIT: i64 = -1;
 
 /// The tree of this node.
 #[derive(Clone, Debug)]
 pub(crate) struct PodCgroups {
     manager: CgroupManager,
     root: String,
-    /// Whether all pods together are held to something.
-    is_held: bool,
+    /// What all pods together are held to, if anything.
+    held: Option<Held>,
+    /// Tasks that one pod may have.
+    pod_pids: Option<i64>,
     /// What each Burstable pod asks for, in thousandths of a CPU, by uid: together the weight of their class.
     burstable: Arc<Mutex<BTreeMap<String, i64>>>,
 }
 
 impl PodCgroups {
-    /// Looks at the machine's cgroups, and holds all pods together to `held`.
-    pub(crate) fn open(root: &str, held: Option<Allocatable>) -> Result<Self, CgroupError> {
+    /// Looks at the machine's cgroups, and holds all pods together to `held`, each of them to `pod_pids` tasks.
+    pub(crate) fn open(root: &str, held: Option<Held>, pod_pids: Option<i64>) -> Result<Self, CgroupError> {
         let root = root.trim_end_matches('/').to_owned();
-        let cgroups = Self {
-            manager: CgroupManager::detect()?,
-            root,
-            is_held: held.is_some(),
-            burstable: Arc::default(),
-        };
+        let cgroups =
+            Self { manager: CgroupManager::detect()?, root, held, pod_pids, burstable: Arc::default() };
         if let Some(Err(error)) = held.map(|limits| cgroups.hold_all_to(limits)) {
             tracing::warn!(%error, "all pods together are not held to what the node can give");
         }
@@ -64,13 +64,20 @@ impl PodCgroups {
 
     /// Makes the pod's cgroup with the sum of its containers' requests and limits, and gives its class the weight of its pods.
     pub(crate) fn create(&self, pod: &Pod) -> Result<(), CgroupError> {
-        self.manager.create(&self.path(pod), &pod_limits(pod))?;
+        let limits = Limits { pids: self.pids_of_pods(), ..pod_limits(pod) };
+        self.manager.create(&self.path(pod), &limits)?;
         self.count(pod);
         match pod.qos {
             QosClass::Guaranteed => Ok(()),
             QosClass::Burstable => self.weigh("burstable", shares_of(self.burstable_request())),
             QosClass::BestEffort => self.weigh("besteffort", MIN_SHARES),
         }
+    }
+
+    /// What a pod's cgroup says of tasks: where only all pods together are limited, it must still lie below them.
+    fn pids_of_pods(&self) -> Option<i64> {
+        let below_a_limit = self.held.is_some_and(|held| held.pids.is_some());
+        self.pod_pids.or(below_a_limit.then_some(NO_LIMIT))
     }
 
     /// Counts a pod that is there already.
@@ -93,14 +100,8 @@ impl PodCgroups {
         self.manager.create(&format!("{}/kubepods/{class}", self.root), &limits).map(drop)
     }
 
-    fn hold_all_to(&self, limits: Allocatable) -> Result<(), CgroupError> {
-        let shares = i64::try_from(limits.millicpu).map_or(MAX_SHARES, shares_of);
-        let limits = Limits {
-            cpu_shares: u64::try_from(shares).ok(),
-            memory_limit: i64::try_from(limits.memory).ok().filter(|bytes| *bytes > 0),
-            accounting: true,
-            ..Limits::default()
-        };
+    fn hold_all_to(&self, held: Held) -> Result<(), CgroupError> {
+        let limits = Limits { accounting: true, ..limits_of(held) };
         self.manager.create(&format!("{}/kubepods", self.root), &limits).map(drop)
     }
 
@@ -120,7 +121,7 @@ impl PodCgroups {
     pub(crate) fn remove_empty_classes(&self) {
         let all = ["/burstable", "/besteffort", ""];
         // What all pods are held to stays.
-        for class in &all[..if self.is_held { 2 } else { 3 }] {
+        for class in &all[..if self.held.is_some() { 2 } else { 3 }] {
             if let Ok(cgroup) = self.manager.open(&format!("{}/kubepods{class}", self.root)) {
                 for (_, directory) in cgroup.directories() {
                     // Not empty: a pod is in it.
@@ -128,6 +129,17 @@ impl PodCgroups {
                 }
             }
         }
+    }
+}
+
+fn limits_of(held: Held) -> Limits {
+    let amount = |value: Option<u64>| value.map(|value| i64::try_from(value).unwrap_or(i64::MAX));
+    Limits {
+        cpu_shares: amount(held.millicpu).and_then(|milli| u64::try_from(shares_of(milli)).ok()),
+        memory_limit: amount(held.memory).filter(|bytes| *bytes > 0),
+        // The kernel takes 0 for none at all; nothing left is not the same as no limit.
+        pids: amount(held.pids).map(|pids| pids.max(1)),
+        ..Limits::default()
     }
 }
 
@@ -336,6 +348,39 @@ mod tests {
         assert_eq!((of(1).cpu_quota, of(1).memory_limit_in_bytes), (200_000, 1000));
         assert_eq!((of(0).cpu_shares, of(1).cpu_shares), (2048, 2048));
         assert_eq!(share_of_rest(&pod), 30);
+    }
+
+    #[test]
+    fn pods_lie_where_tasks_are_counted_if_they_all_or_each_have_a_limit() {
+        let none = Held::default();
+        let some = Held { pids: Some(100), ..none };
+        for (held, pod_pids, expect) in [
+            (None, None, None),
+            (Some(none), None, None),
+            (Some(some), None, Some(NO_LIMIT)),
+            (Some(some), Some(20), Some(20)),
+            (None, Some(20), Some(20)),
+        ] {
+            let cgroups = PodCgroups {
+                manager: CgroupManager::detect().expect("cgroups"),
+                root: String::new(),
+                held,
+                pod_pids,
+                burstable: Arc::default(),
+            };
+            assert_eq!(cgroups.pids_of_pods(), expect, "{held:?} {pod_pids:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_for_pods_becomes_limits() {
+        let held = Held { millicpu: Some(1500), memory: Some(1 << 30), pids: Some(0) };
+        let limits = limits_of(held);
+        assert_eq!(
+            (limits.cpu_shares, limits.memory_limit, limits.pids),
+            (Some(1536), Some(1 << 30), Some(1))
+        );
+        assert_eq!(limits_of(Held::default()), Limits::default());
     }
 
     #[test]

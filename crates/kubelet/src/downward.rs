@@ -28,6 +28,8 @@ pub(crate) struct Capacity {
     pub(crate) memory: u64,
     /// Bytes of the file system that holds the kubelet's directory.
     pub(crate) ephemeral_storage: u64,
+    /// Tasks that the kernel lets be.
+    pub(crate) pids: u64,
 }
 
 impl Capacity {
@@ -42,6 +44,11 @@ impl Capacity {
                 .unwrap_or(0)
                 .min(limit.unwrap_or(u64::MAX)),
             ephemeral_storage: disk,
+            pids: ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"]
+                .iter()
+                .filter_map(|path| read(path).trim().parse().ok())
+                .min()
+                .unwrap_or(0),
         }
     }
 
@@ -221,7 +228,7 @@ mod tests {
 
     #[test]
     fn resources_are_rounded_up_in_units_of_the_divisor() {
-        let capacity = Capacity { cpus: 4, memory: 8 << 30, ephemeral_storage: 1 << 40 };
+        let capacity = Capacity { cpus: 4, memory: 8 << 30, ephemeral_storage: 1 << 40, pids: 0 };
         let told = |container: &str, resource_name: &str, divisor: &str| {
             let selector = v1::ResourceFieldSelector {
                 container_name: None,

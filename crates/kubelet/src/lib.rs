@@ -80,6 +80,8 @@ pub struct Config {
     pub log_rotation: LogRotationPolicy,
     /// How much pods may have; all that there is on a node of its own.
     pub sizing: Option<Sizing>,
+    /// Tasks that one pod may have at most (`podPidsLimit`).
+    pub pod_pids_limit: Option<i64>,
     /// How long pressure is told after it is over (`evictionPressureTransitionPeriod`).
     pub pressure_transition: Duration,
     /// Sysctls beside the safe ones that pods may set: names, or prefixes that end in `*`.

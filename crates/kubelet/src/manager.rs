@@ -135,7 +135,7 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
     let node = Arc::new(Node {
         // Whether it answers is known before anything is begun.
         runtime_name: runtime_name(&cri).await?,
-        cgroups: PodCgroups::open(&config.cgroup_root, held)?,
+        cgroups: PodCgroups::open(&config.cgroup_root, held, config.pod_pids_limit)?,
         volumes: Volumes::new(&config.root_dir),
         user_namespaces: UserNamespaces::new(&config.root_dir, config.sizing.map(|sizing| sizing.max_pods)),
         capacity,

@@ -30,6 +30,8 @@ pub struct Reserved {
     pub memory: u64,
     /// Bytes.
     pub ephemeral_storage: u64,
+    /// Tasks.
+    pub pids: u64,
 }
 
 /// When there is too little memory.
@@ -50,6 +52,17 @@ impl MemoryThreshold {
             Self::Share(share) => (memory as f64 * share) as u64,
         }
     }
+}
+
+/// What the processes of one cgroup are held to, as far as it is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Thousandths of a CPU: a weight beside others.
+    pub(crate) millicpu: Option<u64>,
+    /// Bytes.
+    pub(crate) memory: Option<u64>,
+    /// Tasks.
+    pub(crate) pids: Option<u64>,
 }
 
 /// What pods may ask for, all together.
@@ -75,19 +88,22 @@ impl Sizing {
     /// What is left for pods of that capacity.
     pub(crate) fn allocatable(&self, capacity: Capacity) -> Allocatable {
         let threshold = self.memory_threshold.map_or(0, |threshold| threshold.bytes(capacity.memory));
-        let limits = self.pod_limits(capacity);
-        Allocatable { memory: limits.memory.saturating_sub(threshold), ..limits }
+        Allocatable {
+            millicpu: (capacity.cpus * 1000).saturating_sub(self.reserved.millicpu),
+            memory: capacity.memory.saturating_sub(self.reserved.memory).saturating_sub(threshold),
+            ephemeral_storage: capacity.ephemeral_storage.saturating_sub(self.reserved.ephemeral_storage),
+            pods: self.pods(capacity.cpus),
+        }
     }
 
     /// What all pods together are held to. The threshold of eviction is not kept from them: before they reach it, they are
-    /// evicted.
-    pub(crate) fn pod_limits(&self, capacity: Capacity) -> Allocatable {
-        let Reserved { millicpu, memory, ephemeral_storage } = self.reserved;
-        Allocatable {
-            millicpu: (capacity.cpus * 1000).saturating_sub(millicpu),
-            memory: capacity.memory.saturating_sub(memory),
-            ephemeral_storage: capacity.ephemeral_storage.saturating_sub(ephemeral_storage),
-            pods: self.pods(capacity.cpus),
+    /// evicted. Tasks are counted only where some are reserved: the kernel's own limit holds without us.
+    pub(crate) fn pod_limits(&self, capacity: Capacity) -> Held {
+        let Reserved { millicpu, memory, pids, .. } = self.reserved;
+        Held {
+            millicpu: Some((capacity.cpus * 1000).saturating_sub(millicpu)),
+            memory: Some(capacity.memory.saturating_sub(memory)),
+            pids: (pids > 0).then(|| capacity.pids.saturating_sub(pids)),
         }
     }
 }
@@ -114,16 +130,19 @@ mod tests {
         let sizing = Sizing {
             max_pods: 110,
             pods_per_core: Some(10),
-            reserved: Reserved { millicpu: 500, memory: 1 << 30, ephemeral_storage: 1 << 30 },
+            reserved: Reserved { millicpu: 500, memory: 1 << 30, ephemeral_storage: 1 << 30, pids: 100 },
             memory_threshold: Some(MemoryThreshold::Bytes(100 << 20)),
             enforce_pods: true,
         };
-        let capacity = Capacity { cpus: 2, memory: 4 << 30, ephemeral_storage: 10 << 30 };
+        let capacity = Capacity { cpus: 2, memory: 4 << 30, ephemeral_storage: 10 << 30, pids: 32_768 };
         let allocatable = sizing.allocatable(capacity);
         assert_eq!(allocatable.memory, (3 << 30) - (100 << 20));
         assert_eq!((allocatable.millicpu, allocatable.pods), (1500, 20));
         assert_eq!(allocatable.ephemeral_storage, 9 << 30);
-        assert_eq!(sizing.pod_limits(capacity).memory, 3 << 30);
+        let held = Held { millicpu: Some(1500), memory: Some(3 << 30), pids: Some(32_668) };
+        assert_eq!(sizing.pod_limits(capacity), held);
+        let all = Sizing { reserved: Reserved::default(), ..sizing };
+        assert_eq!(all.pod_limits(capacity).pids, None);
         assert_eq!(sizing.allocatable(Capacity { memory: 1, ..capacity }).memory, 0);
     }
 

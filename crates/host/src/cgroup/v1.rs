@@ -69,6 +69,7 @@ impl Hierarchies {
         if self.unified.is_none() {
             names.push("freezer");
         }
+        names.extend(self.limited_above(path));
         for name in names {
             let hierarchy =
                 self.with_controller(name).ok_or_else(|| CgroupError::NoController(name.to_owned()))?;
@@ -88,6 +89,16 @@ impl Hierarchies {
             made.push(Directory { hierarchy: v2::NAME.to_owned(), path: directory });
         }
         Ok(())
+    }
+
+    /// The hierarchies in which the cgroup above lies, and so may limit what is below: a cgroup without limits of its own joins them too.
+    fn limited_above(&self, path: &str) -> Vec<&'static str> {
+        let Some((parent, _)) = path.trim_end_matches('/').rsplit_once('/') else { return Vec::new() };
+        let reaches = |controller: &&str| {
+            let hierarchy = self.with_controller(controller);
+            !parent.is_empty() && hierarchy.is_some_and(|one| one.directory(parent).is_dir())
+        };
+        ["pids", "hugetlb"].into_iter().filter(reaches).collect()
     }
 
     pub(super) fn open(&self, path: &str) -> Cgroup {
@@ -314,6 +325,26 @@ mod tests {
         let parsed = parse_own("4:cpu,cpuacct:/a:b\n1:name=systemd:/\n0::/c\n");
         let expected = [("cpu,cpuacct", "/a:b"), ("name=systemd", "/"), ("", "/c")];
         assert_eq!(parsed, expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
+    }
+
+    #[test]
+    fn a_cgroup_without_limits_joins_the_hierarchies_where_the_one_above_may_have_some() {
+        let root = tempfile::tempdir().unwrap();
+        for directory in ["freezer", "memory/pods/p", "pids/pods/p"] {
+            std::fs::create_dir_all(root.path().join(directory)).unwrap();
+        }
+        let hierarchies =
+            Hierarchies::find(root.path(), "4:hugetlb:/\n3:freezer:/\n2:memory:/\n1:pids:/\n").unwrap();
+        for (path, expect) in [
+            ("/pods/p/c", vec!["freezer", "pids"]),
+            ("/pods/q/c", vec!["freezer"]),
+            ("/c", vec!["freezer"]),
+            ("c", vec!["freezer"]),
+        ] {
+            let cgroup = hierarchies.create(path, &Limits::default()).unwrap();
+            let names: Vec<&str> = cgroup.directories().map(|(name, _)| name).collect();
+            assert_eq!(names, expect, "{path}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ pub(super) fn of(node: &Node, settings: Option<&Settings>) -> Config {
         image_gc: node.image_gc,
         log_rotation: node.log_rotation,
         sizing: settings.map(sizing),
+        pod_pids_limit: settings.and_then(|settings| settings.capacity.pod_pids_limit),
         pressure_transition: settings
             .map_or(Duration::ZERO, |settings| settings.eviction.pressure_transition_period),
         allowed_sysctls: settings.map_or_else(Vec::new, |settings| settings.allowed_unsafe_sysctls.clone()),
@@ -58,6 +59,7 @@ fn reserved(capacity: &Capacity) -> Reserved {
         millicpu: of("cpu").iter().map(|amount| u64::try_from(amount.milli()).unwrap_or(0)).sum(),
         memory: whole("memory"),
         ephemeral_storage: whole("ephemeral-storage"),
+        pids: whole("pid"),
     }
 }
 
@@ -72,7 +74,7 @@ mod tests {
         let node = Node::resolve(&NodeArgs::default(), "box").expect("a node");
         let file = kubelet_text(
             "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\nmaxPods: 5\n\
-             kubeReserved: {cpu: 200m}\nsystemReserved: {cpu: 300m, memory: 1Gi}\nenforceNodeAllocatable: [none]\n\
+             kubeReserved: {cpu: 200m}\nsystemReserved: {cpu: 300m, memory: 1Gi, pid: \"100\"}\npodPidsLimit: 20\nenforceNodeAllocatable: [none]\n\
              evictionHard: {memory.available: 5%}\nevictionPressureTransitionPeriod: 7s\n\
              allowedUnsafeSysctls: [net.core.*]\n",
         )
@@ -81,11 +83,12 @@ mod tests {
         let expect = Sizing {
             max_pods: 5,
             pods_per_core: None,
-            reserved: Reserved { millicpu: 500, memory: 1 << 30, ..Reserved::default() },
+            reserved: Reserved { millicpu: 500, memory: 1 << 30, ephemeral_storage: 0, pids: 100 },
             memory_threshold: Some(MemoryThreshold::Share(0.05)),
             enforce_pods: false,
         };
         assert_eq!(made.sizing, Some(expect));
+        assert_eq!(made.pod_pids_limit, Some(20));
         assert_eq!(made.pressure_transition, Duration::from_secs(7));
         assert_eq!(made.allowed_sysctls, ["net.core.*"]);
     }

@@ -315,7 +315,7 @@ mod tests {
             sizing: Sizing {
                 max_pods: 110,
                 pods_per_core: None,
-                reserved: Reserved { millicpu: 500, memory: 1 << 30, ephemeral_storage: 0 },
+                reserved: Reserved { millicpu: 500, memory: 1 << 30, ..Reserved::default() },
                 memory_threshold: Some(MemoryThreshold::Bytes(100 << 20)),
                 enforce_pods: true,
             },
@@ -329,7 +329,7 @@ mod tests {
     }
 
     fn machine() -> Machine {
-        let capacity = Capacity { cpus: 2, memory: 4 << 30, ephemeral_storage: 100 << 30 };
+        let capacity = Capacity { cpus: 2, memory: 4 << 30, ephemeral_storage: 100 << 30, pids: 0 };
         Machine { capacity, architecture: "amd64", huge_pages: vec![(2 << 20, 4)], ..Machine::default() }
     }
 

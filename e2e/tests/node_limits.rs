@@ -1,0 +1,67 @@
+//! What a KubeletConfiguration says of pods' limits, on a node of its own.
+
+use anyhow::{Context, Result};
+use e2e::story::container_id;
+use e2e::{Story, TestHost};
+
+/// A story on a node with these keys in its KubeletConfiguration.
+fn story(keys: &str, files: &[(&str, &str)]) -> Result<Story> {
+    let host = TestHost::new()?;
+    let config = host.path().join("kubelet.yaml");
+    let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
+    std::fs::write(&config, format!("{head}{keys}"))?;
+    Story::start_on(host, files, &["--config", &config.display().to_string()])
+}
+
+const TWO: &str = "apiVersion: v1
+kind: Pod
+metadata:
+  name: two
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - name: a
+    image: IMAGE
+    command: [/bin/sh, -c, 'for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & done; wait']
+  - name: b
+    image: IMAGE
+    command: [/bin/sleep, '1000']
+";
+
+#[test]
+#[ignore = "needs root"]
+fn a_pod_has_no_more_tasks_than_the_node_lets_each_have() -> Result<()> {
+    let story = story("podPidsLimit: 20\n", &[("pod.yaml", TWO)])?;
+    let pod = story.ready("two")?;
+    let statuses = pod["status"]["containerStatuses"].as_array().context("statuses")?;
+    for status in statuses {
+        let id = status["containerID"].as_str().context("an id")?.trim_start_matches("podwright://");
+        // Thirteen are in the one container, one in the other.
+        let fork = "(for i in 1 2 3 4 5 6 7 8; do sleep 1 & done; wait; echo all) 2>&1; true";
+        let said = story.exec(id, fork)?;
+        assert!(said.contains("can't fork") && !said.contains("all"), "{}: {said}", status["name"]);
+    }
+    let few = story.exec(&container_id(&pod)?, "sleep 0 & wait; echo all")?;
+    assert_eq!(few.trim(), "all");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn all_pods_together_leave_the_tasks_that_are_reserved() -> Result<()> {
+    let most: u64 = ["pid_max", "threads-max"]
+        .iter()
+        .filter_map(|name| {
+            std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?.trim().parse().ok()
+        })
+        .min()
+        .context("how many tasks there may be")?;
+    let reserved = most - 10;
+    let story = story(&format!("systemReserved: {{pid: \"{reserved}\"}}\n"), &[("pod.yaml", TWO)])?;
+    let pod = story.pod_until("two", "its container cannot fork", |pod| {
+        let states = &pod["status"]["containerStatuses"];
+        states.as_array().is_some_and(|all| all.iter().any(|one| one["restartCount"].as_u64() > Some(0)))
+    })?;
+    assert_eq!(pod["status"]["phase"], "Running");
+    Ok(())
+}
