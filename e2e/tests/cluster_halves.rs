@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::images::AGNHOST;
+use e2e::cluster::images::{AGNHOST, BUSYBOX};
+use e2e::cluster::story::private_registry;
 use e2e::cluster::{ClusterStory, Half, NodeKind};
+use e2e::registry::Registry;
 use e2e::test_host::eventually;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-e2e::half_stories![twenty_pods_outlive_a_crash_of_either_half];
+e2e::half_stories![twenty_pods_outlive_a_crash_of_either_half, logins_of_the_node_reach_the_runtime];
 
 const PODS: usize = 20;
 
@@ -92,4 +94,37 @@ fn twenty_pods_outlive_a_crash_of_either_half(story: &ClusterStory) -> Result<()
     eventually("nineteen pods are gone", || (containers(story).ok()?.len() == 1).then_some(()))?;
     story.kubectl(&["scale", "deployment/web", "--replicas=2"])?;
     story.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"]).map(drop)
+}
+
+/// The kubelet finds them in docker's file and sends each in turn, that of the longest name first.
+fn logins_of_the_node_reach_the_runtime(story: &ClusterStory) -> Result<()> {
+    private_registry(story.node)?;
+    let pod = |name: &str| {
+        let image = BUSYBOX.replace("docker.io", "private.example");
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{{name: main, image: '{image}', imagePullPolicy: Always, command: [sleep, '1000']}}]
+"
+        )
+    };
+    story.apply(&pod("locked-out"))?;
+    let reason = "jsonpath={.status.containerStatuses[0].state.waiting.reason}=ImagePullBackOff";
+    story.wait("pod/locked-out", reason)?;
+
+    let (user, password) = Registry::USER;
+    let login = |password: &str| json!({ "username": user, "password": password });
+    let auths = json!({ "private.example/library": login("not-it"), "private.example": login(password) });
+    let file = "/var/lib/kubelet/config.json";
+    let script = format!("cat > {file} <<'END'\n{}\nEND", json!({ "auths": auths }));
+    story.node.machine.host.run("sh", &["-c", &script])?;
+    // A stock kubelet looks at the file every five minutes, and when it starts.
+    story.node.crash(Half::Kubelet)?;
+    story.node.wait_ready(story.cluster)?;
+    story.apply(&pod("let-in"))?;
+    story.ready("let-in")?;
+    story.node.machine.host.run("rm", &[file]).map(drop)
 }

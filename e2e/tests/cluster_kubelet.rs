@@ -1,14 +1,11 @@
 //! What a kubelet decides by itself, seen by kubectl: which pods it takes, when it ends them, what it tells of itself. Told on our
 //! node and on the stock kubelet with containerd.
 
-use std::path::PathBuf;
-use std::sync::LazyLock;
-
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::images::{self, AGNHOST, BUSYBOX};
+use e2e::cluster::images::{AGNHOST, BUSYBOX};
 use e2e::cluster::story::{self, condition, text};
 use e2e::cluster::{ClusterNode, ClusterStory, NodeKind, NodeSettings};
-use e2e::registry::{Registry, write_only_mirror};
+use e2e::registry::Registry;
 use e2e::test_host::eventually;
 use serde_json::{Value, json};
 
@@ -215,21 +212,8 @@ fn a_status_says_of_which_generation_it_is(story: &ClusterStory) -> Result<()> {
     observed(2)
 }
 
-/// A registry that lets nobody in without a password, under a name of its own on every node.
-fn private_registry(node: &ClusterNode) -> Result<()> {
-    static REGISTRY: LazyLock<Result<Registry>> = LazyLock::new(|| {
-        let router = story::shared().lab.router();
-        let storage: PathBuf = images::storage()?;
-        Registry::serve_with_password_at(router, "192.0.2.1:5001", &storage)
-    });
-    if let Err(error) = &*REGISTRY {
-        anyhow::bail!("{error:?}");
-    }
-    write_only_mirror(&node.machine.host.path().join("certs.d"), "private.example", "192.0.2.1:5001")
-}
-
 fn an_image_is_pulled_with_a_secret(story: &ClusterStory) -> Result<()> {
-    private_registry(story.node)?;
+    story::private_registry(story.node)?;
     let (user, password) = Registry::USER;
     let pod = |name: &str, more: &str| {
         sleeper(name, more)

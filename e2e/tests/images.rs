@@ -149,6 +149,12 @@ fn a_pull_without_a_login_uses_the_one_that_the_node_has() -> Result<()> {
     server.crictl(&["pull", &name]).expect_err("a login at another registry");
     std::fs::write(&file, auths(Registry::ADDRESS))?;
     server.crictl(&["pull", &name])?;
+    // The one with the longest name is tried first, then the others.
+    let wrong = serde_json::json!({ "username": user, "password": "not-it" });
+    let mut both: serde_json::Value = serde_json::from_str(&auths(Registry::ADDRESS))?;
+    both["auths"][format!("{}/secret", Registry::ADDRESS)] = wrong;
+    std::fs::write(&file, both.to_string())?;
+    server.crictl(&["pull", &name])?;
 
     // What the request brings wins.
     let error = format!("{:#}", server.crictl(&["pull", "--creds", "pod:not-it", &name]).expect_err("wrong"));

@@ -20,6 +20,7 @@ mod log_rotation;
 mod manager;
 mod meminfo;
 mod names;
+mod node_logins;
 pub mod pod;
 mod probe;
 mod probe_counts;
@@ -42,9 +43,10 @@ pub use image_gc::ImageGcPolicy;
 pub use inputs::Inputs;
 pub use log_rotation::LogRotationPolicy;
 pub use manager::{Parts, run};
+pub use node_logins::NodeLogins;
 pub use pod::worker::remembered_pods;
 pub use probe_counts::ProbeCounts;
-pub use pull_secrets::docker_config_credentials;
+pub use pull_secrets::{DockerConfig, docker_logins};
 pub use report::{NodeReport, StartTimes};
 pub use sizing::{MemoryThreshold, Reserved, Sizing};
 pub use static_pod::{
@@ -86,6 +88,8 @@ pub struct Config {
     pub pressure_transition: Duration,
     /// Sysctls beside the safe ones that pods may set: names, or prefixes that end in `*`.
     pub allowed_sysctls: Vec<String>,
+    /// What registries are shown beside the pods' own pull secrets.
+    pub node_logins: NodeLogins,
 }
 
 /// Why the kubelet ended.

@@ -1,4 +1,4 @@
-//! Which credentials a registry is shown: from Secrets of image pulls, by the name of the image. Pure. Upstream:
+//! Which credentials a registry is shown: from Secrets of image pulls and docker's files, by the name of the image. Pure. Upstream:
 //! pkg/credentialprovider (keyring.go, config.go).
 
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ impl fmt::Debug for Credential {
 }
 
 /// One entry of a docker configuration.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct Entry {
     username: String,
@@ -34,9 +34,10 @@ struct Entry {
     auth: String,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A docker `config.json`, of which only the logins are read.
+#[derive(Default, Deserialize)]
 #[serde(default)]
-struct DockerConfigJson {
+pub struct DockerConfig {
     auths: BTreeMap<String, Entry>,
 }
 
@@ -46,14 +47,27 @@ pub(crate) fn credentials(secrets: &[&Secret], image: &str) -> Vec<Credential> {
     select(secrets.iter().flat_map(|secret| entries(secret)), image)
 }
 
-/// User and password for that image in a docker `config.json` (its `auths`), as `credentials` orders them.
-///
-/// # Errors
-/// When the text is no such JSON.
-pub fn docker_config_credentials(text: &[u8], image: &str) -> serde_json::Result<Vec<(String, String)>> {
-    let config: DockerConfigJson = serde_json::from_slice(text)?;
-    let found = select(readable(config.auths).into_iter(), image);
-    Ok(found.into_iter().map(|Credential { username, password }| (username, password)).collect())
+impl DockerConfig {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When the text is no such JSON.
+    pub fn parse(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text)
+    }
+}
+
+impl fmt::Debug for DockerConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_set().entries(self.auths.keys()).finish()
+    }
+}
+
+/// User and password for that image in those files, in the order in which they are tried: those of the longest name first, then by
+/// the order of the files.
+pub fn docker_logins(configs: Vec<DockerConfig>, image: &str) -> Vec<(String, String)> {
+    let found = select(configs.into_iter().flat_map(|config| readable(config.auths)), image);
+    found.into_iter().map(|Credential { username, password }| (username, password)).collect()
 }
 
 fn select(entries: impl Iterator<Item = (String, Credential)>, image: &str) -> Vec<Credential> {
@@ -75,7 +89,7 @@ fn entries(secret: &Secret) -> Vec<(String, Credential)> {
     let data = |key: &str| secret.data.as_ref()?.get(key).map(|bytes| bytes.0.as_slice());
     let entries = match secret.type_.as_deref() {
         Some("kubernetes.io/dockerconfigjson") => data(".dockerconfigjson")
-            .and_then(|text| serde_json::from_slice::<DockerConfigJson>(text).ok())
+            .and_then(|text| serde_json::from_slice::<DockerConfig>(text).ok())
             .map(|config| config.auths),
         Some("kubernetes.io/dockercfg") => {
             data(".dockercfg").and_then(|text| serde_json::from_slice(text).ok())
@@ -212,6 +226,26 @@ mod tests {
         let users: Vec<(&str, &str)> =
             found.iter().map(|one| (one.username.as_str(), one.password.as_str())).collect();
         assert_eq!(users, [("team", "p"), ("host", "p"), ("old", "a:b")]);
+    }
+
+    #[test]
+    fn files_of_the_node_are_read_as_one() {
+        let file = |auths: Value| {
+            DockerConfig::parse(json!({ "auths": auths }).to_string().as_bytes()).expect("a file")
+        };
+        let files = || {
+            vec![
+                file(json!({ "registry.example": named("first") })),
+                file(json!({ "registry.example": named("second"), "registry.example/team": named("team") })),
+            ]
+        };
+        let users =
+            |image| docker_logins(files(), image).into_iter().map(|(user, _)| user).collect::<Vec<_>>();
+        assert_eq!(users("registry.example/team/app"), ["team", "first", "second"]);
+        assert_eq!(users("registry.example/app"), ["first", "second"]);
+        assert!(users("other.example/app").is_empty());
+        assert_eq!(format!("{:?}", files()[0]), r#"{"registry.example"}"#);
+        DockerConfig::parse(b"no JSON").expect_err("no JSON");
     }
 
     #[test]

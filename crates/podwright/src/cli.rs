@@ -109,9 +109,9 @@ pub(crate) struct NodeArgs {
     /// A certs.d tree of hosts.toml files [default: /etc/podwright/certs.d, with --root ROOT/certs.d]
     #[arg(long, value_name = "DIR")]
     pub(crate) registry_config_dir: Option<PathBuf>,
-    /// A docker config.json with logins for pulls that bring none; may be repeated, the first with a login for the image is used
-    /// [default: where the kubelet looks: /var/lib/kubelet/config.json, /root/.docker/config.json, /.docker/config.json; with
-    /// --root ROOT/kubelet/config.json]
+    /// A docker config.json with logins for pulls that bring none; may be repeated. Those for the image are tried in turn, the one
+    /// with the longest name first [default: where the kubelet looks: /var/lib/kubelet/config.json, /root/.docker/config.json,
+    /// /.docker/config.json; with --root ROOT/kubelet/config.json]
     #[arg(long, value_name = "FILE")]
     pub(crate) registry_auth_file: Vec<PathBuf>,
     /// The cgroup below which everything of this node lives [default: /; the runtime's own: /podwright]

@@ -25,21 +25,25 @@ pub struct Config {
     pub cni: cni::ClientConfig,
 }
 
-/// Finds the node's own credentials for an image.
+/// Finds the node's own credentials for an image, in the order in which they are tried.
 #[derive(Clone)]
 pub struct NodeLogins(Arc<Find>);
 
-type Find = dyn Fn(&str) -> Option<Auth> + Send + Sync;
+type Find = dyn Fn(&str) -> Vec<Auth> + Send + Sync;
 
 impl NodeLogins {
     /// Asks `find` anew for each pull.
-    pub fn new(find: impl Fn(&str) -> Option<Auth> + Send + Sync + 'static) -> Self {
+    pub fn new(find: impl Fn(&str) -> Vec<Auth> + Send + Sync + 'static) -> Self {
         Self(Arc::new(find))
     }
 
-    /// What the request brings wins; an empty message brings nothing.
-    pub(crate) fn choose(&self, brought: Option<Auth>, image: &str) -> Option<Auth> {
-        brought.filter(|auth| *auth != Auth::default()).or_else(|| (self.0)(image))
+    /// What a pull is tried with, in turn. What the request brings wins; an empty message brings nothing.
+    pub(crate) fn tries(&self, brought: Option<Auth>, image: &str) -> Vec<Option<Auth>> {
+        if let Some(brought) = brought.filter(|auth| *auth != Auth::default()) {
+            return vec![Some(brought)];
+        }
+        let own: Vec<_> = (self.0)(image).into_iter().map(Some).collect();
+        if own.is_empty() { vec![None] } else { own }
     }
 }
 
@@ -96,15 +100,20 @@ mod tests {
     #[test]
     fn a_login_that_a_request_brings_wins_over_the_node_s() {
         let user = |name: &str| Auth { username: name.to_owned(), ..Auth::default() };
-        let logins = NodeLogins::new(move |image| (image == "known").then(|| user("node")));
+        let logins = NodeLogins::new(move |image| match image {
+            "known" => vec![user("first"), user("second")],
+            _ => Vec::new(),
+        });
         for (brought, image, expect) in [
-            (Some(user("pod")), "known", Some("pod")),
-            (Some(Auth::default()), "known", Some("node")),
-            (None, "known", Some("node")),
-            (None, "other", None),
+            (Some(user("pod")), "known", &[Some("pod")][..]),
+            (Some(Auth::default()), "known", &[Some("first"), Some("second")]),
+            (None, "known", &[Some("first"), Some("second")]),
+            (None, "other", &[None]),
         ] {
-            let chosen = logins.choose(brought, image).map(|auth| auth.username);
-            assert_eq!(chosen.as_deref(), expect, "{image}");
+            let tries = logins.tries(brought, image);
+            let tries: Vec<Option<&str>> =
+                tries.iter().map(|auth| auth.as_ref().map(|auth| auth.username.as_str())).collect();
+            assert_eq!(tries, expect, "{image}");
         }
     }
 }

@@ -12,7 +12,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::error::Error;
-use crate::images::{Auth, Image};
+use crate::images::{Auth, Image, ImageError, ImageId};
 use crate::listing::{in_pieces, wants_container, wants_sandbox};
 use crate::record::SandboxPhase;
 use crate::runtime::{Runtime, now_ns};
@@ -460,9 +460,7 @@ impl ImageService for Images {
             identity_token: auth.identity_token,
             registry_token: auth.registry_token,
         });
-        let auth = self.0.config.node_logins.choose(auth, &wanted);
-        let progress = |progress| tracing::debug!(?progress, "pulling");
-        let image_ref = self.0.images.pull(&wanted, auth, progress).await.map_err(Error::from)?;
+        let image_ref = self.pull(&wanted, auth).await.map_err(Error::from)?;
         tracing::info!(image = wanted, id = image_ref, "pulled image");
         Ok(Response::new(v1::PullImageResponse { image_ref }))
     }
@@ -495,6 +493,24 @@ impl ImageService for Images {
 }
 
 impl Images {
+    /// Pulls with each login in turn while another one may help; the first is for the image most of all, so its failure is told.
+    async fn pull(&self, wanted: &str, brought: Option<Auth>) -> Result<ImageId, ImageError> {
+        let mut first = None;
+        for auth in self.0.config.node_logins.tries(brought, wanted) {
+            let progress = |progress| tracing::debug!(?progress, "pulling");
+            match self.0.images.pull(wanted, auth, progress).await {
+                Ok(id) => return Ok(id),
+                // Some registries hide what a login may not read.
+                Err(error @ (ImageError::AuthDenied { .. } | ImageError::NotFound { .. })) => {
+                    tracing::debug!(error = host::error::chain(&error), "a login did not help");
+                    first.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(first.expect("a pull is tried at least once"))
+    }
+
     fn listed(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
         let wanted = filter.and_then(|filter| filter.image).unwrap_or_default().image;
         let images = if wanted.is_empty() {

@@ -5,8 +5,12 @@ use std::sync::{LazyLock, OnceLock};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::images::BUSYBOX;
+use super::images::{self, BUSYBOX};
 use super::{Cluster, ClusterNode, NodeKind};
+use crate::registry::{Registry, write_only_mirror};
+
+/// Where the registry with a password listens, on the machine between the nodes.
+const PRIVATE: &str = "192.0.2.1:5001";
 
 /// See the module. The namespace goes with the value.
 pub struct ClusterStory {
@@ -67,6 +71,21 @@ pub fn tell_anywhere(
     story: impl FnOnce(&ClusterStory) -> Result<()>,
 ) {
     tell_in(ClusterStory::anywhere(shared(), node, &name.replace('_', "-")), story);
+}
+
+/// Lets a node of the shared cluster know `private.example`: a registry that lets nobody in without [`Registry::USER`]'s password.
+///
+/// # Errors
+/// When it does not come up.
+pub fn private_registry(node: &ClusterNode) -> Result<()> {
+    static REGISTRY: LazyLock<Result<Registry>> = LazyLock::new(|| {
+        let router = shared().lab.router();
+        Registry::serve_with_password_at(router, PRIVATE, &images::storage()?)
+    });
+    if let Err(error) = &*REGISTRY {
+        anyhow::bail!("{error:?}");
+    }
+    write_only_mirror(&node.machine.host.path().join("certs.d"), "private.example", PRIVATE)
 }
 
 fn tell_in(told: Result<ClusterStory>, story: impl FnOnce(&ClusterStory) -> Result<()>) {

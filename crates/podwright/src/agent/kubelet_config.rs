@@ -5,10 +5,15 @@ use std::time::Duration;
 use kubelet::{Config, MemoryThreshold, Reserved, Sizing};
 
 use crate::config::{Capacity, Settings, Threshold};
+use crate::image::auth_file::{self, Puller};
 use crate::node::Node;
 
 /// The kubelet. Without a KubeletConfiguration a node of its own gives its pods all that it has, and evicts none.
 pub(super) fn of(node: &Node, settings: Option<&Settings>) -> Config {
+    let puller = match node.container_runtime_endpoint {
+        None => Puller::Own,
+        Some(_) => Puller::Foreign,
+    };
     Config {
         node_name: node.name.clone(),
         node_ips: node.addresses(),
@@ -26,6 +31,7 @@ pub(super) fn of(node: &Node, settings: Option<&Settings>) -> Config {
         pressure_transition: settings
             .map_or(Duration::ZERO, |settings| settings.eviction.pressure_transition_period),
         allowed_sysctls: settings.map_or_else(Vec::new, |settings| settings.allowed_unsafe_sysctls.clone()),
+        node_logins: auth_file::for_kubelet(node.registry_auth_files.clone(), puller),
     }
 }
 

@@ -49,7 +49,7 @@ pub(crate) fn runtime(
         state: node.state.clone(),
         cgroup_root: node.runtime_cgroup.clone(),
         registry_config_dir: node.registry_config_dir.clone(),
-        node_logins: auth_file::node_logins(node.registry_auth_files.clone()),
+        node_logins: auth_file::for_runtime(node.registry_auth_files.clone()),
         streaming_address: (std::net::Ipv4Addr::LOCALHOST, 0).into(),
         cni: cni::ClientConfig {
             conf_dir: node.cni_conf_dir.clone(),

@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
-use runtime::NodeLogins;
+use cri::v1::AuthConfig;
+use kubelet::{DockerConfig, docker_logins};
 use runtime::images::{Auth, Reference};
 use serde_json::Value;
 
@@ -48,14 +49,56 @@ fn usual_file() -> Option<PathBuf> {
     files.into_iter().flatten().find(|path| path.exists())
 }
 
-/// Logins of the node in these files, looked up at each pull: who logs in meanwhile need not restart anything.
-pub(crate) fn node_logins(files: Vec<PathBuf>) -> NodeLogins {
-    NodeLogins::new(move |image| files.iter().find_map(|file| node_login(file, image)))
+/// Logins of the node in these files for our runtime, looked up at each pull: who logs in meanwhile need not restart anything.
+pub(crate) fn for_runtime(files: Vec<PathBuf>) -> runtime::NodeLogins {
+    let auth = |login| {
+        let Login { username, password, registry } = login;
+        Auth { username, password, server_address: registry, ..Auth::default() }
+    };
+    runtime::NodeLogins::new(move |image| logins_for(&files, image).into_iter().map(auth).collect())
 }
 
-/// For the registry itself only: a mirror of it is somebody else. A file that is of no use keeps nobody from pulling what is public.
-fn node_login(file: &Path, image: &str) -> Option<Auth> {
-    let domain = Reference::parse(image).ok()?.domain;
+/// Who runs what the kubelet pulls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Puller {
+    /// Our runtime, which shows a login to the registry that it names, and to no mirror of it.
+    Own,
+    /// Another one. It gets what a stock kubelet sends, which is no address; what runtimes make of one differs.
+    Foreign,
+}
+
+/// The same for the kubelet.
+pub(crate) fn for_kubelet(files: Vec<PathBuf>, puller: Puller) -> kubelet::NodeLogins {
+    let auth = move |login| {
+        let Login { username, password, registry } = login;
+        let server_address = match puller {
+            Puller::Own => registry,
+            Puller::Foreign => String::new(),
+        };
+        AuthConfig { username, password, server_address, ..AuthConfig::default() }
+    };
+    kubelet::NodeLogins::new(move |image| logins_for(&files, image).into_iter().map(auth).collect())
+}
+
+struct Login {
+    username: String,
+    password: String,
+    /// The registry of the image.
+    registry: String,
+}
+
+/// What these files have for an image, best match first. A file that is of no use keeps nobody from pulling what is public.
+fn logins_for(files: &[PathBuf], image: &str) -> Vec<Login> {
+    let Ok(reference) = Reference::parse(image) else { return Vec::new() };
+    let configs = files.iter().filter_map(|file| config_of(file, image)).collect();
+    let found = docker_logins(configs, image).into_iter().filter(|(user, _)| !user.is_empty());
+    let login = |(username, password)| Login { username, password, registry: reference.domain.clone() };
+    let found: Vec<Login> = found.map(login).collect();
+    tracing::debug!(image, logins = found.len(), "looked for the node's own logins");
+    found
+}
+
+fn config_of(file: &Path, image: &str) -> Option<DockerConfig> {
     let text = match std::fs::read(file) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
@@ -65,22 +108,15 @@ fn node_login(file: &Path, image: &str) -> Option<Auth> {
         }
     };
     match look(&text, image) {
-        Ok(Found::Password(credentials)) => {
-            tracing::debug!(file = %file.display(), image, "pulling with the node's own login");
-            let (user, password) = credentials.split_once(':')?;
-            let (username, password) = (user.to_owned(), password.to_owned());
-            Some(Auth { username, password, server_address: domain, ..Auth::default() })
-        }
         Ok(Found::Helper(helper)) => {
             tracing::warn!(file = %file.display(), image, "docker-credential-{helper} has the password and is not run");
-            None
         }
-        Ok(Found::Nothing) => None,
+        Ok(Found::Password(_) | Found::Nothing) => {}
         Err(error) => {
             tracing::warn!(file = %file.display(), %error, "cannot parse passwords of registries");
-            None
         }
     }
+    DockerConfig::parse(&text).ok()
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -92,8 +128,8 @@ enum Found {
 }
 
 fn look(text: &[u8], reference: &str) -> serde_json::Result<Found> {
-    let best = kubelet::docker_config_credentials(text, reference)?.into_iter().next();
-    if let Some((user, password)) = best.filter(|(user, _)| !user.is_empty()) {
+    let logins = docker_logins(vec![DockerConfig::parse(text)?], reference);
+    if let Some((user, password)) = logins.into_iter().find(|(user, _)| !user.is_empty()) {
         return Ok(Found::Password(format!("{user}:{password}")));
     }
     let config: Value = serde_json::from_slice(text)?;
@@ -127,23 +163,22 @@ mod tests {
     }
 
     #[test]
-    fn the_node_s_login_is_for_the_registry_and_a_bad_file_hides_no_other() {
+    fn logins_of_the_node_are_for_the_registry_and_a_bad_file_hides_no_other() {
         let temp = tempfile::tempdir().unwrap();
         let [gone, bad, good] = ["gone", "bad", "good"].map(|name| temp.path().join(name));
         std::fs::write(&bad, "no JSON").unwrap();
-        let auths = r#"{"auths":{"r.example":{"auth":"YWxpY2U6czpjcmV0"},"https://index.docker.io/v1/":{"auth":"Ym9iOnA="}}}"#;
+        let auths = r#"{"auths":{"r.example":{"auth":"YWxpY2U6czpjcmV0"},"r.example/team":{"auth":"Ym9iOnA="},"https://index.docker.io/v1/":{"auth":"Ym9iOnA="}}}"#;
         std::fs::write(&good, auths).unwrap();
+        let files = [gone, bad, good];
         let found = |image: &str| {
-            let auth = [&gone, &bad, &good].into_iter().find_map(|file| node_login(file, image))?;
-            Some((auth.username, auth.password, auth.server_address))
+            let logins = logins_for(&files, image).into_iter();
+            logins.map(|one| [one.username, one.password, one.registry].join(" ")).collect::<Vec<_>>()
         };
-        let login = |user: &str, password: &str, server: &str| {
-            Some((user.to_owned(), password.to_owned(), server.to_owned()))
-        };
-        assert_eq!(found("r.example/a:1"), login("alice", "s:cret", "r.example"));
-        assert_eq!(found("busybox"), login("bob", "p", "docker.io"));
-        assert_eq!(found("other.example/a"), None);
-        assert_eq!(found("NOT A NAME"), None);
+        assert_eq!(found("r.example/a:1"), ["alice s:cret r.example"]);
+        assert_eq!(found("r.example/team/a:1"), ["bob p r.example", "alice s:cret r.example"]);
+        assert_eq!(found("busybox"), ["bob p docker.io"]);
+        assert!(found("other.example/a").is_empty());
+        assert!(found("NOT A NAME").is_empty());
     }
 
     #[test]

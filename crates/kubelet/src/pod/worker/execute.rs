@@ -413,19 +413,12 @@ impl Worker {
 
     /// Pulls with each of the credentials that are for the image, until one is taken; without any if there are none.
     async fn pull(&self, wanted: &v1::ImageSpec) -> Result<(), tonic::Status> {
-        let mut tries: Vec<Option<v1::AuthConfig>> = self
-            .credentials(&wanted.image)
-            .into_iter()
-            .map(|one| {
-                let Credential { username, password } = one;
-                Some(v1::AuthConfig { username, password, ..Default::default() })
-            })
-            .collect();
-        if tries.is_empty() {
-            tries.push(None);
-        }
+        let of_pod = self.credentials(&wanted.image).into_iter().map(|one| {
+            let Credential { username, password } = one;
+            v1::AuthConfig { username, password, ..Default::default() }
+        });
         let mut failures = Vec::new();
-        for auth in tries {
+        for auth in self.node.config.node_logins.tries(of_pod.collect(), &wanted.image) {
             let request = v1::PullImageRequest { image: Some(wanted.clone()), auth, sandbox_config: None };
             match self.images().pull_image(request).await {
                 Ok(_) => return Ok(()),
