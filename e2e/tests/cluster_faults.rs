@@ -230,6 +230,36 @@ fn an_agent_that_starts_without_the_api_server_keeps_its_pods(world: &World) -> 
     world.delete(&["kept", "new"])
 }
 
+/// What is left of a machine that has started anew: disks, and nothing that ran. The reference's parts are not ours to take apart.
+#[test]
+#[ignore = "needs a cluster"]
+fn a_machine_that_starts_without_the_api_server_starts_its_static_pods_alone() {
+    tell(&PODWRIGHT, |world| {
+        let manifests = world.node.machine.host.path().join("kubernetes/manifests");
+        std::fs::write(manifests.join("static.yaml"), manifest("static", 19_001, ""))?;
+        world.ready("static-node")?;
+        world.sleeper("bound", 19_002, "")?;
+        world.cluster.control_plane.kill(Component::ApiServer);
+        world.node.end_agent();
+        let script = "pkill -KILL -f '^podwright-supervisor'; pkill -KILL -fx 'sleep 1900[12]'
+            umount /run/podwright/sandboxes/*/shm && rm -r /run/podwright";
+        world.node.machine.host.run("sh", &["-c", script])?;
+        assert_eq!((world.sleeping(19_001), world.sleeping(19_002)), (0, 0), "nothing outlives a machine");
+        world.node.start_agent()?;
+        eventually("the static pod starts", || (world.sleeping(19_001) == 1).then_some(()))?;
+        pass(10);
+        assert_eq!(world.sleeping(19_002), 0, "nobody has said that it is still wanted");
+        world.cluster.control_plane.start_component(Component::ApiServer)?;
+        eventually("what is bound to the node starts", || (world.sleeping(19_002) == 1).then_some(()))?;
+        world.node.wait_ready(&world.cluster)?;
+        world.ready("bound")?;
+        world.ready("static-node")?;
+        std::fs::remove_file(manifests.join("static.yaml"))?;
+        world.gone("static-node")?;
+        world.delete(&["bound"])
+    });
+}
+
 fn a_pod_that_is_deleted_while_the_agent_is_away_ends(world: &World) -> Result<()> {
     world.sleeper("polite", 14_001, "")?;
     world.sleeper("forced", 14_002, "")?;

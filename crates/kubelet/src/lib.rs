@@ -44,7 +44,7 @@ pub use inputs::Inputs;
 pub use log_rotation::LogRotationPolicy;
 pub use manager::{Parts, run};
 pub use node_logins::NodeLogins;
-pub use pod::worker::remembered_pods;
+pub use pod::worker::{forget_other_boots, remembered_pods};
 pub use probe_counts::ProbeCounts;
 pub use pull_secrets::{DockerConfig, docker_logins};
 pub use report::{NodeReport, StartTimes};
@@ -114,7 +114,4 @@ pub enum KubeletError {
         /// What it said.
         source: Box<tonic::Status>,
     },
-    /// The clock does not answer.
-    #[error("read the boot's identity")]
-    Boot(#[source] std::io::Error),
 }

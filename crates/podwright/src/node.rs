@@ -157,6 +157,11 @@ impl Node {
         self.container_runtime_endpoint.clone().unwrap_or_else(own)
     }
 
+    /// What the kubelet remembers of this boot's pods.
+    pub(crate) fn kubelet_state(&self) -> PathBuf {
+        self.state.join("kubelet")
+    }
+
     /// The socket on which the CLI asks a running agent.
     pub(crate) fn admin_socket(&self) -> PathBuf {
         self.state.join("admin.sock")

@@ -42,7 +42,7 @@ use probing::Probers;
 use used::Used;
 
 pub(crate) use remember::is_remembered;
-pub use remember::remembered_pods;
+pub use remember::{forget_other_boots, remembered_pods};
 
 /// What all workers share.
 pub(crate) struct Node {

@@ -20,7 +20,7 @@ pub(super) fn of(node: &Node, settings: Option<&Settings>) -> Config {
         root_dir: node.kubelet_dir.clone(),
         pod_logs_dir: node.pod_logs_dir.clone(),
         cgroup_root: node.kubelet_cgroup.clone(),
-        state_dir: node.state.join("kubelet"),
+        state_dir: node.kubelet_state(),
         resolv_conf: node.resolv_conf.clone(),
         cluster_dns: node.cluster_dns.clone(),
         cluster_domain: node.cluster_domain.clone(),

@@ -133,6 +133,11 @@ impl Agent {
     /// Starts every part. They end when `stop` is cancelled.
     pub(crate) async fn start(node: Node, role: Role, stop: CancellationToken) -> anyhow::Result<Self> {
         let lock = NodeLock::take(&node)?;
+        if !matches!(role, Role::Runtime) {
+            let boot_id = host::process::boot_id().context("read the boot's identity")?;
+            kubelet::forget_other_boots(&node.kubelet_state(), &boot_id)
+                .context("look at the kubelet's records")?;
+        }
         let writer = parts::netfilter();
         let default = match &role {
             Role::Cluster(membership) => membership.remembered_network(&node).await,

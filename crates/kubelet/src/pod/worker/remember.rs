@@ -29,12 +29,38 @@ pub(crate) fn is_remembered(state_dir: &Path, uid: &str) -> bool {
 /// The pods that a former agent of this boot remembered in [`crate::Config::state_dir`].
 #[must_use]
 pub fn remembered_pods(state_dir: &Path) -> Vec<Arc<v1::Pod>> {
-    let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten();
-    let is_record = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "json");
-    let records = entries.map(|entry| entry.path()).filter(is_record);
-    let pods =
-        records.filter_map(|path| serde_json::from_slice::<Record>(&std::fs::read(path).ok()?).ok()?.pod);
-    pods.map(Arc::new).collect()
+    let pod = |path: PathBuf| serde_json::from_slice::<Record>(&std::fs::read(path).ok()?).ok()?.pod;
+    records(state_dir).filter_map(pod).map(Arc::new).collect()
+}
+
+/// Forgets what was remembered in another boot than `boot_id`: nothing of that runs, its times are of another clock, and only the API
+/// server knows what has become of its pods meanwhile.
+///
+/// # Errors
+/// When the directory cannot be read or written.
+pub fn forget_other_boots(state_dir: &Path, boot_id: &str) -> std::io::Result<()> {
+    let path = state_dir.join("boot-id");
+    let then = match std::fs::read_to_string(&path) {
+        Ok(then) => Some(then),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    if then.as_deref() == Some(boot_id) {
+        return Ok(());
+    }
+    std::fs::create_dir_all(state_dir)?;
+    // A directory that names no boot is of an agent that did not write it down yet.
+    if then.is_some() {
+        for path in records(state_dir) {
+            std::fs::remove_file(path)?;
+        }
+    }
+    host::state_file::write_atomic(&path, boot_id.as_bytes(), 0o600)
+}
+
+fn records(state_dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(state_dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.extension().is_some_and(|extension| extension == "json"))
 }
 
 impl Worker {
@@ -76,5 +102,38 @@ impl Worker {
                 tracing::warn!(pod = self.pod.name, %error, "the pod's record cannot be written");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_of_another_boot_are_forgotten() {
+        let temp = tempfile::tempdir().unwrap();
+        let state_dir = temp.path().join("kubelet");
+        let remembered = || {
+            let names = remembered_pods(&state_dir).into_iter().map(|pod| pod.metadata.name.clone().unwrap());
+            names.collect::<Vec<_>>()
+        };
+        let write = |uid: &str| {
+            let record = serde_json::json!({ "pod": { "metadata": { "name": uid, "uid": uid } } });
+            std::fs::write(state_dir.join(format!("{uid}.json")), record.to_string()).unwrap();
+        };
+        forget_other_boots(&state_dir, "one").unwrap();
+        write("a");
+        forget_other_boots(&state_dir, "one").unwrap();
+        assert_eq!(remembered(), ["a"]);
+        assert!(is_remembered(&state_dir, "a"));
+        forget_other_boots(&state_dir, "two").unwrap();
+        assert!(remembered().is_empty() && !is_remembered(&state_dir, "a"));
+        write("b");
+        forget_other_boots(&state_dir, "two").unwrap();
+        assert_eq!(remembered(), ["b"]);
+        // Of an agent that named no boot.
+        std::fs::remove_file(state_dir.join("boot-id")).unwrap();
+        forget_other_boots(&state_dir, "two").unwrap();
+        assert_eq!(remembered(), ["b"]);
     }
 }
