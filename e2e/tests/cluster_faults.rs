@@ -138,6 +138,19 @@ fn pass(seconds: u64) {
 
 const PROBED: &str = "    readinessProbe: {exec: {command: ['true']}, periodSeconds: 1}\n";
 
+/// An outage is told of by everybody whom it concerns, once, and by nobody else.
+fn warns_of_each_thing_once(log: &str) -> Result<()> {
+    let warnings = log.lines().filter_map(|line| line.split_once(" WARN "));
+    let mut told: Vec<&str> =
+        warnings.map(|(_, what)| what.split(" error=").next().unwrap_or(what)).collect();
+    let all = told.len();
+    told.sort_unstable();
+    told.dedup();
+    ensure!(told.len() == all && !told.is_empty(), "some of these more than once:\n{log}");
+    ensure!(!told.iter().any(|what| what.starts_with("kube_")), "a library speaks:\n{log}");
+    Ok(())
+}
+
 fn pods_go_on_without_the_api_server_for_a_minute(world: &World) -> Result<()> {
     world.sleeper("steady", 11_001, PROBED)?;
     // Ends once, in the middle of the outage.
@@ -157,6 +170,7 @@ spec:
     ))?;
     world.ready("once")?;
     let steady = world.pod("steady")?;
+    let logged = world.node.log().len();
     world.cluster.control_plane.kill(Component::ApiServer);
     let manifests = world.node.machine.host.path().join("kubernetes/manifests");
     let fixed = format!(
@@ -172,6 +186,9 @@ spec:
     eventually("a static pod starts without it", || (world.sleeping(11_003) == 1).then_some(()))?;
     pass(60);
     ensure!(world.sleeping(11_001) == 1 && world.sleeping(11_002) == 1, "a pod is lost, or there twice");
+    if world.node.kind == NodeKind::Podwright {
+        warns_of_each_thing_once(&world.node.log()[logged..])?;
+    }
     world.cluster.control_plane.start_component(Component::ApiServer)?;
     eventually("the restart is told", || (world.pod("once").ok()?.restarts() == 1).then_some(()))?;
     world.ready("once")?;

@@ -35,9 +35,9 @@ fn directive(args: &LogArgs, command: &Command, env: Option<String>) -> Result<S
 /// Long-running agents tell what changes on the node; commands for people only what is wrong.
 fn quiet_level(command: &Command) -> &'static str {
     match command {
-        // A watch that broke is told of by whoever follows it, and not before it matters.
+        // A watch that broke is told of by whoever follows it, and not before it matters; what a request met, by who made it.
         Command::Run(_) | Command::Join(_) | Command::Agent(_) | Command::Runtime(_) => {
-            "info,kube_runtime=off"
+            "info,kube_runtime=off,kube_client=off"
         }
         Command::Demo(_) => "error",
         Command::Status(_)
