@@ -461,3 +461,59 @@ containerLogMonitorInterval: 3s
     std::fs::remove_file(&log)?;
     eventually("a removed log is made again", || log.exists().then_some(()))
 }
+
+#[test]
+#[ignore = "needs root"]
+fn log_collectors_find_each_container_s_log_as_long_as_it_is_there() -> Result<()> {
+    let text = pod(
+        "told",
+        &format!(
+            "  terminationGracePeriodSeconds: 1\n  containers:\n{}{}",
+            container("once", "echo begun; exit 1", ""),
+            container("main", &format!("echo hello; {}", ending("end")), ""),
+        ),
+    );
+    let mut story = start(&text)?;
+    let links = story.host.path().join("root/logs/containers");
+    let names = || -> Vec<String> {
+        let entries = std::fs::read_dir(&links).into_iter().flatten();
+        let mut names: Vec<_> =
+            entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    };
+    let id = |pod: &Value, index: usize| {
+        let id = pod["status"]["containerStatuses"][index]["containerID"].as_str().unwrap_or_default();
+        id.trim_start_matches("podwright://").to_owned()
+    };
+    let pod =
+        story.pod_until("told", "one of its containers runs, the other has been restarted twice", |pod| {
+            let of = &pod["status"]["containerStatuses"];
+            of[1]["state"]["running"].is_object() && of[0]["restartCount"].as_i64() >= Some(2)
+        })?;
+    let main = format!("told_default_main-{}.log", id(&pod, 1));
+    let once = format!("told_default_once-{}.log", id(&pod, 0));
+    assert!(names().contains(&main) && names().contains(&once), "{main} {once} {:?}", names());
+    let text = eventually("its log is read there", || {
+        std::fs::read_to_string(links.join(&main)).ok().filter(|text| !text.is_empty())
+    })?;
+    assert!(text.ends_with(" stdout F hello\n"), "{text}");
+    let of_once = names().into_iter().filter(|name| name.starts_with("told_default_once-"));
+    assert_eq!(of_once.count(), 2, "the first of three attempts is removed: {:?}", names());
+
+    // What a killed agent could not remove goes at the next start; what is somebody else's stays.
+    story.node().crash();
+    std::os::unix::fs::symlink(
+        story.host.path().join("root/logs/pods/a_b_c/d/0.log"),
+        links.join("b_a_d-1.log"),
+    )?;
+    std::os::unix::fs::symlink("/nowhere", links.join("foreign.log"))?;
+    story.restart()?;
+    eventually("a link to nothing is removed", || {
+        (!names().contains(&"b_a_d-1.log".to_owned())).then_some(())
+    })?;
+    std::fs::remove_file(story.manifests.join("pod.yaml"))?;
+    gone(&story, "told")?;
+    assert_eq!(names(), ["foreign.log"]);
+    Ok(())
+}

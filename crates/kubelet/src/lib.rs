@@ -16,6 +16,7 @@ mod hosts;
 mod image_gc;
 mod inputs;
 pub mod join;
+mod log_links;
 mod log_rotation;
 mod manager;
 mod meminfo;
@@ -41,6 +42,7 @@ use std::time::Duration;
 
 pub use image_gc::ImageGcPolicy;
 pub use inputs::Inputs;
+pub use log_links::sweep_log_links;
 pub use log_rotation::LogRotationPolicy;
 pub use manager::{Parts, run};
 pub use node_logins::NodeLogins;
@@ -66,6 +68,8 @@ pub struct Config {
     pub root_dir: PathBuf,
     /// `/var/log/pods`.
     pub pod_logs_dir: PathBuf,
+    /// `/var/log/containers`: links to those logs.
+    pub container_logs_dir: PathBuf,
     /// The cgroup below which `kubepods` lies: `/`.
     pub cgroup_root: String,
     /// What must survive a restart of the agent, but not a boot: verdicts of probes, back-offs.

@@ -1,5 +1,5 @@
 //! Rotates the logs of running containers: `0.log` becomes `0.log.20060102-150405`, the runtime opens a new file, older
-//! ones are compressed, the oldest removed. Upstream: pkg/kubelet/logs.
+//! ones are compressed, the oldest removed. Links to logs that are gone go too. Upstream: pkg/kubelet/logs.
 //!
 //! A pod that sees the host's directories may have put links among the logs: none is followed.
 
@@ -21,6 +21,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use tonic::transport::Channel;
 
 use crate::cri_requests::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
+use crate::log_links::LogLinks;
 use crate::time::wall_ns;
 
 /// When logs are rotated, and how many are kept.
@@ -75,7 +76,7 @@ fn plan_files(name: &str, beside: &[String], max_files: usize) -> FilePlan {
 pub(crate) struct Rotator {
     pub(crate) cri: Channel,
     pub(crate) policy: LogRotationPolicy,
-    pub(crate) pod_logs_dir: PathBuf,
+    pub(crate) links: LogLinks,
 }
 
 impl Rotator {
@@ -96,6 +97,12 @@ impl Rotator {
                         }
                     }
                 }
+            }
+            // After the rotations: while one is under way, its log has no file of that name.
+            let links = self.links.clone();
+            let swept = tokio::task::spawn_blocking(move || links.sweep()).await;
+            if let Err(error) = swept.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                tracing::warn!(%error, "remove links to logs that are gone");
             }
         }
     }
@@ -148,7 +155,7 @@ impl Rotator {
 
     fn open(&self, directory: &Path) -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&self.pod_logs_dir, flags, Mode::empty())?;
+        let root = rustix::fs::open(&self.links.pod_logs_dir, flags, Mode::empty())?;
         host::path::open_strict(&root, directory, OFlags::RDONLY | OFlags::DIRECTORY)
     }
 

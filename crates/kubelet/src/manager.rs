@@ -126,7 +126,7 @@ pub struct Parts {
 /// When a directory cannot be made, the machine's cgroups are unknown, or the runtime does not answer at the start.
 pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -> Result<(), KubeletError> {
     let Parts { cri, desired, synced, report, events, inputs, pressure, probes } = parts;
-    for path in [&config.root_dir, &config.pod_logs_dir, &config.state_dir] {
+    for path in [&config.root_dir, &config.pod_logs_dir, &config.container_logs_dir, &config.state_dir] {
         std::fs::create_dir_all(path)
             .map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
     }
@@ -173,11 +173,7 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         desired: node.desired.clone(),
         reporter: &node.reporter,
     };
-    let logs = Rotator {
-        cri: node.cri.clone(),
-        policy: node.config.log_rotation,
-        pod_logs_dir: node.config.pod_logs_dir.clone(),
-    };
+    let logs = Rotator { cri: node.cri.clone(), policy: node.config.log_rotation, links: node.log_links() };
     let (orders, evictions) = mpsc::channel(1);
     let evictor = Evictor::new(&node, pressure, orders.clone());
     let storage = storage::watch(Arc::clone(&node), orders);

@@ -67,6 +67,8 @@ pub(crate) struct Node {
     pub(crate) kubelet_dir: PathBuf,
     /// Logs of pods.
     pub(crate) pod_logs_dir: PathBuf,
+    /// Links to the logs of containers.
+    pub(crate) container_logs_dir: PathBuf,
     /// What pods' resolv.conf is made of.
     pub(crate) resolv_conf: PathBuf,
     /// The cluster's name servers; none on a node of its own.
@@ -118,6 +120,7 @@ impl Node {
             ips: node_ips(&args.node_ip)?,
             kubelet_dir: under_root("kubelet", "/var/lib/kubelet"),
             pod_logs_dir: under_root("logs/pods", "/var/log/pods"),
+            container_logs_dir: under_root("logs/containers", "/var/log/containers"),
             resolv_conf: PathBuf::from(DEFAULT_RESOLV_CONF),
             cluster_dns: Vec::new(),
             cluster_domain: DEFAULT_CLUSTER_DOMAIN.to_owned(),
@@ -362,6 +365,7 @@ mod tests {
             ips: Vec::new(),
             kubelet_dir: "/var/lib/kubelet".into(),
             pod_logs_dir: "/var/log/pods".into(),
+            container_logs_dir: "/var/log/containers".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".into(),
@@ -383,6 +387,7 @@ mod tests {
             &node.registry_auth_files[0],
             &node.kubelet_dir,
             &node.pod_logs_dir,
+            &node.container_logs_dir,
             &node.services_file(),
             &node.cni_cache_dir(),
             &node.leases_dir(),

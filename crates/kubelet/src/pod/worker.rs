@@ -25,6 +25,7 @@ use tonic::transport::Channel;
 use crate::cgroups::PodCgroups;
 use crate::downward::Capacity;
 use crate::events::Kind;
+use crate::log_links::{LogLinks, Owner};
 use crate::pod::back_off::BackOff;
 use crate::pod::model::{Pod, admit};
 use crate::pod::plan::{
@@ -63,6 +64,14 @@ impl Node {
     /// Upstream's directory for a pod's logs.
     pub(crate) fn pod_logs(&self, pod: &Pod) -> std::path::PathBuf {
         self.config.pod_logs_dir.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
+    }
+
+    /// Where log collectors look for logs.
+    pub(crate) fn log_links(&self) -> LogLinks {
+        LogLinks {
+            directory: self.config.container_logs_dir.clone(),
+            pod_logs_dir: self.config.pod_logs_dir.clone(),
+        }
     }
 }
 
@@ -385,6 +394,7 @@ impl Worker {
         self.node.cgroups.remove_empty_classes();
         let _ = std::fs::remove_file(self.record_path());
         let _ = std::fs::remove_dir_all(self.log_directory());
+        self.node.log_links().remove_all_of(&self.pod.namespace, &self.pod.name, &self.log_directory());
         for (what, result) in [("volumes", volumes), ("cgroup", cgroups)] {
             if let Err(error) = result {
                 tracing::warn!(
@@ -422,6 +432,19 @@ impl Worker {
             logs: self.log_directory(),
             log: std::path::Path::new(name).join(format!("{attempt}.log")),
         }
+    }
+
+    /// For log collectors: what they miss does not stop the pod.
+    fn link_log(&self, name: &str, attempt: u32, id: &str) {
+        let places = self.places(name, attempt);
+        let linked = self.node.log_links().make(self.owner(name, id), &places.logs.join(&places.log));
+        if let Err(error) = linked {
+            tracing::warn!(pod = self.pod.name, container = name, %error, "link to the container's log");
+        }
+    }
+
+    fn owner<'a>(&'a self, container: &'a str, id: &'a str) -> Owner<'a> {
+        Owner { namespace: &self.pod.namespace, pod: &self.pod.name, container, id }
     }
 
     /// Tells of each back-off once.

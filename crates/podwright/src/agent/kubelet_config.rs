@@ -19,6 +19,7 @@ pub(super) fn of(node: &Node, settings: Option<&Settings>) -> Config {
         node_ips: node.addresses(),
         root_dir: node.kubelet_dir.clone(),
         pod_logs_dir: node.pod_logs_dir.clone(),
+        container_logs_dir: node.container_logs_dir.clone(),
         cgroup_root: node.kubelet_cgroup.clone(),
         state_dir: node.kubelet_state(),
         resolv_conf: node.resolv_conf.clone(),

@@ -90,6 +90,7 @@ mod tests {
             kubelet_cgroup: default.kubelet_cgroup.clone(),
             kubelet_dir: default.kubelet_dir.clone(),
             pod_logs_dir: default.pod_logs_dir.clone(),
+            container_logs_dir: default.container_logs_dir.clone(),
             ..sample
         };
         assert_eq!(kept, default);

@@ -106,6 +106,8 @@ fn remove_files(node: &Node, images: Images, recorded: &[Recorded]) -> anyhow::R
     for path in &of_pods {
         files::remove(path)?;
     }
+    kubelet::sweep_log_links(&node.container_logs_dir, &node.pod_logs_dir)
+        .with_context(|| format!("remove links to logs in {}", node.container_logs_dir.display()))?;
     for path in &of_membership {
         files::remove(path)?;
     }

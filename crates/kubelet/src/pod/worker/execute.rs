@@ -81,6 +81,7 @@ impl Worker {
                 return self.stop(id, kill);
             }
             PodAction::RemoveContainer { id, name, attempt } => {
+                self.node.log_links().remove(self.owner(&name, &id));
                 let removed = runtime.remove_container(v1::RemoveContainerRequest { container_id: id }).await;
                 self.places(&name, attempt).remove();
                 removed.map(drop)
@@ -292,6 +293,7 @@ impl Worker {
             return Ok(None);
         }
         self.step("start", timer);
+        self.link_log(&container.name, attempt, &id);
         self.node.reporter.event(
             &self.pod,
             Kind::Normal,
