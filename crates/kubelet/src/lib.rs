@@ -27,6 +27,7 @@ mod probe;
 mod probe_counts;
 mod pull_secrets;
 mod report;
+mod resolver;
 pub mod server;
 mod services;
 mod sizing;

@@ -4,7 +4,7 @@ mod dial;
 mod grpc;
 pub(crate) mod http;
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cri::v1::runtime_service_client::RuntimeServiceClient;
@@ -13,6 +13,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
 use tonic::Code;
 use tonic::transport::Channel;
+
+use self::dial::{Host, Place};
 
 /// What a probe decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -120,17 +122,15 @@ async fn ask_once(probe: &v1::Probe, target: &Target, cri: &Channel, timeout: Du
     } else if let Some(get) = &probe.http_get {
         http::ask(get, target, timeout).await
     } else if let Some(tcp) = &probe.tcp_socket {
-        match address(tcp.host.as_deref(), &tcp.port, target) {
+        match place(tcp.host.as_deref(), &tcp.port, target) {
             Err(message) => Answer::Error(message),
-            Ok(address) => {
-                dial::dial(address, timeout).await.map_or_else(Answer::Failure, |_| Answer::Success)
-            }
+            Ok(place) => dial::dial(&place, timeout).await.map_or_else(Answer::Failure, |_| Answer::Success),
         }
     } else if let Some(health) = &probe.grpc {
         let port = IntOrString::Int(health.port);
-        match address(None, &port, target) {
+        match place(None, &port, target) {
             Err(message) => Answer::Error(message),
-            Ok(address) => grpc::ask(health.service.as_deref().unwrap_or_default(), address, timeout).await,
+            Ok(place) => grpc::ask(health.service.as_deref().unwrap_or_default(), &place, timeout).await,
         }
     } else {
         Answer::Error("the probe has no handler".into())
@@ -161,11 +161,11 @@ async fn ask_exec(exec: &v1::ExecAction, target: &Target, cri: &Channel, timeout
     Answer::Failure(String::from_utf8_lossy(&output[..output.len().min(MAX_OUTPUT)]).into_owned())
 }
 
-/// Where a probe or hook asks: the pod, unless it names another address.
-pub(crate) fn address(host: Option<&str>, port: &IntOrString, target: &Target) -> Result<SocketAddr, String> {
-    let ip = match host.filter(|host| !host.is_empty()) {
-        Some(host) => host.parse().map_err(|_| format!("host {host:?} of the probe is not an address"))?,
-        None => target.ip.ok_or("the pod has no address")?,
+/// Where a probe or hook asks: the pod, unless it names another host.
+fn place(host: Option<&str>, port: &IntOrString, target: &Target) -> Result<Place, String> {
+    let host = match host.filter(|host| !host.is_empty()) {
+        Some(host) => Host::parse(host),
+        None => Host::Ip(target.ip.ok_or("the pod has no address")?),
     };
     let number = match port {
         IntOrString::Int(number) => *number,
@@ -177,8 +177,8 @@ pub(crate) fn address(host: Option<&str>, port: &IntOrString, target: &Target) -
                 .ok_or_else(|| format!("no port is named {name:?}"))?
         }
     };
-    let number = u16::try_from(number).map_err(|_| format!("port {number} is out of range"))?;
-    Ok(SocketAddr::new(ip, number))
+    let port = u16::try_from(number).map_err(|_| format!("port {number} is out of range"))?;
+    Ok(Place { host, port })
 }
 
 #[cfg(test)]
@@ -212,7 +212,7 @@ mod tests {
             v1::ContainerPort { name: Some("http".into()), container_port: 8080, ..Default::default() };
         let target =
             Target { container_id: String::new(), ip: Some([10, 0, 0, 1].into()), ports: vec![port] };
-        let find = |port: IntOrString| address(None, &port, &target).map(|address| address.to_string());
+        let find = |port: IntOrString| place(None, &port, &target).map(|place| place.to_string());
         assert_eq!(find(IntOrString::String("http".into())), Ok("10.0.0.1:8080".into()));
         assert_eq!(find(IntOrString::Int(9)), Ok("10.0.0.1:9".into()));
         find(IntOrString::String("nope".into())).expect_err("no such port");

@@ -1,10 +1,9 @@
-//! A client of the API server from a kubeconfig: TLS by ring, names by hickory, because the C library's resolver cannot be used in
-//! a static binary.
+//! A client of the API server from a kubeconfig: TLS by ring, names by the node's resolver.
 //!
 //! Its credentials can be replaced while it is used: requests that begin later use new connections with the new ones, and
 //! what runs on old connections, watches above all, is left alone.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,7 +12,6 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hickory_resolver::TokioResolver;
 use hyper::Request;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -26,12 +24,10 @@ use kube::{Client, Config};
 use tower::ServiceBuilder;
 
 use crate::certificates::{Leaf, Store, StoreError};
+use crate::resolver::{ResolveError, Resolver};
 
 /// How long one connection may take to come about.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-
-/// hosts(5).
-const HOSTS: &str = "/etc/hosts";
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +159,7 @@ type Https = HttpClient<HttpsConnector<HttpConnector<Names>>, Body>;
 
 /// Connections with the credentials of that configuration.
 fn https(config: &Config) -> Result<Https, kube::Error> {
-    let mut tcp = HttpConnector::new_with_resolver(Names::from_system());
+    let mut tcp = HttpConnector::new_with_resolver(Names(Resolver::from_system()));
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT_PATIENCE));
@@ -193,22 +189,9 @@ impl tower::Service<Request<Body>> for Current {
     }
 }
 
-/// Names by hickory.
+/// The node's resolver as hyper wants it.
 #[derive(Clone)]
-struct Names(Option<Arc<TokioResolver>>);
-
-impl Names {
-    /// Reads the machine's resolver configuration; without one only addresses and localhost work.
-    fn from_system() -> Self {
-        let resolver = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build);
-        Self(
-            resolver
-                .inspect_err(|error| tracing::warn!(%error, "no usable resolver configuration"))
-                .ok()
-                .map(Arc::new),
-        )
-    }
-}
+struct Names(Resolver);
 
 impl tower::Service<Name> for Names {
     type Response = std::vec::IntoIter<SocketAddr>;
@@ -223,49 +206,11 @@ impl tower::Service<Name> for Names {
         let resolver = self.0.clone();
         Box::pin(async move {
             let name = name.as_str();
-            // Before DNS, which may be away: control planes are often named in this file only.
-            let hosts = tokio::fs::read_to_string(HOSTS).await.unwrap_or_default();
-            let known = in_hosts(&hosts, name);
-            if !known.is_empty() {
-                return Ok(addressed(known).into_iter());
-            }
-            if name == "localhost" {
-                return Ok(addressed([Ipv4Addr::LOCALHOST.into()]).into_iter());
-            }
-            let unresolved = |cause: String| std::io::Error::other(format!("cannot resolve {name}: {cause}"));
-            let resolver = resolver.ok_or_else(|| unresolved("/etc/resolv.conf is not usable".to_owned()))?;
-            let addresses = resolver.lookup_ip(name).await.map_err(|error| unresolved(error.to_string()))?;
-            Ok(addressed(addresses.iter()).into_iter())
+            let unresolved =
+                |cause: ResolveError| std::io::Error::other(format!("cannot resolve {name}: {cause}"));
+            let addresses = resolver.addresses(name).await.map_err(unresolved)?;
+            let addressed = addresses.into_iter().map(|address| SocketAddr::new(address, 0));
+            Ok(addressed.collect::<Vec<_>>().into_iter())
         })
-    }
-}
-
-fn addressed(addresses: impl IntoIterator<Item = IpAddr>) -> Vec<SocketAddr> {
-    addresses.into_iter().map(|address| SocketAddr::new(address, 0)).collect()
-}
-
-/// The addresses of a name in the text of hosts(5).
-fn in_hosts(text: &str, name: &str) -> Vec<IpAddr> {
-    let lines = text.lines().map(|line| line.split('#').next().unwrap_or_default());
-    let entries = lines.filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let address = words.next()?.parse().ok()?;
-        words.any(|word| word.eq_ignore_ascii_case(name)).then_some(address)
-    });
-    entries.collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_in_the_hosts_file_has_the_addresses_of_all_its_lines() {
-        let text =
-            "127.0.0.1 localhost\n192.0.2.10\tcp.lab CP # cp3\nfd00::10 cp.lab\nno cp\n#192.0.2.11 cp\n";
-        let of = |name| in_hosts(text, name).iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!(of("cp.lab"), ["192.0.2.10", "fd00::10"]);
-        assert_eq!(of("cp"), ["192.0.2.10"]);
-        assert_eq!(of("cp3"), Vec::<String>::new());
     }
 }

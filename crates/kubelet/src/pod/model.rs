@@ -264,7 +264,6 @@ pub fn admit(source: &Arc<v1::Pod>) -> Result<Pod, Vec<String>> {
     let mut problems = Vec::new();
     let value = serde_json::to_value(&spec).unwrap_or_default();
     unsupported(&value, "", &mut problems);
-    named_hosts(&spec, &mut problems);
     problems.extend(super::refuse::problems(source));
     if !problems.is_empty() {
         return Err(problems);
@@ -320,29 +319,6 @@ fn policy_of(text: Option<&str>) -> Option<RestartPolicy> {
         "Never" => Some(RestartPolicy::Never),
         "OnFailure" => Some(RestartPolicy::OnFailure),
         _ => Some(RestartPolicy::Always),
-    }
-}
-
-/// Whom probes and hooks ask is told by address: no name is resolved for them.
-fn named_hosts(spec: &v1::PodSpec, problems: &mut Vec<String>) {
-    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
-    for container in all {
-        let lifecycle = container.lifecycle.as_ref();
-        let hooks = lifecycle.map(|lifecycle| [&lifecycle.post_start, &lifecycle.pre_stop]);
-        let of_hooks =
-            hooks.into_iter().flatten().flatten().filter_map(|hook| hook.http_get.as_ref()?.host.as_ref());
-        let probes = [&container.startup_probe, &container.liveness_probe, &container.readiness_probe];
-        let probes = probes.into_iter().flatten();
-        let of_probes = probes.flat_map(|probe| {
-            let http = probe.http_get.as_ref().and_then(|http| http.host.as_ref());
-            http.into_iter().chain(probe.tcp_socket.as_ref().and_then(|tcp| tcp.host.as_ref()))
-        });
-        for host in of_hooks.chain(of_probes).filter(|host| !host.is_empty()) {
-            if host.parse::<std::net::IpAddr>().is_err() {
-                let name = &container.name;
-                problems.push(format!("container {name}: the host {host:?} of a probe or hook is not an IP address: names are not supported"));
-            }
-        }
     }
 }
 
@@ -467,12 +443,6 @@ pub(crate) mod tests {
                 container(serde_json::json!({ "restartPolicyRules": [{ "action": "Restart" }] })),
                 "spec.containers[].restartPolicyRules[].action",
             ),
-            (
-                container(
-                    serde_json::json!({ "readinessProbe": { "tcpSocket": { "host": "db", "port": 1 } } }),
-                ),
-                "container a: the host \"db\"",
-            ),
             (serde_json::json!({ "resourceClaims": [{ "name": "gpu" }] }), "spec.resourceClaims[].name"),
         ] {
             let problems = admit(&source(spec)).expect_err(field);
@@ -486,6 +456,7 @@ pub(crate) mod tests {
             "args": ["x"], "tty": false, "env": [{ "name": "A", "value": "b" }], "resources": { "limits": { "memory": "1Mi" } },
             "livenessProbe": { "httpGet": { "path": "/", "port": "http", "scheme": "HTTP" }, "periodSeconds": 1 },
             "startupProbe": { "grpc": { "port": 1, "service": "" }, "terminationGracePeriodSeconds": 1 },
+            "readinessProbe": { "tcpSocket": { "host": "db", "port": 1 } },
             "lifecycle": { "postStart": { "exec": { "command": ["x"] } }, "preStop": { "sleep": { "seconds": 1 } } },
             "terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File",
             "securityContext": { "capabilities": { "drop": ["ALL"] } }, "volumeMounts": [{ "name": "v", "mountPath": "/v" }],

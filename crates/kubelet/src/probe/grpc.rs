@@ -1,6 +1,5 @@
 //! The standard health protocol, `grpc.health.v1.Health/Check`: two messages, written out. Upstream: pkg/probe/grpc.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use prost::Message;
@@ -9,6 +8,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 
 use super::Answer;
+use super::dial::Place;
 
 #[derive(Clone, PartialEq, Message)]
 struct HealthCheckRequest {
@@ -32,11 +32,11 @@ enum ServingStatus {
 }
 
 /// Asks the server for the health of `service`; the empty name is the server itself.
-pub(super) async fn ask(service: &str, address: SocketAddr, timeout: Duration) -> Answer {
+pub(super) async fn ask(service: &str, place: &Place, timeout: Duration) -> Answer {
     let failed = |error: &dyn std::fmt::Display| {
-        Answer::Failure(format!("error: failed to connect service at {:?}: {error}", address.to_string()))
+        Answer::Failure(format!("error: failed to connect service at {:?}: {error}", place.to_string()))
     };
-    let endpoint = match Endpoint::from_shared(format!("http://{address}")) {
+    let endpoint = match Endpoint::from_shared(format!("http://{place}")) {
         Err(error) => return Answer::Error(error.to_string()),
         Ok(endpoint) => endpoint,
     };
@@ -46,14 +46,14 @@ pub(super) async fn ask(service: &str, address: SocketAddr, timeout: Duration) -
     };
     // tonic names no cause of a connection that cannot be made: this one tells it.
     let limit = tokio::time::Instant::now() + timeout;
-    if let Err(error) = super::dial::dial(address, timeout).await {
+    if let Err(error) = super::dial::dial(place, timeout).await {
         return failed(&error);
     }
     let channel = match tokio::time::timeout_at(limit, endpoint.connect()).await {
         Err(_) => {
             return Answer::Failure(format!(
                 "timeout: failed to connect service {:?} within {timeout:?}: context deadline exceeded",
-                address.to_string()
+                place.to_string()
             ));
         }
         Ok(Err(error)) => return failed(&error),
@@ -102,6 +102,7 @@ fn answer_of(checked: Result<i32, Status>, timeout: Duration) -> Answer {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::net::SocketAddr;
 
     use http_body_util::{BodyExt, Full};
     use hyper::body::{Bytes, Incoming};
@@ -109,8 +110,13 @@ mod tests {
     use hyper_util::rt::{TokioExecutor, TokioIo};
 
     use super::*;
+    use crate::probe::dial::Host;
 
     const LIMIT: Duration = Duration::from_secs(5);
+
+    fn place(address: SocketAddr) -> Place {
+        Place { host: Host::Ip(address.ip()), port: address.port() }
+    }
 
     /// A server for one connection that answers with this health, or with this code of an error.
     async fn server(health: Result<i32, i32>) -> SocketAddr {
@@ -158,7 +164,7 @@ mod tests {
             ),
             (Err(5), Some("error: health rpc probe failed: rpc error: code = NotFound desc = ")),
         ] {
-            let answer = ask("db", server(health).await, LIMIT).await;
+            let answer = ask("db", &place(server(health).await), LIMIT).await;
             let expect = expect.map_or(Answer::Success, |text| Answer::Failure(text.into()));
             assert_eq!(answer, expect, "{health:?}");
         }
@@ -168,7 +174,7 @@ mod tests {
     async fn a_server_that_is_not_there_or_silent_is_told() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("an address");
-        let Answer::Failure(silent) = ask("", address, Duration::from_millis(50)).await else {
+        let Answer::Failure(silent) = ask("", &place(address), Duration::from_millis(50)).await else {
             panic!("a success")
         };
         assert!(silent.starts_with("timeout: "), "{silent}");
@@ -176,6 +182,6 @@ mod tests {
         let text = format!(
             "error: failed to connect service at \"{address}\": dial tcp {address}: connect: connection refused"
         );
-        assert_eq!(ask("", address, LIMIT).await, Answer::Failure(text));
+        assert_eq!(ask("", &place(address), LIMIT).await, Answer::Failure(text));
     }
 }

@@ -16,7 +16,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use tokio_rustls::TlsConnector;
 
-use super::{Answer, Target, address, dial};
+use super::dial::{Host, Place, dial};
+use super::{Answer, Target, place};
 
 /// How probes call themselves.
 pub(super) const USER_AGENT: &str = "kube-probe/1.36";
@@ -61,13 +62,13 @@ pub(crate) async fn hook(get: &HTTPGetAction, target: &Target, timeout: Duration
 }
 
 fn uri_of(get: &HTTPGetAction, target: &Target) -> Result<Uri, String> {
-    let address = address(get.host.as_deref(), &get.port, target)?;
+    let place = place(get.host.as_deref(), &get.port, target)?;
     let scheme = get.scheme.as_deref().unwrap_or("HTTP").to_lowercase();
     let path = get.path.as_deref().unwrap_or_default();
     let slash = if path.starts_with('/') { "" } else { "/" };
-    format!("{scheme}://{address}{slash}{path}")
+    format!("{scheme}://{place}{slash}{path}")
         .parse()
-        .map_err(|error| format!("parse the path {path:?} of the probe: {error}"))
+        .map_err(|error| format!("parse the host and path \"{place}{slash}{path}\" of the probe: {error}"))
 }
 
 /// Status and the beginning of the body of the last answer.
@@ -108,12 +109,14 @@ fn next(first: &Uri, uri: &Uri, status: u16, headers: &HeaderMap) -> Option<Uri>
 async fn send(uri: &Uri, get: &HTTPGetAction, timeout: Duration) -> Result<Response<Incoming>, String> {
     let is_tls = uri.scheme_str() == Some("https");
     let authority = uri.authority().ok_or("it has no host")?;
-    let host = authority.host().trim_matches(['[', ']']);
-    let ip = host.parse().map_err(|_| format!("{host:?} is not an IP address"))?;
-    let port = authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
-    let stream = dial::dial(std::net::SocketAddr::new(ip, port), timeout).await?;
+    let host = Host::parse(authority.host().trim_matches(['[', ']']));
+    let place = Place { host, port: authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 }) };
+    let stream = dial(&place, timeout).await?;
     if is_tls {
-        let name = ServerName::from(ip);
+        let name = match place.host {
+            Host::Ip(ip) => ServerName::from(ip),
+            Host::Name(name) => ServerName::try_from(name).map_err(|error| error.to_string())?,
+        };
         let connector = TlsConnector::from(Arc::new(trusting()?));
         let stream = connector.connect(name, stream).await.map_err(|error| error.to_string())?;
         exchange(TokioIo::new(stream), uri, get).await
