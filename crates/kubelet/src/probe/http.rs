@@ -21,6 +21,8 @@ use super::{Answer, Target, place};
 
 /// How probes call themselves.
 pub(super) const USER_AGENT: &str = "kube-probe/1.36";
+/// How hooks call themselves.
+const HOOK_AGENT: &str = "kube-lifecycle/1.36";
 const MAX_REDIRECTS: usize = 10;
 /// How much of a body is read.
 const MAX_BODY: usize = 10 << 10;
@@ -31,7 +33,7 @@ pub(super) async fn ask(get: &HTTPGetAction, target: &Target, timeout: Duration)
         Err(message) => return Answer::Error(message),
         Ok(uri) => uri,
     };
-    match tokio::time::timeout(timeout, follow(&uri, get, timeout)).await {
+    match tokio::time::timeout(timeout, follow(&uri, get, USER_AGENT, timeout)).await {
         Err(_) => Answer::Failure(format!(
             "Get \"{uri}\": context deadline exceeded (Client.Timeout exceeded while awaiting headers)"
         )),
@@ -55,7 +57,7 @@ fn answer_of(status: u16, body: &str) -> Answer {
 /// When there is none.
 pub(crate) async fn hook(get: &HTTPGetAction, target: &Target, timeout: Duration) -> Result<(), String> {
     let uri = uri_of(get, target)?;
-    match tokio::time::timeout(timeout, follow(&uri, get, timeout)).await {
+    match tokio::time::timeout(timeout, follow(&uri, get, HOOK_AGENT, timeout)).await {
         Err(_) => Err(format!("Get \"{uri}\": context deadline exceeded")),
         Ok(answer) => answer.map(drop),
     }
@@ -72,10 +74,16 @@ fn uri_of(get: &HTTPGetAction, target: &Target) -> Result<Uri, String> {
 }
 
 /// Status and the beginning of the body of the last answer.
-async fn follow(first: &Uri, get: &HTTPGetAction, timeout: Duration) -> Result<(u16, String), String> {
+async fn follow(
+    first: &Uri,
+    get: &HTTPGetAction,
+    agent: &str,
+    timeout: Duration,
+) -> Result<(u16, String), String> {
     let mut uri = first.clone();
     for _ in 0..=MAX_REDIRECTS {
-        let answer = send(&uri, get, timeout).await.map_err(|error| format!("Get \"{uri}\": {error}"))?;
+        let answer =
+            send(&uri, get, agent, timeout).await.map_err(|error| format!("Get \"{uri}\": {error}"))?;
         let status = answer.status().as_u16();
         match next(first, &uri, status, answer.headers()) {
             Some(location) => uri = location,
@@ -106,7 +114,12 @@ fn next(first: &Uri, uri: &Uri, status: u16, headers: &HeaderMap) -> Option<Uri>
     (next.host() == first.host() && matches!(next.scheme_str(), Some("http" | "https"))).then_some(next)
 }
 
-async fn send(uri: &Uri, get: &HTTPGetAction, timeout: Duration) -> Result<Response<Incoming>, String> {
+async fn send(
+    uri: &Uri,
+    get: &HTTPGetAction,
+    agent: &str,
+    timeout: Duration,
+) -> Result<Response<Incoming>, String> {
     let is_tls = uri.scheme_str() == Some("https");
     let authority = uri.authority().ok_or("it has no host")?;
     let host = Host::parse(authority.host().trim_matches(['[', ']']));
@@ -119,9 +132,9 @@ async fn send(uri: &Uri, get: &HTTPGetAction, timeout: Duration) -> Result<Respo
         };
         let connector = TlsConnector::from(Arc::new(trusting()?));
         let stream = connector.connect(name, stream).await.map_err(|error| error.to_string())?;
-        exchange(TokioIo::new(stream), uri, get).await
+        exchange(TokioIo::new(stream), uri, get, agent).await
     } else {
-        exchange(TokioIo::new(stream), uri, get).await
+        exchange(TokioIo::new(stream), uri, get, agent).await
     }
 }
 
@@ -129,6 +142,7 @@ async fn exchange(
     stream: impl hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
     uri: &Uri,
     get: &HTTPGetAction,
+    agent: &str,
 ) -> Result<Response<Incoming>, String> {
     let told = |error: hyper::Error| {
         std::error::Error::source(&error).map_or(error.to_string(), ToString::to_string)
@@ -138,15 +152,15 @@ async fn exchange(
     let path = uri.path_and_query().map_or("/", |path| path.as_str());
     let mut request =
         hyper::Request::get(path).body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
-    *request.headers_mut() = headers(uri, get)?;
+    *request.headers_mut() = headers(uri, get, agent)?;
     sender.send_request(request).await.map_err(told)
 }
 
 /// The probe's own headers win over what is sent without them; an empty one is not sent at all. Pure.
-fn headers(uri: &Uri, get: &HTTPGetAction) -> Result<HeaderMap, String> {
+fn headers(uri: &Uri, get: &HTTPGetAction, agent: &str) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     let authority = uri.authority().map(ToString::to_string).unwrap_or_default();
-    for (name, value) in [(HOST, authority.as_str()), (AGENT, USER_AGENT), (ACCEPT, "*/*")] {
+    for (name, value) in [(HOST, authority.as_str()), (AGENT, agent), (ACCEPT, "*/*")] {
         let own = get.http_headers.iter().flatten().any(|own| own.name.eq_ignore_ascii_case(name.as_str()));
         if !own {
             headers.insert(name, value.parse().map_err(|_| format!("{value:?} is no header"))?);
@@ -268,7 +282,7 @@ mod tests {
     fn the_probes_own_headers_win_and_empty_ones_are_not_sent() {
         let uri: Uri = "http://10.0.0.1:8080/".parse().expect("a URI");
         let check = |own: &[(&str, &str)], expect: [Option<&str>; 3]| {
-            let headers = headers(&uri, &get("/", own)).expect("headers");
+            let headers = headers(&uri, &get("/", own), USER_AGENT).expect("headers");
             let found = [HOST, AGENT, ACCEPT]
                 .map(|name| headers.get(name).map(|value| value.to_str().expect("text")));
             assert_eq!(found, expect);
