@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 use e2e::TestHost;
-use e2e::cluster::ClusterStory;
 use e2e::cluster::images::AGNHOST;
+use e2e::cluster::{ClusterStory, NodeKind};
 use e2e::test_host::eventually;
 
 e2e::cluster_stories![
@@ -15,6 +15,7 @@ e2e::cluster_stories![
     a_udp_service_goes_on_with_another_pod,
     names_are_resolved_in_pods,
     ports_of_the_node_lead_to_pods,
+    cve_2020_8554_a_service_does_not_get_the_addresses_that_it_names,
 ];
 
 /// Connections, each of which asks who answers.
@@ -258,4 +259,36 @@ spec:
     assert_eq!(local.trim(), "behind-a-port", "from the node itself");
     story.kubectl(&["delete", "pod", "behind-a-port"])?;
     eventually("nobody answers", || outside(18080).is_err().then_some(()))
+}
+
+/// The stock proxy serves whatever a Service names, and so shows that the story itself is right.
+fn cve_2020_8554_a_service_does_not_get_the_addresses_that_it_names(story: &ClusterStory) -> Result<()> {
+    let router = e2e::lab::ROUTER;
+    story.apply(&format!(
+        "{}{}---
+apiVersion: v1
+kind: Service
+metadata: {{name: greedy}}
+spec: {{selector: {{app: greedy}}, externalIPs: ['{router}'], ports: [{{port: 18090, targetPort: 8080}}]}}
+",
+        client(),
+        servers("greedy", 1),
+    ))?;
+    story.ready("client")?;
+    story.kubectl(&["rollout", "status", "deployment/greedy", "--timeout=120s"])?;
+    let address = story.get("service/greedy")?["spec"]["clusterIP"].clone();
+    let url = format!("http://{}:18090/hostname", address.as_str().context("a ClusterIP")?);
+    eventually("the Service answers by its ClusterIP", || ask_in(story, "client", &url, 1).ok())?;
+    let taken = ask_in(story, "client", &format!("http://{router}:18090/hostname"), 1);
+    if story.node.kind == NodeKind::Stock {
+        return taken.map(drop).context("whoever follows the Service gets what was meant for the router");
+    }
+    ensure!(taken.is_err(), "what was meant for the router went to {taken:?}");
+    let log = story.node.log();
+    let told = format!("Service {}/greedy: field spec.externalIPs: left out", story.namespace);
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(&told)).collect();
+    ensure!(lines.len() == 1 && lines[0].contains("WARN"), "told once: {lines:?}");
+    let rules = story.node.machine.host.run("iptables-save", &[])?;
+    ensure!(!rules.contains("18090 -j KUBE-EXT"), "{rules}");
+    Ok(())
 }

@@ -170,6 +170,10 @@ pub(crate) struct AgentArgs {
     /// Whether to serve Services: on, off, or auto: on, unless a kube-proxy pod runs on the node
     #[arg(long, value_name = "WHEN", default_value_t)]
     pub(crate) proxy: proxy::Mode,
+    /// Serve the addresses in Services' spec.externalIPs too: whoever may write a Service can then take any address
+    /// (CVE-2020-8554)
+    #[arg(long)]
+    pub(crate) proxy_external_ips: bool,
     /// The CRI socket of another runtime that is to run the pods, such as unix:///run/containerd/containerd.sock
     /// [default: our own runtime]
     #[arg(long, value_name = "ENDPOINT")]

@@ -31,7 +31,7 @@ use crate::health::{Health, local_counts};
 use crate::program::{Programmer, Surroundings};
 use crate::report::{Problem, ProxyReport};
 use crate::run::{Config, Outcome, ProxyError, Retry};
-use crate::source::cluster::{Change, Served, Slice, join, served, slice};
+use crate::source::cluster::{Change, ExternalIps, Served, Slice, join, served, slice};
 use crate::standalone::tell;
 
 /// A cluster's proxy.
@@ -44,6 +44,8 @@ pub struct Cluster {
     pub switch: Receiver<Switch>,
     /// Where `/healthz` and `/livez` are served; upstream's is `0.0.0.0:10256`. Only while it is switched on.
     pub healthz: Option<SocketAddr>,
+    /// What becomes of `spec.externalIPs`.
+    pub external_ips: ExternalIps,
 }
 
 impl fmt::Debug for Cluster {
@@ -99,6 +101,7 @@ struct Shell {
     slices: Watched<EndpointSlice, Slice>,
     programmer: Programmer,
     health: Health,
+    external_ips: ExternalIps,
     report: Sender<Arc<ProxyReport>>,
     outage: Outage,
     /// What is the matter with the rules.
@@ -121,6 +124,7 @@ impl Shell {
             switch: source.switch,
             programmer: Programmer::new(writer, config.node_port_range),
             health: Health::new(source.healthz),
+            external_ips: source.external_ips,
             report,
             outage: Outage::default(),
             failed: None,
@@ -204,7 +208,7 @@ impl Shell {
             pod_cidrs: network.pod_cidrs,
             node_addresses: network.addresses,
         };
-        let services = join(self.services.store.known(), self.slices.store.known());
+        let services = join(self.services.store.known(), self.slices.store.known(), self.external_ips);
         let outcome = self.programmer.serve(&services, &around).await;
         self.retry.note(if outcome.is_ok() { Outcome::Done } else { Outcome::Retry });
         self.health.served(outcome.is_ok(), local_counts(&services));
@@ -247,6 +251,10 @@ impl Shell {
         };
         let problems = forbidden.into_iter().chain([away, self.failed.clone()]);
         let problems = problems.flatten().map(|message| Problem { service: None, field: None, message });
-        tell(&self.report, ProxyReport { problems: problems.collect(), ..ProxyReport::default() });
+        let mut problems: Vec<Problem> = problems.collect();
+        if self.is_on() {
+            problems.extend(self.external_ips.problems(self.services.store.known()));
+        }
+        tell(&self.report, ProxyReport { problems, ..ProxyReport::default() });
     }
 }

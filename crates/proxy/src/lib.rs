@@ -28,4 +28,5 @@ pub use model::{
 pub use report::{Problem, ProxyReport};
 pub use rules::render_rules;
 pub use run::{Config, LocalPod, ProxyError, Source, run};
+pub use source::cluster::ExternalIps;
 pub use standalone::Manifests;

@@ -36,6 +36,7 @@ pub(crate) struct Membership {
     pod_network: PodNetwork,
     backend: podnet::Backend,
     proxy: proxy::Mode,
+    external_ips: proxy::ExternalIps,
     node: NodeConfig,
     serving: Serving,
     static_pods: Option<PathBuf>,
@@ -51,6 +52,10 @@ impl Membership {
             pod_network: args.pod_network,
             backend: args.pod_network_backend,
             proxy: args.proxy,
+            external_ips: match args.proxy_external_ips {
+                true => proxy::ExternalIps::Served,
+                false => proxy::ExternalIps::LeftOut,
+            },
             serving: Serving::of(node, settings),
             node: NodeConfig {
                 name: node.name.clone(),
@@ -163,7 +168,12 @@ impl Membership {
             reports: reports.clone(),
         };
         let programming = (writer.clone(), proxy_report);
-        let duty = Duty { client: client.clone(), mode: self.proxy, mark: node.proxy_mark() };
+        let duty = Duty {
+            client: client.clone(),
+            mode: self.proxy,
+            external_ips: self.external_ips,
+            mark: node.proxy_mark(),
+        };
         let proxying = service_proxy::run(parts::proxy(node), duty, around, programming, stopped());
         callers.spawn(async move { ("the proxy", proxying.await) });
         let nodes = podnet::Config { node_name: node.name.clone(), backend: self.backend };

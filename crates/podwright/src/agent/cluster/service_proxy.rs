@@ -10,7 +10,7 @@ use hostnet::netfilter::WriterHandle;
 use k8s_openapi::api::core::v1;
 use kubelet::NodeReport;
 use manifest::Loaded;
-use proxy::{Cluster, Mode, NodeNetwork, ProxyReport, Source, Switch};
+use proxy::{Cluster, ExternalIps, Mode, NodeNetwork, ProxyReport, Source, Switch};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -27,6 +27,8 @@ pub(super) struct Duty {
     pub(super) client: kube::Client,
     /// When.
     pub(super) mode: Mode,
+    /// What becomes of `spec.externalIPs`.
+    pub(super) external_ips: ExternalIps,
     /// The file that is there as long as the chains of Services are ours, for `podwright reset`.
     pub(super) mark: PathBuf,
 }
@@ -60,8 +62,9 @@ pub(super) async fn run(
     };
     let (network, known_network) = watch::channel(first);
     let (turn, our_turn) = watch::channel(Switch::Off);
-    let Duty { client, mode, mark } = duty;
-    let cluster = Cluster { client, network: known_network, switch: our_turn, healthz: Some(HEALTHZ) };
+    let Duty { client, mode, external_ips, mark } = duty;
+    let cluster =
+        Cluster { client, network: known_network, switch: our_turn, healthz: Some(HEALTHZ), external_ips };
     let serving = proxy::run(config, Source::Cluster(cluster), writer, report, stop);
     tokio::select! {
         served = serving => Ok(served?),

@@ -1,16 +1,19 @@
 //! From the API server's Services and EndpointSlices to what is served. Pure.
 
+mod external;
 mod objects;
 mod store;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use hostnet::netfilter::{Family, PerFamily};
 use manifest::ObjectKey;
 
 use crate::model::{Endpoint, ServiceMap, ServicePort, ServicePortName};
+pub use external::ExternalIps;
 use objects::{Port, SliceEndpoint, State};
 pub(crate) use objects::{Served, Slice, served, slice};
 pub(crate) use store::{Change, Store};
@@ -23,6 +26,7 @@ pub(crate) const SELECTOR: &str = "!service.kubernetes.io/service-proxy-name,!se
 pub(crate) fn join(
     services: &BTreeMap<ObjectKey, Served>,
     slices: &BTreeMap<ObjectKey, Slice>,
+    external_ips: ExternalIps,
 ) -> PerFamily<ServiceMap> {
     let mut of_service: BTreeMap<&ObjectKey, Vec<&Slice>> = BTreeMap::new();
     for slice in slices.values() {
@@ -30,6 +34,7 @@ pub(crate) fn join(
     }
     let mut maps: PerFamily<ServiceMap> = PerFamily::default();
     for (key, service) in services {
+        let external_ips = external_ips.of(service);
         let slices = of_service.get(key).map(Vec::as_slice).unwrap_or_default();
         for &cluster_ip in &service.cluster_ips {
             let family = Family::of(cluster_ip);
@@ -39,7 +44,11 @@ pub(crate) fn join(
                     port: port.name.clone(),
                     protocol: port.protocol,
                 };
-                let base = ServicePort::new(cluster_ip, port.number);
+                let of_family = |ip: &&IpAddr| Family::of(**ip) == family;
+                let base = ServicePort {
+                    external_ips: external_ips.iter().filter(of_family).copied().collect(),
+                    ..ServicePort::new(cluster_ip, port.number)
+                };
                 maps.of_mut(family).insert(name, port_of(service, port, base, slices, family));
             }
         }
@@ -59,7 +68,6 @@ fn port_of(
     let endpoints: Vec<(Endpoint, &SliceEndpoint)> = endpoints(port, slices, family).collect();
     ServicePort {
         node_port: port.node_port,
-        external_ips: of_family(&service.external_ips),
         load_balancer_ips: of_family(&service.load_balancer_ips),
         source_ranges: ranges.filter(|range| Family::of(range.addr()) == family).collect(),
         health_check_node_port: service.health_check_node_port,

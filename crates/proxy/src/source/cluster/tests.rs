@@ -35,11 +35,15 @@ fn endpoints_of(family: &str, ports: Value, endpoints: &[&str]) -> EndpointSlice
 }
 
 fn joined(web: &Service, slices: &[EndpointSlice]) -> PerFamily<ServiceMap> {
+    joined_with(web, slices, ExternalIps::Served)
+}
+
+fn joined_with(web: &Service, slices: &[EndpointSlice], external_ips: ExternalIps) -> PerFamily<ServiceMap> {
     let services = served(web).map(|served| (ObjectKey::new("default", "web"), served));
     let slices = slices.iter().enumerate().filter_map(|(index, given)| {
         Some((ObjectKey::new("default", format!("web-{index}")), slice(given, "here")?))
     });
-    join(&services.into_iter().collect(), &slices.collect())
+    join(&services.into_iter().collect(), &slices.collect(), external_ips)
 }
 
 /// `name address [everywhere] [here]`, as the rules will be.
@@ -152,6 +156,30 @@ fn what_a_load_balancer_and_policies_need_is_kept() {
     assert_eq!(v6.load_balancer_ips, ["2001:db8:1::1".parse().unwrap()].into());
     assert_eq!(v6.source_ranges, ["2001:db8::/32".parse().unwrap()].into());
     assert_eq!(v6.external_ips, BTreeSet::new());
+}
+
+#[test]
+fn cve_2020_8554_a_service_gets_no_address_that_it_names_itself() {
+    let web = service(json!({"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
+        "externalIPs": ["198.51.100.7", "2001:db8::7"], "ports": [{"port": 80}]}));
+    let known = BTreeMap::from([
+        (ObjectKey::new("default", "web"), served(&web).unwrap()),
+        (ObjectKey::new("default", "plain"), served(&plain()).unwrap()),
+    ]);
+    let check = |external_ips: ExternalIps, served: &[&str], problems: &[&str]| {
+        let maps = joined_with(&web, &[], external_ips);
+        let ports = maps.v4.values().chain(maps.v6.values());
+        let found: Vec<_> =
+            ports.flat_map(|port| port.external_ips.iter().map(ToString::to_string)).collect();
+        assert_eq!(found, served);
+        let told: Vec<_> = external_ips.problems(&known).iter().map(ToString::to_string).collect();
+        assert_eq!(told, problems);
+    };
+    assert_eq!(ExternalIps::default(), ExternalIps::LeftOut);
+    check(ExternalIps::Served, &["198.51.100.7", "2001:db8::7"], &[]);
+    let told = "Service default/web: field spec.externalIPs: left out: whoever may write a Service could take any \
+                address with it (CVE-2020-8554); --proxy-external-ips serves them";
+    check(ExternalIps::LeftOut, &[], &[told]);
 }
 
 #[test]
