@@ -66,6 +66,12 @@ struct Fields {
     prev_result: Value,
     #[serde(default)]
     dns: Value,
+    /// Of GC (CNI 1.1 §4), which reads it elsewhere…
+    #[serde(default, rename = "cni.dev/valid-attachments")]
+    _valid_attachments: Value,
+    /// … and which libcni sends by its former name too.
+    #[serde(default, rename = "cni.dev/attachments")]
+    _attachments: Value,
 }
 
 fn default_bridge() -> String {
