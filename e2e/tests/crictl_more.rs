@@ -36,6 +36,8 @@ on_both! {
     lists_can_be_filtered
     a_runtime_handler_that_does_not_exist_is_refused
     image_file_system_and_runtime_configuration_are_told
+    a_container_runs_by_one_command_and_its_events_are_told
+    a_checkpoint_is_refused_and_the_container_runs_on
 }
 
 type Story<'a> = std::pin::Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -305,8 +307,100 @@ async fn image_file_system_and_runtime_configuration_are_told(server: &mut CriSe
     })?;
     let config = server.crictl(&["runtime-config"])?;
     ensure!(config.contains("CGROUPFS"), "{config}");
+    // What the network's configuration says counts: it is taken, and nothing follows.
+    server.crictl(&["update-runtime-config", "--pod-cidr", "10.77.0.0/16"])?;
     let version = server.crictl(&["version"])?;
     ensure!(version.contains("RuntimeApiVersion:  v1"), "{version}");
+    Ok(())
+}
+
+/// What `crictl events` has printed so far; it ends with the value.
+struct Events {
+    crictl: std::process::Child,
+    told: std::sync::Arc<std::sync::Mutex<Vec<Value>>>,
+}
+
+impl Events {
+    fn follow(server: &CriServer) -> Result<Self> {
+        let mut crictl = server.crictl_command(&["events"]);
+        let mut crictl = crictl.stdout(std::process::Stdio::piped()).spawn()?;
+        let stdout = crictl.stdout.take().context("piped")?;
+        let told = std::sync::Arc::<std::sync::Mutex<Vec<Value>>>::default();
+        let telling = told.clone();
+        std::thread::spawn(move || {
+            let events = serde_json::Deserializer::from_reader(stdout).into_iter::<Value>();
+            for event in events.map_while(Result::ok) {
+                telling.lock().expect("nobody panics with it").push(event);
+            }
+        });
+        Ok(Self { crictl, told })
+    }
+
+    /// The kinds of a container's events; none without an id is any container's.
+    fn kinds(&self, id: Option<&str>) -> Vec<String> {
+        let told = self.told.lock().expect("nobody panics with it");
+        let of = told.iter().filter(|event| id.is_none_or(|id| event["containerId"] == id));
+        of.map(|event| event["containerEventType"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _ = self.crictl.kill();
+        let _ = self.crictl.wait();
+    }
+}
+
+async fn a_container_runs_by_one_command_and_its_events_are_told(server: &mut CriServer) -> Result<()> {
+    let path = server.host.path();
+    let (pod, container) = (path.join("pod.json"), path.join("container.json"));
+    let metadata = serde_json::json!({ "name": "alone", "uid": "u1", "namespace": "default" });
+    let config = serde_json::json!({ "metadata": metadata, "log_directory": path.join("logs"), "linux": {} });
+    std::fs::write(&pod, config.to_string())?;
+    let config = serde_json::json!({
+        "metadata": { "name": "main" }, "image": { "image": e2e::image::BUSYBOX }, "log_path": "main.log",
+        "command": ["sh", "-c", "echo hello; exec sleep 1000"], "linux": {},
+    });
+    std::fs::write(&container, config.to_string())?;
+    let run_and_remove = || -> Result<String> {
+        let (container, pod) = (container.display().to_string(), pod.display().to_string());
+        let id = server.crictl(&["run", "--no-pull", &container, &pod])?.trim().to_owned();
+        e2e::test_host::eventually("it has said hello", || {
+            (server.crictl(&["logs", &id]).ok()? == "hello\n").then_some(())
+        })?;
+        let pods = server.crictl(&["pods", "-q"])?;
+        server.crictl(&["stop", "--timeout", "0", &id])?;
+        server.crictl(&["rm", &id])?;
+        server.crictl(&["rmp", "-f", pods.trim()])?;
+        Ok(id)
+    };
+    let events = Events::follow(server)?;
+    // crictl says nothing when it begins to listen.
+    e2e::test_host::eventually("events are told", || {
+        run_and_remove().ok()?;
+        (!events.kinds(None).is_empty()).then_some(())
+    })?;
+    let id = run_and_remove()?;
+    let kinds = e2e::test_host::eventually("the end is told", || {
+        Some(events.kinds(Some(&id))).filter(|kinds| kinds.iter().any(|kind| kind.contains("DELETED")))
+    })?;
+    let all = ["CREATED", "STARTED", "STOPPED", "DELETED"].map(|kind| format!("CONTAINER_{kind}_EVENT"));
+    ensure!(kinds == all, "{kinds:?}");
+    Ok(())
+}
+
+async fn a_checkpoint_is_refused_and_the_container_runs_on(server: &mut CriServer) -> Result<()> {
+    let (_pod, id) = busy(server, "checkpoint").await?;
+    let archive = server.host.path().join("checkpoint.tar");
+    let refused = server.crictl(&["checkpoint", "--export", &archive.display().to_string(), &id]);
+    let refused = format!("{:#}", refused.err().context("a refusal")?);
+    // containerd would ask CRIU, which is not on this machine.
+    let why = match server.implementation {
+        Implementation::Podwright => "code = Unimplemented desc = podwright does not",
+        Implementation::Containerd => "criu",
+    };
+    ensure!(refused.contains(why), "{refused}");
+    ensure!(server.crictl(&["ps", "-q"])?.trim() == id && !archive.exists());
     Ok(())
 }
 
