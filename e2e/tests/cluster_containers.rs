@@ -13,6 +13,7 @@ use serde_json::Value;
 
 e2e::cluster_stories![
     probes_gate_the_endpoints_of_a_service,
+    health_is_asked_over_grpc,
     init_containers_and_sidecars_keep_their_order,
     a_crashing_container_backs_off_and_tells_its_last_words,
     a_container_beyond_its_memory_is_oom_killed,
@@ -73,6 +74,49 @@ spec:
     story.wait("pod/web", "jsonpath={.status.containerStatuses[0].restartCount}=1")?;
     story.exec("web", "touch /tmp/open")?;
     story.ready("web")
+}
+
+fn health_is_asked_over_grpc(story: &ClusterStory) -> Result<()> {
+    story.apply(&format!(
+        "apiVersion: v1
+kind: Pod
+metadata: {{name: healthy}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {AGNHOST}
+    args: [grpc-health-checking, --service=db]
+    startupProbe: {{grpc: {{port: 5000, service: db}}, periodSeconds: 1, failureThreshold: 100}}
+    readinessProbe: {{grpc: {{port: 5000, service: db}}, periodSeconds: 1, failureThreshold: 1}}
+  - name: unknown
+    image: {AGNHOST}
+    args: [grpc-health-checking, --port=5001, --http-port=8081]
+    livenessProbe: {{grpc: {{port: 5001, service: web}}, periodSeconds: 1, failureThreshold: 2}}
+"
+    ))?;
+    let ready = || container(story, "healthy").map(|one| one["ready"].clone());
+    eventually("the server is healthy", || (ready()? == true).then_some(()))?;
+    story.exec("healthy", "curl -sS http://localhost:8080/make-not-serving")?;
+    eventually("it says that it is not", || (ready()? == false).then_some(()))?;
+    story.exec("healthy", "curl -sS http://localhost:8080/make-serving")?;
+    eventually("it is healthy again", || (ready()? == true).then_some(()))?;
+    assert_eq!(container(story, "healthy").context("a status")?["restartCount"], 0);
+    eventually("who does not know the service that is asked for is killed", || {
+        let pod = story.get("pod/healthy").ok()?;
+        (pod["status"]["containerStatuses"][1]["restartCount"].as_i64()? > 0).then_some(())
+    })?;
+    for (kind, said) in [
+        ("Readiness", "service unhealthy (responded with \"NOT_SERVING\")"),
+        ("Liveness", "rpc error: code = NotFound desc = unknown service"),
+    ] {
+        let events = story.kubectl(&["get", "events", "-o", "jsonpath={.items[*].message}"])?;
+        ensure!(
+            events.contains(&format!("{kind} probe failed: ")) && events.contains(said),
+            "{kind}: {said}: {events}"
+        );
+    }
+    Ok(())
 }
 
 fn init_containers_and_sidecars_keep_their_order(story: &ClusterStory) -> Result<()> {
@@ -188,27 +232,48 @@ spec:
 ---
 apiVersion: v1
 kind: Pod
-metadata: {{name: stubborn}}
+metadata: {{name: stubborn, finalizers: [podwright.test/look]}}
 spec:
-  terminationGracePeriodSeconds: 2
+  terminationGracePeriodSeconds: 3
   containers:
   - name: main
     image: {BUSYBOX}
     command: [sh, -c, 'trap \"echo no\" TERM; echo up; while :; do sleep 0.1; done']
 "
     ))?;
-    for (pod, lines) in [("polite", "up\nhook\nsignal\n"), ("stubborn", "up\nno\n")] {
+    let follow = |pod: &str| -> Result<_> {
         story.ready(pod)?;
         let mut logs = story.kubectl_command(&["logs", "-f", pod]).stdout(Stdio::piped()).spawn()?;
         let mut stdout = BufReader::new(logs.stdout.take().context("piped")?);
         let mut written = String::new();
         stdout.read_line(&mut written)?;
-        story.kubectl(&["delete", "pod", pod, "--timeout=60s"])?;
-        stdout.read_to_string(&mut written)?;
-        logs.wait()?;
-        assert_eq!(written, lines, "{pod}");
-    }
-    Ok(())
+        Ok((logs, stdout, written))
+    };
+    let (mut logs, mut stdout, mut written) = follow("polite")?;
+    story.kubectl(&["delete", "pod", "polite", "--timeout=60s"])?;
+    stdout.read_to_string(&mut written)?;
+    logs.wait()?;
+    assert_eq!(written, "up\nhook\nsignal\n");
+
+    let (mut logs, mut stdout, mut written) = follow("stubborn")?;
+    story.kubectl(&["delete", "pod", "stubborn", "--wait=false"])?;
+    // When its grace is over; once it has ended the object says when that was.
+    let until = story.get("pod/stubborn")?["metadata"]["deletionTimestamp"].clone();
+    story.wait("pod/stubborn", "jsonpath={.status.containerStatuses[0].state.terminated.exitCode}=137")?;
+    stdout.read_to_string(&mut written)?;
+    logs.wait()?;
+    assert_eq!(written, "up\nno\n");
+    let ended = container(story, "stubborn").context("a status")?["state"]["terminated"].clone();
+    ensure!(text(&ended["finishedAt"]) >= text(&until), "it lived until {until}: {ended}");
+    story.kubectl(&[
+        "patch",
+        "pod",
+        "stubborn",
+        "--type=merge",
+        "-p",
+        "{\"metadata\":{\"finalizers\":null}}",
+    ])?;
+    story.wait("pod/stubborn", "delete")
 }
 
 fn a_changed_config_map_reaches_the_file(story: &ClusterStory) -> Result<()> {
