@@ -18,6 +18,7 @@ e2e::cluster_stories![
     a_command_has_its_streams_and_exit_code,
     a_command_has_a_terminal,
     a_container_can_be_attached_to,
+    an_attached_container_gives_back_big_data,
     big_files_are_copied_both_ways,
     a_port_is_forwarded_with_big_data_both_ways,
     a_pod_runs_while_one_looks_and_is_removed,
@@ -244,6 +245,37 @@ spec:
     // Who goes away takes nothing with them.
     assert_eq!(story.kubectl(&["logs", "listens"])?, "heard one\nheard two\n".repeat(2));
     assert_eq!(story.get("pod/listens")?["status"]["containerStatuses"][0]["restartCount"], 0);
+    Ok(())
+}
+
+fn an_attached_container_gives_back_big_data(story: &ClusterStory) -> Result<()> {
+    let (path, expect) = big_file(story)?;
+    let (back, input) = (path.with_extension("back"), path.to_string_lossy().into_owned());
+    for (index, web_sockets) in WEB_SOCKETS.into_iter().enumerate() {
+        let pod = format!("echoes-{index}");
+        // It waits for whoever attaches: what it says before is nobody's.
+        story.apply(&format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {pod}}}
+spec:
+  restartPolicy: Never
+  terminationGracePeriodSeconds: 1
+  containers:
+  - {{name: main, image: {BUSYBOX}, stdin: true, stdinOnce: true, command: [cat]}}
+"
+        ))?;
+        story.ready(&pod)?;
+        let mut attach = kubectl_over(story, web_sockets, &["attach", "-q", "-i", &pod]);
+        let (from, to) = (std::fs::File::open(&input)?, std::fs::File::create(&back)?);
+        let mut attach = Running(attach.stdin(from).stdout(to).spawn()?);
+        ensure!(attach.0.wait()?.success(), "kubectl attach failed; WebSocket: {web_sockets}");
+        assert_eq!(hash_of(&back)?, expect, "WebSocket: {web_sockets}");
+        // Its input ended with whoever was attached.
+        story.wait(&format!("pod/{pod}"), "jsonpath={.status.phase}=Succeeded")?;
+    }
+    std::fs::remove_file(&path)?;
+    std::fs::remove_file(&back)?;
     Ok(())
 }
 
