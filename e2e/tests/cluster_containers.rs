@@ -2,12 +2,13 @@
 //! files. Told on our node and on the stock kubelet with containerd.
 
 use std::io::{BufRead, BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
+use e2e::cluster::ClusterStory;
 use e2e::cluster::images::{AGNHOST, BUSYBOX};
 use e2e::cluster::story::text;
-use e2e::cluster::{ClusterStory, NodeKind};
 use e2e::test_host::eventually;
 use serde_json::Value;
 
@@ -423,19 +424,39 @@ spec:
     Ok(())
 }
 
-/// On our node alone: the lab's directories are closed to containerd's mapped root.
-#[test]
-#[ignore = "needs a cluster"]
-fn a_pod_with_users_of_its_own_has_root_inside_only() {
-    let name = "a_pod_with_users_of_its_own_has_root_inside_only";
-    e2e::cluster::story::tell(NodeKind::Podwright, name, |story| {
-        let handlers = story.node.object(story.cluster)?["status"]["runtimeHandlers"].clone();
-        let handlers = handlers.as_array().context("handlers")?;
-        ensure!(handlers.iter().all(|handler| handler["features"]["userNamespaces"] == true), "{handlers:?}");
-        story.kubectl(&["create", "secret", "generic", "words", "--from-literal=key=hush"])?;
-        for (name, seconds) in [("one", 71_001), ("two", 71_002)] {
-            story.apply(&format!(
-                "apiVersion: v1
+/// Not on the stock kubelet, which needs a user `kubelet` with ids to give away.
+mod users_of_a_pod {
+    use e2e::cluster::NodeKind::{Podwright, PodwrightOnContainerd};
+    use e2e::cluster::story::tell;
+
+    const NAME: &str = "a_pod_with_users_of_its_own_has_root_inside_only";
+
+    #[test]
+    #[ignore = "needs a cluster"]
+    fn on_podwright() {
+        tell(Podwright, NAME, super::a_pod_with_users_of_its_own_has_root_inside_only);
+    }
+
+    #[test]
+    #[ignore = "needs a cluster"]
+    fn on_containerd() {
+        tell(PodwrightOnContainerd, NAME, super::a_pod_with_users_of_its_own_has_root_inside_only);
+    }
+}
+
+fn a_pod_with_users_of_its_own_has_root_inside_only(story: &ClusterStory) -> Result<()> {
+    // runc wants every directory above a root to be open to the container's root.
+    let own = story.node.machine.host.path().to_owned();
+    for directory in [own.join("containerd"), own].into_iter().filter(|directory| directory.exists()) {
+        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o711))?;
+    }
+    let handlers = story.node.object(story.cluster)?["status"]["runtimeHandlers"].clone();
+    let handlers = handlers.as_array().context("handlers")?;
+    ensure!(handlers.iter().all(|handler| handler["features"]["userNamespaces"] == true), "{handlers:?}");
+    story.kubectl(&["create", "secret", "generic", "words", "--from-literal=key=hush"])?;
+    for (name, seconds) in [("one", 71_001), ("two", 71_002)] {
+        story.apply(&format!(
+            "apiVersion: v1
 kind: Pod
 metadata: {{name: {name}}}
 spec:
@@ -448,23 +469,21 @@ spec:
     command: [sleep, '{seconds}']
     volumeMounts: [{{name: s, mountPath: /s}}, {{name: e, mountPath: /e}}]
 "
-            ))?;
-            story.ready(name)?;
-        }
-        let token = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-        let script = format!(
-            "id -u; cat /s/key; touch /e/made && stat -c ' %u' /e/made; test -s {token} && echo token"
-        );
-        assert_eq!(story.exec("one", &script)?, "0\nhush 0\ntoken\n");
-        let owner = |seconds: u32| -> Result<u32> {
-            let host = &story.node.machine.host;
-            let pid = host.run("pgrep", &["-fx", &format!("sleep {seconds}")])?;
-            host.run("stat", &["-c", "%u", &format!("/proc/{}", pid.trim())])?.trim().parse().context("an id")
-        };
-        let ids = [owner(71_001)?, owner(71_002)?];
-        ensure!(ids.iter().all(|id| *id >= 1 << 16 && id % (1 << 16) == 0) && ids[0] != ids[1], "{ids:?}");
-        Ok(())
-    });
+        ))?;
+        story.ready(name)?;
+    }
+    let token = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+    let script =
+        format!("id -u; cat /s/key; touch /e/made && stat -c ' %u' /e/made; test -s {token} && echo token");
+    assert_eq!(story.exec("one", &script)?, "0\nhush 0\ntoken\n");
+    let owner = |seconds: u32| -> Result<u32> {
+        let host = &story.node.machine.host;
+        let pid = host.run("pgrep", &["-fx", &format!("sleep {seconds}")])?;
+        host.run("stat", &["-c", "%u", &format!("/proc/{}", pid.trim())])?.trim().parse().context("an id")
+    };
+    let ids = [owner(71_001)?, owner(71_002)?];
+    ensure!(ids.iter().all(|id| *id >= 1 << 16 && id % (1 << 16) == 0) && ids[0] != ids[1], "{ids:?}");
+    Ok(())
 }
 
 fn a_projected_token_works_against_the_api(story: &ClusterStory) -> Result<()> {
