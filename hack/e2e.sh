@@ -18,20 +18,31 @@ cargo test --workspace --locked --no-run
 # All packages in one call: with others, cargo would build the dependencies again with other features.
 stories() { unshare --net --mount --propagation private cargo test --workspace --locked --no-fail-fast "$@"; }
 
-# Stories about faults wait most of the time, for minutes: they run beside the others.
-waiting=cluster_faults
-told=$(mktemp)
-trap 'rm -f "$told"' EXIT
-stories --test "$waiting" -- --ignored --test-threads=2 "$@" >"$told" 2>&1 &
-faults=$!
-others=()
+# Stories wait more than they work: three lots of files run beside each other, two stories of each lot at a time.
+lots=(cluster_faults "cluster stories" "other stories")
+files=([0]="" [1]="" [2]="--lib --bins")
 for file in e2e/tests/*.rs crates/*/tests/*.rs; do
-  name=$(basename "$file" .rs)
-  [ "$name" = "$waiting" ] || others+=(--test "$name")
+  case $(basename "$file" .rs) in
+    cluster_faults) lot=0 ;;
+    cluster_*) lot=1 ;;
+    *) lot=2 ;;
+  esac
+  files[lot]+=" --test $(basename "$file" .rs)"
+done
+told=$(mktemp -d)
+trap 'rm -rf "$told"' EXIT
+running=()
+for lot in 0 1; do
+  # shellcheck disable=SC2086
+  stories ${files[lot]} -- --ignored --test-threads=2 "$@" >"$told/$lot" 2>&1 &
+  running[lot]=$!
 done
 failed=()
-stories --lib --bins "${others[@]}" -- --ignored --test-threads=2 "$@" || failed+=("the others")
-wait "$faults" || failed+=("$waiting")
-cat "$told"
+# shellcheck disable=SC2086
+stories ${files[2]} -- --ignored --test-threads=2 "$@" || failed+=("${lots[2]}")
+for lot in 1 0; do
+  wait "${running[lot]}" || failed+=("${lots[lot]}")
+  cat "$told/$lot"
+done
 hack/leftovers.sh
 [ "${#failed[@]}" = 0 ] || { echo "e2e: failed: ${failed[*]}" >&2; exit 1; }
