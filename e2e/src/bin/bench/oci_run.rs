@@ -14,7 +14,7 @@ use crate::measure::{Row, network_namespaces, settle, timed};
 /// v1 in which no limit was asked for (the peers join them all), and whose /dev/null a masked file shows (devtmpfs: the host's).
 const REPORT: &str = "grep -E '^(Seccomp|NoNewPrivs|CapEff|CapBnd|CapInh|CapPrm|CapAmb):' /proc/self/status; ulimit -n; ulimit -c; \
  cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us /sys/fs/cgroup/cpu/cpu.shares /sys/fs/cgroup/pids/pids.max; \
- mount | awk '{print $3, $5}' | sed -E 's/ devtmpfs$/ tmpfs/; /cgroup\\/(blkio|cpuacct|cpuset|hugetlb|net_cls|net_prio|perf_event|rdma|misc|systemd|unified) /d' | sort; \
+ mount | awk '{print $3, $5}' | sed -E 's/ devtmpfs$/ tmpfs/; /cgroup\\/(blkio|cpuacct|cpuset|freezer|hugetlb|net_cls|net_prio|perf_event|rdma|misc|systemd|unified) /d' | sort; \
  hostname";
 
 /// A runtime with runc's command line.
