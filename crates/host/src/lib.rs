@@ -3,6 +3,7 @@
 pub mod cgroup;
 pub mod error;
 pub mod lsm;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod path;

@@ -3,7 +3,6 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -18,27 +17,6 @@ pub fn open() -> io::Result<OwnedFd> {
         Ok(fd) => Ok(fd),
         Err(_) => sealed_copy(),
     }
-}
-
-/// Lets go of this program's code as far as it was mapped: after a start most of it is not needed again. It stays in the page cache for
-/// as long as the kernel likes, and what runs is mapped again, page by page.
-pub fn forget_code() -> io::Result<()> {
-    let maps = std::fs::read_to_string("/proc/self/maps")?;
-    let exe = std::fs::read_link("/proc/self/exe")?;
-    code_of(&maps, &exe.to_string_lossy()).into_iter().try_for_each(sys::forget_code)
-}
-
-/// Mappings of a file that can be executed and not be written.
-fn code_of(maps: &str, file: &str) -> Vec<Range<usize>> {
-    let range = |line: &str| {
-        let mut words = line.splitn(6, ' ');
-        let (addresses, rights) = (words.next()?, words.next()?);
-        let name = words.nth(3)?.trim_start();
-        let (start, end) = addresses.split_once('-')?;
-        let number = |text| usize::from_str_radix(text, 16).ok();
-        (rights == "r-xp" && name == file).then_some(number(start)?..number(end)?)
-    };
-    maps.lines().filter_map(range).collect()
 }
 
 fn read_only_clone() -> io::Result<OwnedFd> {
@@ -115,23 +93,4 @@ pub fn reexec_sealed() -> io::Result<()> {
     let argv: Vec<&CStr> = argv.iter().map(CString::as_c_str).collect();
     let env: Vec<&CStr> = env.iter().map(CString::as_c_str).collect();
     Err(sys::exec_fd(exe.as_fd(), &argv, &env))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_programs_code_is_let_go_of() {
-        let maps = "00200000-00863000 r--p 00000000 fe:00 12  /usr/bin/podwright\n\
-            00863000-028c8000 r-xp 00662000 fe:00 12                         /usr/bin/podwright\n\
-            028c8000-028cd000 rwxp 026c6000 fe:00 12                         /usr/bin/podwright\n\
-            7f0000000000-7f0000001000 r-xp 00000000 00:00 0                  [vdso]\n\
-            7f0000002000-7f0000003000 rw-p 00000000 00:00 0 \n";
-        let found = code_of(maps, "/usr/bin/podwright");
-        let bounds: Vec<_> = found.iter().map(|code| (code.start, code.end)).collect();
-        assert_eq!(bounds, [(0x0086_3000, 0x028c_8000)]);
-        forget_code().unwrap();
-        assert_eq!(code_of(maps, "/usr/bin/other"), []);
-    }
 }

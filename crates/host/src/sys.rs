@@ -287,12 +287,21 @@ pub fn set_personality(domain: u32) -> io::Result<()> {
     check(unsafe { libc::personality(domain.into()) }.into()).map(drop)
 }
 
-/// Lets go of the pages of a mapping of a file's code; what is needed again is read from the file, or found in the page cache.
-pub(crate) fn forget_code(code: std::ops::Range<usize>) -> io::Result<()> {
-    let start = std::ptr::without_provenance_mut(code.start);
-    // SAFETY: the caller passes the bounds of a mapping that is private, of a file, and not writable: nothing but what the file has was
-    // ever in it, so a page that is mapped anew has the same content.
-    check(unsafe { libc::madvise(start, code.len(), libc::MADV_DONTNEED) }.into()).map(drop)
+/// Lets go of the pages of a mapping of a file; what is needed again is read from the file, or found in the page cache.
+pub(crate) fn forget_pages(mapping: std::ops::Range<usize>) -> io::Result<()> {
+    let start = std::ptr::without_provenance_mut(mapping.start);
+    // SAFETY: the caller passes the bounds of a mapping that is private, of a file, and never was writable: nothing but what the file has
+    // was ever in it, so a page that is mapped anew has the same content.
+    check(unsafe { libc::madvise(start, mapping.len(), libc::MADV_DONTNEED) }.into()).map(drop)
+}
+
+/// Gives free pages of the heap back to the kernel.
+pub fn trim_heap() {
+    // SAFETY: malloc_trim may be called whenever malloc may be.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// Lets the other side of a pseudo-terminal be opened, and opens it by the controlling side alone: no name in any /dev/pts is looked up.

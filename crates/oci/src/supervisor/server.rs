@@ -112,7 +112,7 @@ impl Server {
         loop {
             if std::mem::take(&mut self.heap_is_loose) {
                 // After the answer, before the wait: a pod's share of memory is what it needs at rest.
-                super::sys::trim_heap();
+                host::memory::trim_heap();
             }
             let ready = self.wait();
             let now = Millis::now();

@@ -152,12 +152,3 @@ pub(super) fn ended_child() -> io::Result<Option<i32>> {
     };
     Ok((pid != 0).then_some(pid))
 }
-
-/// Gives free heap pages back to the kernel.
-pub(super) fn trim_heap() {
-    // SAFETY: malloc_trim may be called whenever malloc may be.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}

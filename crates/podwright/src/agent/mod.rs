@@ -16,6 +16,7 @@ mod engine;
 mod kubelet_config;
 pub(crate) mod parts;
 mod problems;
+mod quiet;
 mod server;
 mod services;
 mod sources;
@@ -108,10 +109,10 @@ fn until_signal(node: Node, role: Role) -> anyhow::Result<()> {
     runtime.block_on(async {
         let stop = signals::stop_token(signals::Again::EndAtOnce)?;
         let agent = Agent::start(node, role, stop).await?;
-        if let Err(error) = host::self_exe::forget_code() {
-            tracing::debug!(%error, "the code of the start stays mapped");
+        tokio::select! {
+            ended = agent.end() => ended,
+            never = quiet::watch() => never,
         }
-        agent.end().await
     })
 }
 

@@ -50,9 +50,9 @@ fn measure(implementation: Implementation, pods: u32) -> Result<(u64, u64)> {
     Ok((none, memory_of(&found)?))
 }
 
-/// Lets background work of the last requests end.
+/// Lets background work of the last requests end, and both sides give back what it has left behind.
 pub(crate) fn settle() {
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    std::thread::sleep(std::time::Duration::from_secs(15));
 }
 
 /// The daemon, and what it keeps running for its pods.
