@@ -20,6 +20,7 @@ e2e::cluster_stories![
     a_container_beyond_its_memory_is_oom_killed,
     an_end_runs_the_hook_then_the_signal_and_keeps_the_grace,
     a_changed_config_map_reaches_the_file,
+    an_init_container_leaves_variables_and_a_name_overrides,
     a_security_context_is_what_the_process_has,
     limits_are_what_the_cgroup_has,
     a_projected_token_works_against_the_api,
@@ -275,6 +276,53 @@ spec:
         "{\"metadata\":{\"finalizers\":null}}",
     ])?;
     story.wait("pod/stubborn", "delete")
+}
+
+fn an_init_container_leaves_variables_and_a_name_overrides(story: &ClusterStory) -> Result<()> {
+    let from = |key: &str, more: &str| {
+        format!("valueFrom: {{fileKeyRef: {{volumeName: config, path: made.env, key: {key}{more}}}}}")
+    };
+    let pod = |name: &str, env: &str| {
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  restartPolicy: Never
+  hostnameOverride: db.example.com
+  volumes: [{{name: config, emptyDir: {{}}}}]
+  initContainers:
+  - name: init
+    image: {BUSYBOX}
+    command: [sh, -c, 'printf \"# made\\nWORD=\\x27of a file\\x27 # comment\\nLINES=\\x27a\\nb\\x27\\n\" > /config/made.env']
+    volumeMounts: [{{name: config, mountPath: /config}}]
+  containers:
+  - name: main
+    image: {BUSYBOX}
+    command: [sh, -c, 'hostname; echo \"$WORD|$LINES|$BOTH|${{NONE-unset}}\"']
+    env:
+    - {{name: WORD, {env}}}
+    - {{name: LINES, {}}}
+    - {{name: BOTH, value: $(WORD)!}}
+    - {{name: NONE, {}}}
+---
+",
+            from("LINES", ""),
+            from("NONE", ", optional: true"),
+        )
+    };
+    story.apply(&[pod("told", &from("WORD", "")), pod("missing", &from("ABSENT", ""))].concat())?;
+    story.wait("pod/told", "jsonpath={.status.phase}=Succeeded")?;
+    assert_eq!(
+        story.kubectl(&["logs", "told", "-c", "main"])?,
+        "db.example.com\nof a file|a\nb|of a file!|unset\n"
+    );
+    eventually("a key that is not there is waited for", || {
+        let waiting = container(story, "missing")?["state"]["waiting"].clone();
+        let is_told =
+            text(&waiting["message"]).contains("environment variable key \"ABSENT\" not found in file");
+        (waiting["reason"] == "CreateContainerConfigError" && is_told).then_some(())
+    })
 }
 
 fn a_changed_config_map_reaches_the_file(story: &ClusterStory) -> Result<()> {

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1;
 use manifest::{ObjectKey, Objects};
 
 use crate::downward::{self, PodFacts};
+use crate::env_files;
 use crate::pod::model::Pod;
 use crate::services;
 use crate::static_pod::is_static;
@@ -21,6 +22,7 @@ pub(crate) fn render(
     objects: &Objects,
     services: Option<&[v1::Service]>,
     facts: &PodFacts,
+    files: &env_files::Texts,
 ) -> Result<Vec<(String, String)>, String> {
     let mut variables = of_services(pod, services)?;
     for source in container.env_from.iter().flatten() {
@@ -32,7 +34,7 @@ pub(crate) fn render(
     for variable in container.env.iter().flatten() {
         let value = match (&variable.value, &variable.value_from) {
             (Some(value), _) => Some(expand(value, &variables)),
-            (None, Some(from)) => referenced(pod, container, from, objects, facts)?,
+            (None, Some(from)) => referenced(pod, container, from, objects, facts, files)?,
             (None, None) => Some(String::new()),
         };
         if let Some(value) = value {
@@ -92,6 +94,7 @@ fn referenced(
     from: &v1::EnvVarSource,
     objects: &Objects,
     facts: &PodFacts,
+    files: &env_files::Texts,
 ) -> Result<Option<String>, String> {
     if let Some(reference) = &from.config_map_key_ref {
         let map = objects.config_maps.get(&ObjectKey::new(&pod.namespace, &reference.name));
@@ -126,7 +129,25 @@ fn referenced(
         let of = of.unwrap_or(&container.name);
         return downward::resource(pod, of, reference, facts.capacity).map(Some);
     }
+    if let Some(reference) = &from.file_key_ref {
+        return of_file(reference, files);
+    }
     Err("valueFrom names no source".into())
+}
+
+/// Only a key may be missing where it is optional, not the file.
+fn of_file(reference: &v1::FileKeySelector, files: &env_files::Texts) -> Result<Option<String>, String> {
+    let v1::FileKeySelector { key, path, volume_name, optional } = reference;
+    let place = format!("{path:?} of the volume {volume_name:?}");
+    let failed = |error: &str| format!("couldn't parse env file {place}: {error}");
+    let text = files.get(&(volume_name.clone(), path.clone()));
+    let text =
+        text.map_or(Err(failed("it was not read")), |text| text.as_ref().map_err(|error| failed(error)))?;
+    match (env_files::find(text, key).map_err(|error| failed(&error))?, optional) {
+        (None, Some(true)) => Ok(None),
+        (None, _) => Err(format!("environment variable key {key:?} not found in file {place}")),
+        (found, _) => Ok(found),
+    }
 }
 
 fn or_missing(

@@ -9,6 +9,7 @@ pub mod certificates;
 mod cgroups;
 mod cri_requests;
 mod downward;
+mod env_files;
 mod environment;
 mod events;
 mod eviction;

@@ -5,16 +5,25 @@ use crate::pod::model::Pod;
 /// The kernel's limit for a host name.
 const KERNEL_NAME: usize = 64;
 
-/// `spec.hostname`, else the pod's name, 63 characters at most.
+/// `spec.hostnameOverride`, else `spec.hostname`, else the pod's name, 63 characters at most.
 pub(crate) fn hostname(pod: &Pod) -> String {
     let spec = pod.source.spec.as_ref();
-    let asked = spec.and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
+    let of_spec = spec.and_then(|spec| spec.hostname.clone()).filter(|name| !name.is_empty());
+    let asked = overriding(pod).map(str::to_owned).or(of_spec);
     let name = asked.unwrap_or_else(|| pod.name.clone());
     name.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }
 
+/// The name that the pod has whatever else it is called; it has no domain then.
+fn overriding(pod: &Pod) -> Option<&str> {
+    pod.source.spec.as_ref()?.hostname_override.as_deref().filter(|name| !name.is_empty())
+}
+
 /// `SUBDOMAIN.NAMESPACE.svc.CLUSTER` where the pod has a subdomain.
 pub(crate) fn domain(pod: &Pod, cluster: &str) -> Option<String> {
+    if overriding(pod).is_some() {
+        return None;
+    }
     let subdomain = pod.source.spec.as_ref().and_then(|spec| spec.subdomain.clone());
     let subdomain = subdomain.filter(|name| !name.is_empty())?;
     Some(format!("{subdomain}.{}.svc.{cluster}", pod.namespace))
@@ -60,6 +69,11 @@ mod tests {
                 "web.s.default.svc.cluster.local",
             ),
             (json!({ "setHostnameAsFQDN": true }), "p"),
+            (
+                json!({ "hostname": "web", "subdomain": "s", "hostnameOverride": "db.example.com" }),
+                "db.example.com",
+            ),
+            (json!({ "hostnameOverride": "" }), "p"),
         ] {
             assert_eq!(name(spec.clone()).as_deref(), Ok(expect), "{spec}");
         }

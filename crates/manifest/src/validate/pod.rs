@@ -42,7 +42,55 @@ pub(crate) fn pod(pod: &Pod, faults: &mut Vec<Fault>) {
             "cannot be part of a new pod: they are added to a running one",
         );
     }
+    file_keys(spec, faults);
     host_ports(spec, faults);
+}
+
+/// `hostnameOverride`: any name that the kernel takes, and no other way to name the pod beside it.
+fn hostname_override(name: &str, spec: &PodSpec, faults: &mut Vec<Fault>) {
+    let path = "spec.hostnameOverride";
+    names::check(faults, path, name, Form::Subdomain);
+    if name.len() > 64 {
+        tell(faults, path, format!("{name:?} is longer than 64 characters"));
+    }
+    let others = [("setHostnameAsFQDN", spec.set_hostname_as_fqdn), ("hostNetwork", spec.host_network)];
+    for (field, _) in others.iter().filter(|(_, given)| *given == Some(true)) {
+        tell(faults, path, format!("and {field} exclude each other"));
+    }
+}
+
+/// `fileKeyRef`: files lie in an emptyDir of the pod.
+fn file_keys(spec: &PodSpec, faults: &mut Vec<Fault>) {
+    let volumes = spec.volumes.as_deref().unwrap_or_default();
+    let init = spec.init_containers.as_deref().unwrap_or_default();
+    for (list, containers) in [("initContainers", init), ("containers", spec.containers.as_slice())] {
+        for (index, container) in containers.iter().enumerate() {
+            for (variable, one) in container.env.iter().flatten().enumerate() {
+                let Some(file) = one.value_from.as_ref().and_then(|from| from.file_key_ref.as_ref()) else {
+                    continue;
+                };
+                let at = format!("spec.{list}[{index}].env[{variable}].valueFrom.fileKeyRef");
+                names::check(faults, &format!("{at}.key"), &file.key, Form::Variable);
+                match volumes.iter().find(|volume| volume.name == file.volume_name) {
+                    None => {
+                        let message = format!("no volume is named {:?}", file.volume_name);
+                        tell(faults, format!("{at}.volumeName"), message);
+                    }
+                    Some(volume) if volume.empty_dir.is_none() => {
+                        let message = format!("{:?} is not an emptyDir", file.volume_name);
+                        tell(faults, format!("{at}.volumeName"), message);
+                    }
+                    Some(_) => {}
+                }
+                let path = std::path::Path::new(&file.path);
+                if file.path.is_empty() {
+                    tell(faults, format!("{at}.path"), "required");
+                } else if path.components().any(|part| part == std::path::Component::ParentDir) {
+                    tell(faults, format!("{at}.path"), "must not contain '..'");
+                }
+            }
+        }
+    }
 }
 
 fn spec_values(spec: &PodSpec, faults: &mut Vec<Fault>) {
@@ -58,6 +106,9 @@ fn spec_values(spec: &PodSpec, faults: &mut Vec<Fault>) {
         if let Some(name) = name.as_deref().filter(|name| !name.is_empty()) {
             names::check(faults, path, name, Form::Label);
         }
+    }
+    if let Some(name) = spec.hostname_override.as_deref() {
+        hostname_override(name, spec, faults);
     }
     if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
         tell(faults, "spec.shareProcessNamespace", "and hostPID exclude each other");

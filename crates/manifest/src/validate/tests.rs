@@ -469,6 +469,38 @@ fn dns_and_host_aliases() {
 }
 
 #[test]
+fn names_that_override_and_variables_from_files() {
+    check(
+        pod,
+        &[("spec.hostnameOverride", json!("A_b")), ("spec.setHostnameAsFQDN", json!(true))],
+        &[
+            "spec.hostnameOverride: \"A_b\" is not",
+            "spec.hostnameOverride: and setHostnameAsFQDN exclude each other",
+        ],
+    );
+    check(pod, &[("spec.hostnameOverride", json!("db.example.com"))], &[]);
+    let file = |volume: &str, path: &str, key: &str| json!({ "name": "A", "valueFrom": { "fileKeyRef": { "volumeName": volume, "path": path, "key": key } } });
+    let volumes = json!([{ "name": "e", "emptyDir": {} }, { "name": "h", "hostPath": { "path": "/x" } }]);
+    check(
+        pod,
+        &[
+            ("spec.volumes", volumes),
+            (
+                "spec.containers.0.env",
+                json!([file("e", "a/b", "K"), file("h", "../b", "K"), file("n", "", "="),]),
+            ),
+        ],
+        &[
+            "spec.containers[0].env[1].valueFrom.fileKeyRef.volumeName: \"h\" is not an emptyDir",
+            "spec.containers[0].env[1].valueFrom.fileKeyRef.path: must not contain '..'",
+            "spec.containers[0].env[2].valueFrom.fileKeyRef.key: \"=\" is not",
+            "spec.containers[0].env[2].valueFrom.fileKeyRef.volumeName: no volume is named \"n\"",
+            "spec.containers[0].env[2].valueFrom.fileKeyRef.path: required",
+        ],
+    );
+}
+
+#[test]
 fn services() {
     check(service, &[("spec", json!({}))], &["spec.ports: required"]);
     check(service, &[("spec", json!({"clusterIP": "None"}))], &[]);

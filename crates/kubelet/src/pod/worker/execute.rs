@@ -10,6 +10,7 @@ use manifest::ObjectKey;
 use super::{Wish, Worker};
 use crate::cri_requests;
 use crate::downward::PodFacts;
+use crate::env_files;
 use crate::environment;
 use crate::events::Kind;
 use crate::hosts;
@@ -240,7 +241,8 @@ impl Worker {
         let facts = self.facts(&sandbox.ips);
         let services = self.node.inputs.services.borrow().clone();
         let services = services.as_ref().map(|services| services.as_slice());
-        let env = environment::render(&self.pod, &container.spec, &desired.objects, services, &facts)
+        let files = env_files::read_all(&self.node.volumes, &self.pod.uid, &container.spec);
+        let env = environment::render(&self.pod, &container.spec, &desired.objects, services, &facts, &files)
             .map_err(refused)?;
         let images = self.volume_images(&container.spec).await?;
         let recursive_read_only = wants_recursive_read_only(&container.spec)
