@@ -4,7 +4,7 @@
 set -euo pipefail
 
 build=(gcc libc6-dev pkg-config iptables iproute2 util-linux ca-certificates)
-test=("${build[@]}" buildah busybox-static crun curl docker-registry libseccomp-dev nftables nginx procps skopeo systemd tar unzip user-mode-linux)
+test=("${build[@]}" buildah busybox-static crun curl docker-registry e2fsprogs libseccomp-dev nftables nginx procps skopeo systemd tar unzip user-mode-linux)
 case "${1:-build}" in
   build) wanted=("${build[@]}") ;;
   test) wanted=("${test[@]}") ;;

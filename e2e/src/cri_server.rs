@@ -40,7 +40,14 @@ impl CriServer {
     /// # Errors
     /// When a part is missing or does not come up.
     pub fn start(implementation: Implementation) -> Result<Self> {
-        let host = TestHost::new()?;
+        Self::start_on(TestHost::new()?, implementation)
+    }
+
+    /// Starts a server on `host` and imports [`image::BUSYBOX`].
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn start_on(host: TestHost, implementation: Implementation) -> Result<Self> {
         let layout = image::busybox(host.path())?;
         let daemon = match implementation {
             Implementation::Podwright => {

@@ -53,9 +53,17 @@ impl TestHost {
     /// # Errors
     /// When this process is not root, or `unshare` and `ip` are missing.
     pub fn new() -> Result<Self> {
+        Self::new_in(Path::new("/tmp"))
+    }
+
+    /// The same with the directory in `parent`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn new_in(parent: &Path) -> Result<Self> {
         let mut holder = program("unshare");
         holder.args(["--net", "--mount", "--propagation", "private", "sh", "-c", SET_UP]);
-        let (directory, holder) = hold(directory()?, &mut holder)?;
+        let (directory, holder) = hold(directory(parent)?, &mut holder)?;
         let inside = holder.id();
         Ok(Self { directory, holder, inside, namespaces: &["--net", "--mount"], front: Front::Replaced })
     }
@@ -66,7 +74,7 @@ impl TestHost {
     /// # Errors
     /// As [`new`](Self::new).
     pub(crate) fn machine(name: &str, cgroup: &str) -> Result<Self> {
-        let directory = directory()?;
+        let directory = directory(Path::new("/tmp"))?;
         let mut holder = program("bash");
         // In a process group of its own: it must live to tidy up when Ctrl-C ends the test.
         holder.args(["-c", MACHINE, "machine"]).arg(directory.path()).args([name, cgroup]).process_group(0);
@@ -146,9 +154,9 @@ pub fn enter_network(pid: u32) -> Result<()> {
         .context("enter the host's network")
 }
 
-fn directory() -> Result<TempDir> {
+fn directory(parent: &Path) -> Result<TempDir> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix("pw-").tempdir_in("/tmp").context("create the host's directory")
+    builder.prefix("pw-").tempdir_in(parent).context("create the host's directory")
 }
 
 /// Starts the process that holds the namespaces, and waits until they are set up.

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod cri_pods;
+mod disk;
 mod exec_sync;
 mod measure;
 mod memory;

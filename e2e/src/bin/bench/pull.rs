@@ -3,18 +3,19 @@
 //! The image is made of this machine's own /usr, so that files have the sizes, names and links that files have.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use cri::v1::image_service_client::ImageServiceClient;
-use cri::v1::{ImageSpec, PullImageRequest, RemoveImageRequest};
+use cri::v1::{ImageSpec, PullImageRequest};
 use e2e::cri_server::{CriServer, Implementation};
 use e2e::image::{self, ImageConfig, Packing};
 use e2e::registry::Registry;
 use e2e::requests::{self, Runtime};
-use e2e::test_host::{output_of, program};
+use e2e::test_host::{TestHost, output_of, program};
 use tonic::transport::Channel;
 
+use crate::disk::Disk;
 use crate::measure::{Row, timed};
 
 const PEER: &str = "containerd 2.4";
@@ -28,58 +29,60 @@ const LAYERS: [Packing; 6] =
 /// Row `pull`.
 pub(crate) fn pull(n: usize) -> Result<Row> {
     let scratch = tempfile::tempdir_in("/var/tmp").context("create a directory")?;
-    let layout = scratch.path().join("tree.oci");
-    let layers = write_tree(&layout)?;
-    let mut sides = [
-        Side::new(Implementation::Podwright, &layout, layers.clone())?,
-        Side::new(Implementation::Containerd, &layout, layers)?,
-    ];
+    let served = Disk::fresh(scratch.path(), "served")?;
+    let layers = write_tree(&served.path().join("tree.oci"))?;
+    fill_registry(&served)?;
     let mut samples = [Vec::new(), Vec::new()];
-    for sample in 0..n + 1 {
-        for (side, samples) in sides.iter_mut().zip(&mut samples) {
-            side.remove()?;
+    let mut seen = [String::new(), String::new()];
+    for sample in 0..=n {
+        for (side, implementation) in
+            [Implementation::Podwright, Implementation::Containerd].into_iter().enumerate()
+        {
+            let mut server = Side::new(implementation, scratch.path(), &served)?;
             // What is written back belongs to the other side's sample.
             rustix::fs::sync();
-            let (elapsed, ()) = timed(|| side.pull())?;
+            let (elapsed, ()) = timed(|| server.pull())?;
             // The first one warms the caches.
             if sample > 0 {
-                samples.push(elapsed);
+                samples[side].push(elapsed);
+            }
+            if sample == n {
+                seen[side] = server.contents(&layers)?;
             }
         }
     }
-    let seen = [sides[0].contents()?, sides[1].contents()?];
     ensure!(seen[0] == seen[1], "not the same work:\n--- ours\n{}--- {PEER}\n{}", seen[0], seen[1]);
     Ok(Row::of_medians("pull", PEER, &samples[0], &samples[1]))
 }
 
-/// One server, with the registry on its own loopback.
+fn fill_registry(served: &Disk) -> Result<()> {
+    let host = TestHost::new()?;
+    serve(&host, served)?.push(&host, &served.path().join("tree.oci"), REPOSITORY)
+}
+
+fn serve(host: &TestHost, served: &Disk) -> Result<Registry> {
+    Registry::serve(host, &served.path().join("registry"))
+}
+
+/// One server, with the registry on its own loopback and everything of its own on a fresh disk.
 struct Side {
     tokio: tokio::runtime::Runtime,
     runtime: Runtime,
     images: ImageServiceClient<Channel>,
-    /// Digests of the layers.
-    layers: Vec<String>,
     _registry: Registry,
     server: CriServer,
+    /// Dropped after what lies on it.
+    _disk: Disk,
 }
 
 impl Side {
-    fn new(implementation: Implementation, layout: &Path, layers: Vec<String>) -> Result<Self> {
-        let server = CriServer::start(implementation)?;
-        let registry = Registry::start(&server.host)?;
-        registry.push(&server.host, layout, REPOSITORY)?;
+    fn new(implementation: Implementation, scratch: &Path, served: &Disk) -> Result<Self> {
+        let disk = Disk::fresh(scratch, "side")?;
+        let server = CriServer::start_on(TestHost::new_in(disk.path())?, implementation)?;
+        let registry = serve(&server.host, served)?;
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (runtime, images) = tokio.block_on(server.clients())?;
-        Ok(Self { tokio, runtime, images, layers, _registry: registry, server })
-    }
-
-    fn remove(&mut self) -> Result<()> {
-        let image = Some(spec());
-        self.tokio.block_on(self.images.remove_image(RemoveImageRequest { image }))?;
-        for blob in self.blobs() {
-            ensure!(!blob.exists(), "{} is still there: the next pull would not fetch it", blob.display());
-        }
-        Ok(())
+        Ok(Self { tokio, runtime, images, _registry: registry, server, _disk: disk })
     }
 
     fn pull(&mut self) -> Result<()> {
@@ -87,18 +90,14 @@ impl Side {
         self.tokio.block_on(self.images.pull_image(request)).context("PullImage").map(drop)
     }
 
-    fn blobs(&self) -> Vec<PathBuf> {
+    /// What a container sees: every name with its type, mode, owner and link, and the sum of all content.
+    fn contents(&mut self, layers: &[String]) -> Result<String> {
         let content = match self.server.implementation {
             Implementation::Podwright => "root/blobs/sha256",
             Implementation::Containerd => "containerd/root/io.containerd.content.v1.content/blobs/sha256",
         };
-        let directory = self.server.host.path().join(content);
-        self.layers.iter().map(|digest| directory.join(&digest["sha256:".len()..])).collect()
-    }
-
-    /// What a container sees: every name with its type, mode, owner and link, and the sum of all content.
-    fn contents(&mut self) -> Result<String> {
-        for blob in self.blobs() {
+        for digest in layers {
+            let blob = self.server.host.path().join(content).join(&digest["sha256:".len()..]);
             ensure!(blob.exists(), "{} is not kept", blob.display());
         }
         let pod = requests::pod(self.server.host.path(), "look");
