@@ -261,6 +261,28 @@ fn directories_that_are_only_implied_take_after_the_layer_below() {
 }
 
 #[test]
+fn implied_directories_are_made_where_symlinks_of_the_layer_lead() {
+    let layer = TarBuilder::default()
+        .symlink("link", "real/deep")
+        .file("a/b/c/x", b"")
+        .file("a/b/d/x", b"")
+        .file("link/e/f/x", b"");
+    let outcome = Case::unpack(&layer.finish());
+    let implied: Vec<_> = outcome
+        .result
+        .as_ref()
+        .expect("unpacked")
+        .implied
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    assert_eq!(implied, ["a", "a/b", "a/b/c", "a/b/d", "real", "real/deep", "real/deep/e", "real/deep/e/f"]);
+    assert!(outcome.root.path().join("real/deep/e/f/x").exists());
+    let through_a_file = Case::unpack(&TarBuilder::default().file("a/f", b"").file("a/f/b/x", b"").finish());
+    assert!(matches!(through_a_file.result, Err(UnpackError::Corrupt(_))));
+}
+
+#[test]
 #[ignore = "needs root"]
 fn whiteouts_become_overlays_own_and_hide_only_what_is_below() {
     let layer = TarBuilder::default()

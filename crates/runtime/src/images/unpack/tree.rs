@@ -401,8 +401,47 @@ impl Tree {
         Ok(self.parent.as_ref().map_or(self.root.as_fd(), |(_, opened)| opened.as_fd()))
     }
 
-    /// Walks `path` component by component without following anything by the kernel; symlinks are resolved in root by us.
     fn make_parents(&mut self, path: &[u8]) -> Result<OwnedFd, UnpackError> {
+        match self.make_plain(path)? {
+            Some(made) => Ok(made),
+            None => self.walk(path),
+        }
+    }
+
+    /// Makes what is missing at the end of `path`, if there is no symlink, whiteout or file in it.
+    fn make_plain(&mut self, path: &[u8]) -> Result<Option<OwnedFd>, UnpackError> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let plain = IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        let mut there = path.len();
+        let mut at = loop {
+            there = path[..there].iter().rposition(|b| *b == b'/').unwrap_or(0);
+            let parent = if there == 0 { b"." } else { &path[..there] };
+            match sys::openat2(&self.root, OsStr::from_bytes(parent), flags, Mode::empty(), plain) {
+                Ok(parent) => break parent,
+                Err(Errno::NOENT) if there > 0 => {}
+                Err(_) => return Ok(None),
+            }
+        };
+        let ends = (there + 1..path.len()).filter(|&end| path[end] == b'/').chain([path.len()]);
+        for end in ends {
+            let here = &path[..end];
+            let start = here.iter().rposition(|b| *b == b'/').map_or(0, |slash| slash + 1);
+            let name = OsStr::from_bytes(&here[start..]);
+            match sys::mkdirat(&at, name, Mode::from_raw_mode(0o755)) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => return Ok(None),
+                Err(errno) => return Err(io_error("make directory", here, errno)),
+            }
+            self.done.implied.push(PathBuf::from(OsStr::from_bytes(here)));
+            self.made(BLOCK);
+            at = sys::openat(&at, name, flags | OFlags::NOFOLLOW, Mode::empty())
+                .map_err(|errno| io_error("open directory", here, errno))?;
+        }
+        Ok(Some(at))
+    }
+
+    /// Walks `path` component by component without following anything by the kernel; symlinks are resolved in root by us.
+    fn walk(&mut self, path: &[u8]) -> Result<OwnedFd, UnpackError> {
         let refuse = |why: &str| UnpackError::Corrupt(format!("`{}` {why}", path.escape_ascii()));
         let mut todo: VecDeque<Vec<u8>> = path.split(|b| *b == b'/').map(<[u8]>::to_vec).collect();
         let mut walked: Vec<(Vec<u8>, OwnedFd)> = Vec::new();
