@@ -589,6 +589,46 @@ fn systemd_gets_a_unit_that_runs_the_agent() -> Result<()> {
 
 #[test]
 #[ignore = "needs a cluster"]
+fn a_node_whose_machine_goes_down_says_so_and_one_that_is_restarted_does_not() -> Result<()> {
+    let new = Newcomer::new("going")?;
+    new.joined()?.terminate()?;
+    let ready = || -> Result<(String, String)> {
+        let node = new.cluster.get(&["node", new.name()])?;
+        let ready = |one: &&Value| one["type"] == "Ready";
+        let condition = node["status"]["conditions"].as_array().into_iter().flatten().find(ready).cloned();
+        let condition = condition.context("a condition")?;
+        Ok((text(&condition["status"]).to_owned(), text(&condition["message"]).to_owned()))
+    };
+    // There is no systemd on this machine: another one answers.
+    let path = format!("/opt/systemd:{}", std::env::var("PATH").unwrap_or_default());
+    for (answer, status, message) in [
+        ("running", "True", "kubelet is posting ready status"),
+        ("stopping", "False", "node is shutting down"),
+    ] {
+        new.shell(&format!(
+            "mkdir -p /run/systemd/system /opt/systemd
+             printf '#!/bin/sh\\n[ $1 = is-system-running ] && echo {answer}\\nexit 1\\n' > /opt/systemd/systemctl
+             chmod +x /opt/systemd/systemctl"
+        ))?;
+        let mut command = new.machine.host.command(parts::podwright());
+        let agent = command.env("PATH", &path).args(AGENT).args(new.flags());
+        let mut agent = new.machine.host.spawn("podwright", agent)?;
+        new.wait_ready(&agent)?;
+        eventually("the agent serves", || {
+            let asked = "curl -sk -o /dev/null https://127.0.0.1:10250/healthz";
+            new.shell(asked).ok()
+        })
+        .with_context(|| agent.log())?;
+        agent.terminate()?;
+        assert_eq!(ready()?, (status.to_owned(), message.to_owned()), "{}", agent.log());
+    }
+    // And it comes back.
+    let agent = new.agent()?;
+    new.wait_ready(&agent)
+}
+
+#[test]
+#[ignore = "needs a cluster"]
 fn a_machine_that_was_reset_joins_again() -> Result<()> {
     let new = Newcomer::new("returning")?;
     let endpoint = new.endpoint();

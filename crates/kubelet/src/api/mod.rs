@@ -86,7 +86,8 @@ pub struct ApiParts {
 /// How many events wait to be sent, at most; more are not sent.
 pub const EVENT_QUEUE: usize = 1000;
 
-/// Serves the cluster until `stop`. What fails is tried again, for ever.
+/// Serves the cluster until `stop`. What fails is tried again, for ever. If the machine goes down, the node's last word is that it is
+/// not ready.
 pub async fn run(config: ApiConfig, client: Client, parts: ApiParts, stop: impl Future<Output = ()>) {
     let ApiParts { desired, synced, report, events, cri, node, services, runtime_classes, pressure } = parts;
     let name = config.node.name.clone();
@@ -104,16 +105,17 @@ pub async fn run(config: ApiConfig, client: Client, parts: ApiParts, stop: impl 
         tokio::join!(
             node::keep(client.clone(), config.node, config.places, cri, pressure, node.subscribe()),
             node::follow(client.clone(), name.clone(), node),
-            source::follow(client.clone(), name, config.remembered, config.static_pods, outputs),
+            source::follow(client.clone(), name.clone(), config.remembered, config.static_pods, outputs),
             mirror::keep(client.clone(), mirroring),
             source::follow_services(client.clone(), services),
             runtime_classes::follow(client.clone(), runtime_classes),
             status::keep(client.clone(), report.clone(), pods, known_mirrors),
-            event::send(client, events, report),
+            event::send(client.clone(), events, report),
         );
     };
     tokio::select! {
         () = serving => {}
         () = stop => {}
     }
+    node::last_word(client, &name).await;
 }

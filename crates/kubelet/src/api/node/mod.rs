@@ -1,9 +1,10 @@
 //! The node's own object and lease: registered once, its status told when it changes and every five minutes, its lease renewed
-//! every ten seconds.
+//! every ten seconds. When its machine goes down it says so.
 
 mod facts;
 mod lease;
 mod render;
+mod shutdown;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::sync::watch;
 use tonic::transport::Channel;
 
 pub(crate) use self::render::KUBELET_VERSION;
+pub(super) use self::shutdown::last_word;
 use super::Places;
 use super::event;
 use super::source::{again, chain, version_of};
