@@ -48,6 +48,42 @@ fn a_pod_has_no_more_tasks_than_the_node_lets_each_have() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
+fn a_container_does_not_swap_where_the_kernel_can_tell() -> Result<()> {
+    let pod = TWO.replace("name: two", "name: calm").replace(
+        "    command: [/bin/sleep, '1000']",
+        "    command: [/bin/sleep, '1000']\n    resources: {limits: {memory: 64Mi}}",
+    );
+    let story = story("failSwapOn: false\n", &[("pod.yaml", &pod)])?;
+    let pod = story.ready("calm")?;
+    let statuses = pod["status"]["containerStatuses"].as_array().context("statuses")?;
+    let limited = statuses.iter().find(|status| status["name"] == "b").context("the container")?;
+    let id = limited["containerID"].as_str().context("an id")?.trim_start_matches("podwright://");
+    let files = "cd /sys/fs/cgroup; cat memory/memory.memsw.limit_in_bytes 2>/dev/null || cat memory.swap.max 2>/dev/null || echo none";
+    let told = story.exec(id, files)?;
+    let counts = std::path::Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
+    let wanted: &[&str] = if counts { &["67108864"] } else { &["0", "none"] };
+    assert!(wanted.contains(&told.trim()), "{told}");
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_node_does_not_start_where_its_file_forbids() -> Result<()> {
+    let is_v1 = !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let started = story("failCgroupV1: true\n", &[]);
+    match started {
+        Err(error) if is_v1 => {
+            let told = format!("{error:#}");
+            assert!(told.contains("failCgroupV1: true, and this machine has cgroup v1"), "{told}");
+        }
+        Err(error) => return Err(error),
+        Ok(_) => assert!(!is_v1, "it has started"),
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
 fn all_pods_together_leave_the_tasks_that_are_reserved() -> Result<()> {
     let most: u64 = ["pid_max", "threads-max"]
         .iter()

@@ -1,10 +1,11 @@
 //! The kubepods cgroup tree: `kubepods[/burstable|/besteffort]/pod<uid>`, on any runtime.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cri::v1::LinuxContainerResources;
 use host::cgroup::usage::MemoryUsage;
-use host::cgroup::{CgroupError, CgroupManager, Limits};
+use host::cgroup::{CgroupError, CgroupManager, Limits, Version};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
@@ -46,10 +47,17 @@ impl PodCgroups {
         Ok(cgroups)
     }
 
-    /// What the files of every container's cgroup say, where this machine has them. Upstream: `singleProcessOOMKill` being off.
-    pub(crate) fn files_of_containers(&self) -> HashMap<String, String> {
-        let oom_group = self.manager.has_oom_groups().then(|| ("memory.oom.group".into(), "1".into()));
-        oom_group.into_iter().collect()
+    /// CRI's limits of one container of a pod whose cgroup there is, with what depends on this machine: on cgroup v2 it is killed as a
+    /// whole (upstream: `singleProcessOOMKill` being off), and it swaps nothing where the kernel can tell.
+    pub(crate) fn container(&self, pod: &Pod, container: &v1::Container) -> LinuxContainerResources {
+        let mut resources = container_resources(pod, container);
+        if self.manager.has_oom_groups() {
+            resources.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+        }
+        if self.manager.open(&self.path(pod)).is_ok_and(|cgroup| cgroup.limits_swap()) {
+            forbid_swap(&mut resources, self.manager.version());
+        }
+        resources
     }
 
     /// The pod's cgroup: what CRI calls the cgroup parent.
@@ -199,19 +207,27 @@ pub(crate) fn most_at_once(pod: &Pod, amount: &dyn Fn(&v1::Container) -> Option<
 }
 
 /// CRI's limits of one container; without one it may have all that its pod has.
-pub(crate) fn container_resources(pod: &Pod, container: &v1::Container) -> cri::v1::LinuxContainerResources {
+fn container_resources(pod: &Pod, container: &v1::Container) -> LinuxContainerResources {
     let given = |name: &str, of: Unit| amount(limits(container), name, of).filter(|limit| *limit > 0);
     let limit = |name: &str, of: Unit| given(name, of).or_else(|| own_limit(pod, name, of));
     let memory = amount(requests(container), "memory", bytes).unwrap_or(0) + share_of_rest(pod);
     let quota = limit("cpu", milli).map(quota_of);
     let shares = amount(requests(container), "cpu", milli).or_else(|| limit("cpu", milli));
-    cri::v1::LinuxContainerResources {
+    LinuxContainerResources {
         cpu_shares: shares_of(shares.unwrap_or(0)),
         cpu_quota: quota.unwrap_or(0),
         cpu_period: PERIOD,
         memory_limit_in_bytes: limit("memory", bytes).unwrap_or(0),
         oom_score_adj: oom_score_adj(pod.qos, memory, memory_capacity()),
         ..Default::default()
+    }
+}
+
+/// On v1 memory and swap are limited together, and only beside a limit of memory. Upstream: `NoSwap`.
+fn forbid_swap(resources: &mut LinuxContainerResources, version: Version) {
+    match version {
+        Version::V1 => resources.memory_swap_limit_in_bytes = resources.memory_limit_in_bytes,
+        Version::V2 => drop(resources.unified.insert("memory.swap.max".to_owned(), "0".to_owned())),
     }
 }
 
@@ -381,6 +397,22 @@ mod tests {
             (Some(1536), Some(1 << 30), Some(1))
         );
         assert_eq!(limits_of(Held::default()), Limits::default());
+    }
+
+    #[test]
+    fn a_container_swaps_nothing() {
+        let limited = LinuxContainerResources { memory_limit_in_bytes: 1 << 20, ..Default::default() };
+        for (version, resources, swap, file) in [
+            (Version::V1, limited.clone(), 1 << 20, None),
+            (Version::V1, LinuxContainerResources::default(), 0, None),
+            (Version::V2, limited, 0, Some("0")),
+            (Version::V2, LinuxContainerResources::default(), 0, Some("0")),
+        ] {
+            let mut resources = resources;
+            forbid_swap(&mut resources, version);
+            assert_eq!(resources.memory_swap_limit_in_bytes, swap);
+            assert_eq!(resources.unified.get("memory.swap.max").map(String::as_str), file);
+        }
     }
 
     #[test]

@@ -12,7 +12,6 @@ use cri::v1::{
 };
 use k8s_openapi::api::core::v1;
 
-use crate::cgroups::container_resources;
 use crate::environment::expand;
 use crate::names::kernel_name;
 use crate::pod::model::{Container, Pod};
@@ -163,8 +162,8 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) target: Option<String>,
     /// The pod's own ids, if it has any.
     pub(crate) ids: Option<PodIds>,
-    /// What files of its cgroup are to say beside its limits.
-    pub(crate) cgroup_files: HashMap<String, String>,
+    /// Its limits.
+    pub(crate) resources: LinuxContainerResources,
 }
 
 /// A container.
@@ -177,7 +176,7 @@ pub(crate) fn container(
     ingredients: Ingredients<'_>,
 ) -> Result<ContainerConfig, String> {
     let spec = &container.spec;
-    let Ingredients { attempt, image, env, mut mounts, profiles, target, ids, cgroup_files } = ingredients;
+    let Ingredients { attempt, image, env, mut mounts, profiles, target, ids, resources } = ingredients;
     let mut security = security_context(pod, spec, profiles)?;
     security.namespace_options = Some(namespaces_of(pod, target, ids));
     if let Some(ids) = ids {
@@ -212,13 +211,7 @@ pub(crate) fn container(
             .map(|(key, value)| (key.to_owned(), value))
             .into(),
         log_path: format!("{}/{attempt}.log", container.name),
-        linux: Some(LinuxContainerConfig {
-            resources: Some(LinuxContainerResources {
-                unified: cgroup_files,
-                ..container_resources(pod, spec)
-            }),
-            security_context: Some(security),
-        }),
+        linux: Some(LinuxContainerConfig { resources: Some(resources), security_context: Some(security) }),
         stdin: spec.stdin.unwrap_or(false),
         stdin_once: spec.stdin_once.unwrap_or(false),
         tty: spec.tty.unwrap_or(false),
@@ -396,7 +389,7 @@ mod tests {
                 profiles: Path::new("/"),
                 target: target.map(str::to_owned),
                 ids: None,
-                cgroup_files: HashMap::new(),
+                resources: LinuxContainerResources::default(),
             };
             container(&pod, &pod.containers[0], ingredients).expect("made")
         };

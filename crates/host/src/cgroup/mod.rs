@@ -481,6 +481,13 @@ impl Cgroup {
         }
     }
 
+    /// Whether the kernel counts and limits what this cgroup swaps; never without its memory being counted.
+    pub fn limits_swap(&self) -> bool {
+        let name =
+            if self.version == Version::V2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" };
+        self.directory_of("memory").is_some_and(|directory| directory.join(name).exists())
+    }
+
     /// The directory in one v1 hierarchy, or in the v2 tree whatever the controller.
     pub fn directory_of(&self, controller: &str) -> Option<&Path> {
         self.directories

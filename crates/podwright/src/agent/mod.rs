@@ -70,6 +70,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     file.apply(&mut node);
     file.tell();
     file.tell_of_cluster_keys();
+    if args.config.is_some() {
+        file.settings.refuse(&config::Machine::here()).map_err(config::ConfigError::Machine)?;
+    }
     let settings = args.config.is_some().then(|| Box::new(file.settings));
     until_signal(node, Role::Node { manifests: args.files.clone(), settings })
 }
@@ -91,6 +94,7 @@ pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
         );
     }
     file.tell();
+    file.settings.refuse(&config::Machine::here()).map_err(config::ConfigError::Machine)?;
     let membership = cluster::Membership::of(args, &node, &file.settings);
     until_signal(node, Role::Cluster(Box::new(membership)))
 }

@@ -7,7 +7,7 @@ mod runtime;
 
 pub(crate) use duration::GoDuration;
 pub(crate) use kubelet::{
-    Authentication, Authorization, Capacity, Settings, Threshold, TlsVersion, kubelet, kubelet_text,
+    Authentication, Authorization, Capacity, Machine, Settings, Threshold, TlsVersion, kubelet, kubelet_text,
 };
 pub(crate) use runtime::runtime;
 
@@ -46,6 +46,9 @@ pub(crate) enum ConfigError {
         /// The Services' range.
         services: IpNet,
     },
+    /// The machine is one on which the KubeletConfiguration lets no node start.
+    #[error("the KubeletConfiguration lets no node start here: {0}")]
+    Machine(String),
     /// The file cannot be read.
     #[error("read the configuration file {}", path.display())]
     Read {

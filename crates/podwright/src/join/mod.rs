@@ -176,6 +176,7 @@ fn with_configured(places: &Places, text: &str) -> Result<Places, Fault> {
     let unusable =
         |cause| JoinError::Unusable { what: "ConfigMap kube-system/kubelet-config".to_owned(), cause };
     let settings = configuration::kubelet_text(text).map_err(unusable)?.settings;
+    settings.refuse(&configuration::Machine::here()).map_err(unusable)?;
     let authority = settings.authentication.client_ca_file.unwrap_or_else(|| places.authority.clone());
     Ok(Places { authority, static_pods: settings.static_pod_path, ..places.clone() })
 }

@@ -263,7 +263,7 @@ impl Worker {
             profiles: &self.node.config.root_dir.join("seccomp"),
             target: self.target_of(container, seen)?,
             ids: self.ids().map_err(refused)?,
-            cgroup_files: self.node.cgroups.files_of_containers(),
+            resources: self.node.cgroups.container(&self.pod, &container.spec),
         };
         let config = cri_requests::container(&self.pod, container, ingredients).map_err(refused)?;
         let dns = hosts::dns_of(&self.pod, &self.node.config).config;

@@ -61,6 +61,7 @@ impl Settings {
         set("containerLogMaxFiles", json!(self.log_rotation.max_files));
         set("containerLogMonitorInterval", go(self.log_rotation.interval));
         set("failSwapOn", json!(self.fail_swap_on));
+        set("failCgroupV1", json!(self.fail_cgroup_v1));
         set("cgroupDriver", json!("cgroupfs"));
         set("cgroupRoot", json!(node.kubelet_cgroup));
         set("containerRuntimeEndpoint", json!(format!("unix://{}", node.listen.display())));

@@ -5,6 +5,7 @@ mod eviction;
 mod file;
 mod in_force;
 mod keys;
+mod machine;
 mod settings;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 pub(crate) use eviction::Threshold;
+pub(crate) use machine::Machine;
 pub(crate) use settings::*;
 
 use super::{ConfigError, ranges, read};
