@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cri::v1::LinuxContainerResources;
+use cri::v1::{HugepageLimit, LinuxContainerResources};
 use host::cgroup::usage::MemoryUsage;
 use host::cgroup::{CgroupError, CgroupManager, Limits, Version};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::huge_pages;
 use crate::pod::model::{Pod, QosClass, Role};
 use crate::pod::own_resources;
 use crate::sizing::Held;
@@ -31,6 +32,8 @@ pub(crate) struct PodCgroups {
     held: Option<Held>,
     /// Tasks that one pod may have.
     pod_pids: Option<i64>,
+    /// The sizes of huge pages that cgroups can limit here, in bytes.
+    page_sizes: Vec<u64>,
     /// What each Burstable pod asks for, in thousandths of a CPU, by uid: together the weight of their class.
     burstable: Arc<Mutex<BTreeMap<String, i64>>>,
 }
@@ -39,8 +42,9 @@ impl PodCgroups {
     /// Looks at the machine's cgroups, and holds all pods together to `held`, each of them to `pod_pids` tasks.
     pub(crate) fn open(root: &str, held: Option<Held>, pod_pids: Option<i64>) -> Result<Self, CgroupError> {
         let root = root.trim_end_matches('/').to_owned();
-        let cgroups =
-            Self { manager: CgroupManager::detect()?, root, held, pod_pids, burstable: Arc::default() };
+        let manager = CgroupManager::detect()?;
+        let page_sizes = if manager.limits_huge_pages() { huge_pages::sizes() } else { Vec::new() };
+        let cgroups = Self { manager, root, held, pod_pids, page_sizes, burstable: Arc::default() };
         if let Some(Err(error)) = held.map(|limits| cgroups.hold_all_to(limits)) {
             tracing::warn!(%error, "all pods together are not held to what the node can give");
         }
@@ -51,6 +55,7 @@ impl PodCgroups {
     /// whole (upstream: `singleProcessOOMKill` being off), and it swaps nothing where the kernel can tell.
     pub(crate) fn container(&self, pod: &Pod, container: &v1::Container) -> LinuxContainerResources {
         let mut resources = container_resources(pod, container);
+        resources.hugepage_limits = huge_pages_of_container(pod, container, &self.page_sizes);
         if self.manager.has_oom_groups() {
             resources.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
         }
@@ -72,7 +77,11 @@ impl PodCgroups {
 
     /// Makes the pod's cgroup with the sum of its containers' requests and limits, and gives its class the weight of its pods.
     pub(crate) fn create(&self, pod: &Pod) -> Result<(), CgroupError> {
-        let limits = Limits { pids: self.pids_of_pods(), ..pod_limits(pod) };
+        let limits = Limits {
+            pids: self.pids_of_pods(),
+            hugepages: huge_pages_of_pod(pod, &self.page_sizes),
+            ..pod_limits(pod)
+        };
         self.manager.create(&self.path(pod), &limits)?;
         self.count(pod);
         match pod.qos {
@@ -178,6 +187,35 @@ fn pod_limits(pod: &Pod) -> Limits {
         accounting: true,
         ..Limits::default()
     }
+}
+
+/// Bytes in huge pages of each size, by the size's name: none of what the pod does not ask for.
+fn huge_pages_of_pod(pod: &Pod, sizes: &[u64]) -> BTreeMap<String, u64> {
+    let limit = |size: u64| {
+        let of_containers =
+            || most_at_once(pod, &|one| Some(huge_pages::amount(limits(one), size).unwrap_or(0)));
+        let own = huge_pages::amount(pod_level_limits(pod), size).or_else(of_containers);
+        let overhead = huge_pages::amount(overhead(pod), size);
+        u64::try_from(own.unwrap_or(0) + overhead.unwrap_or(0)).unwrap_or(0)
+    };
+    sizes.iter().map(|&size| (huge_pages::file_name(size), limit(size))).collect()
+}
+
+/// The same of one container; what it does not say is what its pod says.
+fn huge_pages_of_container(pod: &Pod, container: &v1::Container, sizes: &[u64]) -> Vec<HugepageLimit> {
+    let limit = |size: u64| {
+        let own = huge_pages::amount(limits(container), size);
+        own.or_else(|| huge_pages::amount(pod_level_limits(pod), size)).unwrap_or(0)
+    };
+    let all = sizes.iter().map(|&size| HugepageLimit {
+        page_size: huge_pages::file_name(size),
+        limit: u64::try_from(limit(size)).unwrap_or(0),
+    });
+    all.collect()
+}
+
+fn pod_level_limits(pod: &Pod) -> Amounts<'_> {
+    pod.source.spec.as_ref()?.resources.as_ref()?.limits.as_ref()
 }
 
 /// Thousandths of a CPU that the pod asks for, with its overhead.
@@ -382,6 +420,7 @@ mod tests {
                 root: String::new(),
                 held,
                 pod_pids,
+                page_sizes: Vec::new(),
                 burstable: Arc::default(),
             };
             assert_eq!(cgroups.pids_of_pods(), expect, "{held:?} {pod_pids:?}");
@@ -397,6 +436,42 @@ mod tests {
             (Some(1536), Some(1 << 30), Some(1))
         );
         assert_eq!(limits_of(Held::default()), Limits::default());
+    }
+
+    #[test]
+    fn huge_pages_are_limited_to_what_is_asked_for_and_others_to_none() {
+        let sizes = [2 << 20, 1 << 30];
+        let pod = pod_of(serde_json::json!({
+            "initContainers": [
+                { "name": "i", "image": "i", "resources": { "limits": { "hugepages-1Gi": "1Gi" } } },
+            ],
+            "containers": [
+                { "name": "a", "image": "i", "resources": { "limits": { "hugepages-2Mi": "4Mi" } } },
+                { "name": "b", "image": "i", "resources": { "limits": { "hugepages-2048Ki": "6Mi" } } },
+                { "name": "c", "image": "i" },
+            ],
+        }));
+        let of_pod = |pod: &Pod| huge_pages_of_pod(pod, &sizes).into_values().collect::<Vec<_>>();
+        let of = |pod: &Pod, container: &v1::Container| {
+            let limits = huge_pages_of_container(pod, container, &sizes);
+            limits.into_iter().map(|one| format!("{} {}", one.page_size, one.limit)).collect::<Vec<_>>()
+        };
+        // By name: 1GB, 2MB.
+        assert_eq!(of_pod(&pod), [1 << 30, 10 << 20]);
+        assert_eq!(of(&pod, &pod.init_containers[0].spec), ["2MB 0", "1GB 1073741824"]);
+        assert_eq!(of(&pod, &pod.containers[1].spec), ["2MB 6291456", "1GB 0"]);
+        assert_eq!(of(&pod, &pod.containers[2].spec), ["2MB 0", "1GB 0"]);
+        let pod = pod_of(serde_json::json!({
+            "resources": { "limits": { "hugepages-2Mi": "8Mi" } },
+            "containers": [
+                { "name": "a", "image": "i", "resources": { "limits": { "hugepages-2Mi": "4Mi" } } },
+                { "name": "b", "image": "i" },
+            ],
+        }));
+        assert_eq!(of_pod(&pod), [0, 8 << 20]);
+        assert_eq!(of(&pod, &pod.containers[0].spec)[0], "2MB 4194304");
+        assert_eq!(of(&pod, &pod.containers[1].spec)[0], "2MB 8388608");
+        assert!(huge_pages_of_pod(&pod, &[]).is_empty());
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod environment;
 mod events;
 mod eviction;
 mod hosts;
+mod huge_pages;
 mod image_gc;
 mod inputs;
 pub mod join;

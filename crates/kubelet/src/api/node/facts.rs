@@ -49,9 +49,9 @@ fn huge_pages(directory: &Path) -> Vec<(u64, u64)> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let pages = entries.filter_map(|entry| {
         let name = entry.file_name().into_string().ok()?;
-        let kib: u64 = name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+        let size = crate::huge_pages::size_of(&name)?;
         let count = std::fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
-        Some((kib * 1024, count.trim().parse().ok()?))
+        Some((size, count.trim().parse().ok()?))
     });
     let mut pages: Vec<(u64, u64)> = pages.collect();
     pages.sort_unstable();
