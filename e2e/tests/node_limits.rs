@@ -84,6 +84,23 @@ fn a_node_does_not_start_where_its_file_forbids() -> Result<()> {
 
 #[test]
 #[ignore = "needs root"]
+fn containers_without_a_seccomp_profile_have_the_runtime_s_where_the_node_says_so() -> Result<()> {
+    let free = TWO
+        .replace("name: two", "name: free")
+        .replace("  - name: b\n", "  - name: b\n    securityContext: {seccompProfile: {type: Unconfined}}\n");
+    let story = story("seccompDefault: true\n", &[("pod.yaml", &free)])?;
+    let pod = story.ready("free")?;
+    for status in pod["status"]["containerStatuses"].as_array().context("statuses")? {
+        let id = status["containerID"].as_str().context("an id")?.trim_start_matches("podwright://");
+        let mode = story.exec(id, "grep Seccomp: /proc/1/status | tr -d '[:space:]'")?;
+        let expect = if status["name"] == "a" { "Seccomp:2" } else { "Seccomp:0" };
+        assert_eq!(mode.trim(), expect, "{}", status["name"]);
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
 fn all_pods_together_leave_the_tasks_that_are_reserved() -> Result<()> {
     let most: u64 = ["pid_max", "threads-max"]
         .iter()

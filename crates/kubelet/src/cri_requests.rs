@@ -156,14 +156,23 @@ pub(crate) struct Ingredients<'a> {
     pub(crate) image: &'a str,
     pub(crate) env: &'a [(String, String)],
     pub(crate) mounts: Vec<Mount>,
-    /// Where seccomp profiles of the node lie.
-    pub(crate) profiles: &'a Path,
+    /// What the node says of seccomp profiles.
+    pub(crate) seccomp: Seccomp<'a>,
     /// The id of the container at whose processes it looks.
     pub(crate) target: Option<String>,
     /// The pod's own ids, if it has any.
     pub(crate) ids: Option<PodIds>,
     /// Its limits.
     pub(crate) resources: LinuxContainerResources,
+}
+
+/// What a node says of seccomp profiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Seccomp<'a> {
+    /// Where its own lie.
+    pub(crate) profiles: &'a Path,
+    /// Whether who names none has the runtime's.
+    pub(crate) runtime_default: bool,
 }
 
 /// A container.
@@ -176,8 +185,8 @@ pub(crate) fn container(
     ingredients: Ingredients<'_>,
 ) -> Result<ContainerConfig, String> {
     let spec = &container.spec;
-    let Ingredients { attempt, image, env, mut mounts, profiles, target, ids, resources } = ingredients;
-    let mut security = security_context(pod, spec, profiles)?;
+    let Ingredients { attempt, image, env, mut mounts, seccomp, target, ids, resources } = ingredients;
+    let mut security = security_context(pod, spec, seccomp)?;
     security.namespace_options = Some(namespaces_of(pod, target, ids));
     if let Some(ids) = ids {
         ids.map(&mut mounts);
@@ -224,13 +233,14 @@ pub(crate) fn container(
 fn security_context(
     pod: &Pod,
     spec: &v1::Container,
-    profiles: &Path,
+    node: Seccomp<'_>,
 ) -> Result<LinuxContainerSecurityContext, String> {
     let of_pod = pod_security(pod);
     let own = spec.security_context.clone().unwrap_or_default();
     let privileged = own.privileged.unwrap_or(false);
     let capabilities = own.capabilities.unwrap_or_default();
-    let seccomp = seccomp(own.seccomp_profile.or(of_pod.seccomp_profile), profiles)?;
+    let asked = own.seccomp_profile.or(of_pod.seccomp_profile);
+    let seccomp = seccomp(asked, Seccomp { runtime_default: node.runtime_default && !privileged, ..node })?;
     let unmasked = privileged || own.proc_mount.as_deref() == Some("Unmasked");
     let paths = |paths: &[&str]| {
         if unmasked { Vec::new() } else { paths.iter().map(|&path| path.to_owned()).collect() }
@@ -256,15 +266,16 @@ fn security_context(
 }
 
 /// A profile of the node is a file below `profiles`. One without a name is an error, never "unconfined" (CVE-2023-2431).
-fn seccomp(asked: Option<v1::SeccompProfile>, profiles: &Path) -> Result<SecurityProfile, String> {
-    let Some(asked) = asked else { return Ok(profile(ProfileType::Unconfined)) };
+fn seccomp(asked: Option<v1::SeccompProfile>, node: Seccomp<'_>) -> Result<SecurityProfile, String> {
+    let default = if node.runtime_default { ProfileType::RuntimeDefault } else { ProfileType::Unconfined };
+    let Some(asked) = asked else { return Ok(profile(default)) };
     match asked.type_.as_str() {
         "Unconfined" => Ok(profile(ProfileType::Unconfined)),
         "RuntimeDefault" => Ok(profile(ProfileType::RuntimeDefault)),
         "Localhost" => match asked.localhost_profile.filter(|name| !name.is_empty()) {
             Some(name) => Ok(SecurityProfile {
                 profile_type: ProfileType::Localhost.into(),
-                localhost_ref: profiles.join(name).display().to_string(),
+                localhost_ref: node.profiles.join(name).display().to_string(),
             }),
             None => Err("localhostProfile must be set if seccompProfile type is Localhost.".into()),
         },
@@ -342,8 +353,33 @@ mod tests {
     }
 
     fn security(spec: Value, own: Value) -> Result<LinuxContainerSecurityContext, String> {
+        security_on(false, spec, own)
+    }
+
+    fn security_on(
+        runtime_default: bool,
+        spec: Value,
+        own: Value,
+    ) -> Result<LinuxContainerSecurityContext, String> {
         let pod = pod(spec, json!({ "securityContext": own }));
-        security_context(&pod, &pod.containers[0].spec, Path::new("/k/seccomp"))
+        let node = Seccomp { profiles: Path::new("/k/seccomp"), runtime_default };
+        security_context(&pod, &pod.containers[0].spec, node)
+    }
+
+    #[test]
+    fn who_names_no_seccomp_profile_has_the_node_s_default() {
+        let unconfined = json!({ "seccompProfile": { "type": "Unconfined" } });
+        for (runtime_default, of_pod, own, expect) in [
+            (false, json!({}), json!({}), ProfileType::Unconfined),
+            (true, json!({}), json!({}), ProfileType::RuntimeDefault),
+            (true, unconfined.clone(), json!({}), ProfileType::Unconfined),
+            (true, json!({}), unconfined, ProfileType::Unconfined),
+            (true, json!({}), json!({ "privileged": true }), ProfileType::Unconfined),
+        ] {
+            let made = security_on(runtime_default, json!({ "securityContext": of_pod }), own.clone());
+            let kind = made.expect("made").seccomp.expect("a profile").profile_type();
+            assert_eq!(kind, expect, "{runtime_default} {own}");
+        }
     }
 
     #[test]
@@ -386,7 +422,7 @@ mod tests {
                 image: "i",
                 env: &[],
                 mounts: Vec::new(),
-                profiles: Path::new("/"),
+                seccomp: Seccomp { profiles: Path::new("/"), runtime_default: false },
                 target: target.map(str::to_owned),
                 ids: None,
                 resources: LinuxContainerResources::default(),

@@ -91,6 +91,8 @@ pub struct Config {
     pub sizing: Option<Sizing>,
     /// Tasks that one pod may have at most (`podPidsLimit`).
     pub pod_pids_limit: Option<i64>,
+    /// Whether containers that name no seccomp profile have the runtime's (`seccompDefault`).
+    pub seccomp_default: bool,
     /// How long pressure is told after it is over (`evictionPressureTransitionPeriod`).
     pub pressure_transition: Duration,
     /// Sysctls beside the safe ones that pods may set: names, or prefixes that end in `*`.

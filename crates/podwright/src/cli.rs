@@ -178,6 +178,9 @@ pub(crate) struct AgentArgs {
     /// [default: our own runtime]
     #[arg(long, value_name = "ENDPOINT")]
     pub(crate) container_runtime_endpoint: Option<String>,
+    /// Containers that name no seccomp profile have the runtime's, as with seccompDefault: true
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) seccomp_default: Option<bool>,
     /// Labels of the node, as KEY=VALUE with commas between
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,

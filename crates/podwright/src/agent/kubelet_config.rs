@@ -29,6 +29,7 @@ pub(super) fn of(node: &Node, settings: Option<&Settings>) -> Config {
         log_rotation: node.log_rotation,
         sizing: settings.map(sizing),
         pod_pids_limit: settings.and_then(|settings| settings.capacity.pod_pids_limit),
+        seccomp_default: settings.is_some_and(|settings| settings.seccomp_default),
         pressure_transition: settings
             .map_or(Duration::ZERO, |settings| settings.eviction.pressure_transition_period),
         allowed_sysctls: settings.map_or_else(Vec::new, |settings| settings.allowed_unsafe_sysctls.clone()),

@@ -79,7 +79,8 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
 
 /// `podwright agent`: until a signal ends it; the pods stay.
 pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
-    let file = config::kubelet(args.config.as_deref())?;
+    let mut file = config::kubelet(args.config.as_deref())?;
+    file.settings.seccomp_default = args.seccomp_default.unwrap_or(file.settings.seccomp_default);
     let mut node = Node::here(&file.complete(&args.node))?;
     file.apply(&mut node);
     if let Some(endpoint) = &args.container_runtime_endpoint {

@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn the_agent_gets_its_own_flags_and_the_file_s_that_nobody_gave() {
         let line = format!(
-            "podwright join h:6443 --token {TOKEN} --root /r --node-name n --node-labels a=b,c=d --pod-network builtin -v"
+            "podwright join h:6443 --token {TOKEN} --root /r --node-name n --node-labels a=b,c=d --pod-network builtin --seccomp-default -v"
         );
         let file = File::parse(
             "apiVersion: kubeadm.k8s.io/v1beta4\nkind: JoinConfiguration\nnodeRegistration:\n  name: other\n  \
@@ -240,8 +240,11 @@ mod tests {
                 "--node-labels=a=b",
                 "--node-labels=c=d",
                 "--pod-network=builtin",
-                "--root=/r"
+                "--root=/r",
+                "--seccomp-default=true"
             ]
         );
+        let line = words(&format!("podwright agent {}", flags.join(" ")));
+        assert!(Cli::try_parse_from(line).is_ok(), "the agent takes them");
     }
 }

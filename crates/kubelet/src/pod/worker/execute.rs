@@ -260,7 +260,10 @@ impl Worker {
             image: &image.id,
             env: &env,
             mounts,
-            profiles: &self.node.config.root_dir.join("seccomp"),
+            seccomp: cri_requests::Seccomp {
+                profiles: &self.node.config.root_dir.join("seccomp"),
+                runtime_default: self.node.config.seccomp_default,
+            },
             target: self.target_of(container, seen)?,
             ids: self.ids().map_err(refused)?,
             resources: self.node.cgroups.container(&self.pod, &container.spec),

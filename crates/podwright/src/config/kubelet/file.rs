@@ -61,6 +61,7 @@ pub(super) struct File {
     pub(super) fail_swap_on: Option<bool>,
     #[serde(rename = "failCgroupV1")]
     pub(super) fail_cgroup_v1: bool,
+    pub(super) seccomp_default: bool,
     pub(super) container_log_max_size: String,
     pub(super) container_log_max_files: Option<usize>,
     pub(super) container_log_monitor_interval: Option<GoDuration>,

@@ -60,6 +60,7 @@ impl Settings {
         set("containerLogMaxSize", json!(self.log_rotation.max_size.to_string()));
         set("containerLogMaxFiles", json!(self.log_rotation.max_files));
         set("containerLogMonitorInterval", go(self.log_rotation.interval));
+        set("seccompDefault", json!(self.seccomp_default));
         set("failSwapOn", json!(self.fail_swap_on));
         set("failCgroupV1", json!(self.fail_cgroup_v1));
         set("cgroupDriver", json!("cgroupfs"));

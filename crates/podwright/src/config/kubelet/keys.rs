@@ -108,7 +108,6 @@ const KEYS: &[Key] = &[
     Key("volumePluginDir", ANY, Ignored, "there are no FlexVolumes"),
     Key("kernelMemcgNotification", &[], Ignored, "memory pressure is told by the kernel where it can"),
     Key("logging", &["{\"format\":\"text\"}"], Ignored, LOGS),
-    Key("seccompDefault", &[], Refused, "a pod without a profile runs unconfined, as the API says"),
     Key("shutdownGracePeriod", &[], Ignored, SHUTDOWN),
     Key("shutdownGracePeriodCriticalPods", &[], Ignored, SHUTDOWN),
     Key("shutdownGracePeriodByPodPriority", &[], Ignored, SHUTDOWN),

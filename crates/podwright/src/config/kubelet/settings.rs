@@ -59,6 +59,8 @@ pub(crate) struct Settings {
     pub(crate) pod_cidr: Option<String>,
     /// Sysctls, or prefixes that end in `*`, that pods may set though they are not known to be safe.
     pub(crate) allowed_unsafe_sysctls: Vec<String>,
+    /// Whether containers that name no seccomp profile have the runtime's.
+    pub(crate) seccomp_default: bool,
     /// Whether the node may not start on a machine that swaps.
     pub(crate) fail_swap_on: bool,
     /// Whether the node may not start on cgroup v1.
@@ -217,6 +219,7 @@ impl Settings {
             cgroup_root: text(&file.cgroup_root),
             pod_cidr: text(&file.pod_cidr),
             allowed_unsafe_sysctls: file.allowed_unsafe_sysctls,
+            seccomp_default: file.seccomp_default,
             fail_swap_on: file.fail_swap_on.unwrap_or(true),
             fail_cgroup_v1: file.fail_cgroup_v1,
             registration: Registration {

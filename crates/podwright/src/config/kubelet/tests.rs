@@ -106,7 +106,7 @@ fn values_are_typed() {
         "nodeStatusUpdateFrequency: 20s\nmaxPods: 50\npodPidsLimit: 1024\nkubeReserved: {cpu: 200m, memory: 1Gi}\n\
          healthzPort: 0\nnodeStatusMaxImages: -1\nregisterWithTaints: [{key: a, effect: NoSchedule}]\n\
          evictionHard: {memory.available: 5%}\nenforceNodeAllocatable: [none]\nserverTLSBootstrap: true\n\
-         tlsMinVersion: VersionTLS13\nimageMaximumGCAge: 1h30m\nallowedUnsafeSysctls: [net.core.*]\n",
+         tlsMinVersion: VersionTLS13\nseccompDefault: true\nimageMaximumGCAge: 1h30m\nallowedUnsafeSysctls: [net.core.*]\n",
     )
     .expect("a good file")
     .settings;
@@ -116,6 +116,7 @@ fn values_are_typed() {
     assert_eq!((settings.healthz, settings.status.max_images), (None, None));
     assert_eq!(settings.registration.taints[0].key, "a");
     assert_eq!(settings.eviction.memory(), Some(Threshold::Share(0.05)));
+    assert!(settings.seccomp_default && !Settings::default().seccomp_default);
     assert!(!settings.capacity.enforce_pods && settings.certificates.request_serving);
     assert_eq!(settings.server.expect("a server").tls_min_version, TlsVersion::V13);
     assert_eq!(settings.image_gc.maximum_age, Some(Duration::from_secs(5400)));
@@ -152,7 +153,6 @@ fn what_is_not_done_is_ignored_or_refused_by_name() {
         assert_eq!(names, ignored, "{text}");
     }
     for (text, expect) in [
-        ("seccompDefault: true\n", "seccompDefault: true is not supported"),
         ("staticPodURL: http://x\n", "staticPodURL"),
         ("cgroupsPerQOS: false\n", "cgroupsPerQOS"),
         ("runOnce: true\n", "runOnce"),
