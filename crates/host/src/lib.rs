@@ -7,6 +7,7 @@ pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod path;
+pub mod proc_paths;
 pub mod process;
 pub mod self_exe;
 pub mod state_file;

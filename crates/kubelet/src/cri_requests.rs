@@ -10,6 +10,7 @@ use cri::v1::{
     LinuxSandboxSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata,
     PortMapping, Protocol, SecurityProfile, Signal, SupplementalGroupsPolicy,
 };
+use host::proc_paths;
 use k8s_openapi::api::core::v1;
 
 use crate::environment::expand;
@@ -25,22 +26,6 @@ pub(crate) const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 /// Annotation keys of kubelets.
 const RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
 pub(crate) const GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
-
-/// What an ordinary container must not see. Upstream: pkg/securitycontext.
-const MASKED: [&str; 11] = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Whether the pod is on the node's network.
 pub(crate) fn on_host_network(pod: &Pod) -> bool {
@@ -242,9 +227,6 @@ fn security_context(
     let asked = own.seccomp_profile.or(of_pod.seccomp_profile);
     let seccomp = seccomp(asked, Seccomp { runtime_default: node.runtime_default && !privileged, ..node })?;
     let unmasked = privileged || own.proc_mount.as_deref() == Some("Unmasked");
-    let paths = |paths: &[&str]| {
-        if unmasked { Vec::new() } else { paths.iter().map(|&path| path.to_owned()).collect() }
-    };
     Ok(LinuxContainerSecurityContext {
         capabilities: Some(Capability {
             add_capabilities: capabilities.add.unwrap_or_default(),
@@ -258,8 +240,8 @@ fn security_context(
         supplemental_groups: supplemental_groups(pod),
         supplemental_groups_policy: groups_policy(pod).into(),
         no_new_privs: own.allow_privilege_escalation == Some(false),
-        masked_paths: paths(&MASKED),
-        readonly_paths: paths(&READONLY),
+        masked_paths: if unmasked { Vec::new() } else { proc_paths::masked().to_vec() },
+        readonly_paths: if unmasked { Vec::new() } else { proc_paths::READONLY.map(str::to_owned).to_vec() },
         seccomp: Some(seccomp),
         ..Default::default()
     })
@@ -407,7 +389,10 @@ mod tests {
         assert_eq!(made.supplemental_groups, [7, 8, 9]);
         assert_eq!(made.supplemental_groups_policy(), SupplementalGroupsPolicy::Strict);
         assert_eq!(made.run_as_user.as_ref().map(|id| id.value), Some(6));
-        assert!(made.no_new_privs && !made.masked_paths.is_empty());
+        assert!(made.no_new_privs);
+        for path in ["/proc/interrupts", "/sys/devices/virtual/powercap"] {
+            assert!(made.masked_paths.iter().any(|masked| masked == path), "{path}");
+        }
         let unmasked = security(json!({}), json!({ "procMount": "Unmasked" })).expect("made");
         assert!(unmasked.masked_paths.is_empty() && unmasked.readonly_paths.is_empty());
     }

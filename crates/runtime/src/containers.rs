@@ -169,6 +169,7 @@ impl Runtime {
             host_devices: &self.host_devices,
             image_volumes: images.volumes,
             limits_huge_pages: self.limits_huge_pages,
+            masked_paths: host::proc_paths::masked(),
             has_apparmor: host::lsm::has_apparmor(),
             localhost_profile: localhost_profile(&security_of(&record.config))?,
         };

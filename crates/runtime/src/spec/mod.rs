@@ -75,6 +75,8 @@ pub struct Request<'a> {
     pub image_volumes: &'a BTreeMap<String, Vec<PathBuf>>,
     /// Whether this machine can limit huge pages.
     pub limits_huge_pages: bool,
+    /// What an ordinary container must not see on this machine.
+    pub masked_paths: &'a [String],
     /// Whether the kernel enforces AppArmor's profiles.
     pub has_apparmor: bool,
     /// A `Localhost` profile, read and parsed.
@@ -111,7 +113,7 @@ pub fn render_spec(request: &Request<'_>) -> Result<Spec, SpecError> {
             .set_uid_mappings(Some(user_namespace::mappings(&ids.uid)))
             .set_gid_mappings(Some(user_namespace::mappings(&ids.gid)));
     }
-    let (masked, readonly) = paths(&security);
+    let (masked, readonly) = paths(request, &security);
     linux.set_masked_paths(masked).set_readonly_paths(readonly);
     let mut root = Root::default();
     root.set_path(request.directory.join("rootfs")).set_readonly(Some(security.readonly_rootfs));
@@ -264,31 +266,20 @@ fn seccomp(
     }
 }
 
-/// What an ordinary container must not see or change, where the client does not say.
-const MASKED: [&str; 10] = [
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-];
-const READONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
-
 type Paths = (Option<Vec<String>>, Option<Vec<String>>);
 
-fn paths(security: &v1::LinuxContainerSecurityContext) -> Paths {
+/// What it must not see or change; where the client does not say, what no ordinary container may.
+fn paths(request: &Request<'_>, security: &v1::LinuxContainerSecurityContext) -> Paths {
     if security.privileged {
         return (None, None);
     }
-    let or_default = |given: &[String], default: &[&str]| {
-        if given.is_empty() { default.iter().map(|&path| path.to_owned()).collect() } else { given.to_vec() }
+    let or_default = |given: &[String], default: Vec<String>| {
+        Some(if given.is_empty() { default } else { given.to_vec() })
     };
-    (Some(or_default(&security.masked_paths, &MASKED)), Some(or_default(&security.readonly_paths, &READONLY)))
+    let masked = or_default(&security.masked_paths, request.masked_paths.to_vec());
+    let readonly =
+        or_default(&security.readonly_paths, host::proc_paths::READONLY.map(str::to_owned).to_vec());
+    (masked, readonly)
 }
 
 /// The keys that tools expect to find in a config.json.
