@@ -101,6 +101,43 @@ fn containers_without_a_seccomp_profile_have_the_runtime_s_where_the_node_says_s
 
 #[test]
 #[ignore = "needs root"]
+fn an_empty_dir_of_huge_pages_has_them_or_says_why_not() -> Result<()> {
+    let sizes = std::fs::read_dir("/sys/kernel/mm/hugepages")?.count();
+    anyhow::ensure!(sizes > 0, "this kernel has no huge pages");
+    let pod = |name: &str, medium: &str| {
+        format!(
+            "apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+spec:
+  terminationGracePeriodSeconds: 0
+  securityContext: {{fsGroup: 7}}
+  volumes: [{{name: huge, emptyDir: {{medium: {medium}}}}}]
+  containers:
+  - name: a
+    image: IMAGE
+    command: [/bin/sleep, '1000']
+    resources: {{limits: {{hugepages-2Mi: 4Mi, memory: 64Mi, cpu: 1}}}}
+    volumeMounts: [{{name: huge, mountPath: /huge}}]
+"
+        )
+    };
+    let files = [("good.yaml", pod("good", "HugePages")), ("none.yaml", pod("none", "HugePages-3Mi"))];
+    let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+    let story = Story::start(&files)?;
+    let id = container_id(&story.ready("good")?)?;
+    let told = story.exec(&id, "grep ' /huge ' /proc/mounts | cut -d' ' -f2,3; stat -c '%a %g' /huge")?;
+    assert_eq!(told, "/huge hugetlbfs\n2777 7\n");
+    e2e::test_host::eventually("the other says what is missing", || {
+        let events = story.events("none").ok()?;
+        let wanted = "medium HugePages-3Mi: no container asks for such huge pages";
+        events.iter().any(|(_, message)| message.contains(wanted)).then_some(())
+    })
+}
+
+#[test]
+#[ignore = "needs root"]
 fn all_pods_together_leave_the_tasks_that_are_reserved() -> Result<()> {
     let most: u64 = ["pid_max", "threads-max"]
         .iter()

@@ -14,9 +14,6 @@ pub(super) fn problems(pod: &v1::Pod) -> Vec<String> {
     let spec = pod.spec.clone().unwrap_or_default();
     let mut problems = Vec::new();
     problems.extend(host_users(&spec));
-    for volume in spec.volumes.iter().flatten() {
-        problems.extend(empty_dir(volume));
-    }
     if wants_apparmor(pod, &spec) {
         problems.push(apparmor(host::lsm::has_apparmor()));
     }
@@ -33,16 +30,6 @@ fn host_users(spec: &v1::PodSpec) -> Option<String> {
     let mut asked = on_node.into_iter().filter(|(_, given)| *given == Some(true));
     let (field, _) = asked.next().filter(|_| spec.host_users == Some(false))?;
     Some(format!("spec.hostUsers: false with spec.{field}: true is not supported"))
-}
-
-fn empty_dir(volume: &v1::Volume) -> Option<String> {
-    match volume.empty_dir.as_ref()?.medium.as_deref().unwrap_or_default() {
-        "" | "Memory" => None,
-        medium => Some(format!(
-            "spec.volumes[].emptyDir.medium {medium:?} of volume {:?} is not supported yet",
-            volume.name
-        )),
-    }
 }
 
 /// Without SELinux on the host a label has no meaning, and nobody minds it.
@@ -96,15 +83,6 @@ mod tests {
                 assert!(told.len() == 1 && told[0].contains(expect), "{spec}: {told:?}");
             }
         }
-    }
-
-    #[test]
-    fn volumes_that_nothing_here_would_limit_are_refused() {
-        let empty_dir = |source: Value| json!({ "volumes": [{ "name": "v", "emptyDir": source }] });
-        check(empty_dir(json!({})), None);
-        check(empty_dir(json!({ "medium": "Memory", "sizeLimit": "1Mi" })), None);
-        check(empty_dir(json!({ "sizeLimit": "1Mi" })), None);
-        check(empty_dir(json!({ "medium": "HugePages" })), Some("emptyDir.medium \"HugePages\""));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use manifest::Objects;
 use rustix::fs::{Mode, OFlags};
 
 use crate::downward::PodFacts;
+use crate::huge_pages;
 use crate::pod::model::Pod;
 use crate::tokens::Tokens;
 pub(crate) use mounts::{MountContext, wants_recursive_read_only};
@@ -164,6 +165,14 @@ impl Volumes {
                 let memory = Memory { size: Some(size), mode: open_mode(pod), gid: fs_group(pod) };
                 return mount_memory(&path, &memory).map_err(told);
             }
+            (_, Some(source))
+                if source.medium.as_deref().is_some_and(|medium| medium.starts_with("HugePages")) =>
+            {
+                let (medium, spec) = (source.medium.as_deref().unwrap_or_default(), pod.source.spec.as_ref());
+                let spec = spec.ok_or("the pod has no spec")?;
+                let size = huge_pages::of_medium(medium, spec, &huge_pages::sizes())?;
+                return mount_huge(&path, size, open_mode(pod), fs_group(pod)).map_err(told);
+            }
             (_, Some(_)) => return make_empty(&path, open_mode(pod), fs_group(pod)).map_err(told),
             (None, None) => {}
         }
@@ -255,8 +264,27 @@ fn mount_memory(path: &Path, memory: &Memory) -> io::Result<()> {
     unswapped.push(Parameter::Flag("noswap"));
     // Linux 6.4.
     let made = new(&unswapped).or_else(|_| new(&parameters))?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    mount::attach(&made, rustix::fs::open(path, flags, Mode::empty())?)
+    mount::attach(&made, rustix::fs::open(path, directory_flags(), Mode::empty())?)
+}
+
+/// Mounts a file system of huge pages of that size on a directory, unless something is mounted there.
+fn mount_huge(path: &Path, size: u64, mode: u32, gid: Option<u32>) -> io::Result<()> {
+    make_directory(path, 0o755)?;
+    if mount::is_mount_point(path)? {
+        return Ok(());
+    }
+    let (size, gid) = (size.to_string(), gid.map(|gid| gid.to_string()));
+    let mut parameters = vec![Parameter::String("pagesize", &size)];
+    parameters.extend(gid.as_deref().map(|gid| Parameter::String("gid", gid)));
+    let made = mount::new_filesystem("hugetlbfs", "nodev", &parameters, 0)?;
+    // As a parameter it would lose the bit that hands the group down.
+    let root = rustix::fs::openat(&made, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::fs::fchmod(root, Mode::from_raw_mode(mode))?;
+    mount::attach(&made, rustix::fs::open(path, directory_flags(), Mode::empty())?)
+}
+
+fn directory_flags() -> OFlags {
+    OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
 fn make_directory(path: &Path, mode: u32) -> io::Result<()> {

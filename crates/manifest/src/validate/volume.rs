@@ -52,7 +52,7 @@ fn source(volume: &Volume, at: &str, faults: &mut Vec<Fault>) {
             tell(
                 faults,
                 format!("{at}.emptyDir.medium"),
-                format!("{medium:?} is not supported: it is Memory or nothing"),
+                format!("{medium:?} is not supported: it is Memory, HugePages, HugePages-SIZE or nothing"),
             );
         }
         if let Some(limit) = &empty_dir.size_limit {
