@@ -1,16 +1,38 @@
 //! What a KubeletConfiguration says of pods' limits, on a node of its own.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result};
 use e2e::story::container_id;
 use e2e::{Story, TestHost};
+
+const HEAD: &str = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
 
 /// A story on a node with these keys in its KubeletConfiguration.
 fn story(keys: &str, files: &[(&str, &str)]) -> Result<Story> {
     let host = TestHost::new()?;
     let config = host.path().join("kubelet.yaml");
-    let head = "apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration\n";
-    std::fs::write(&config, format!("{head}{keys}"))?;
+    std::fs::write(&config, format!("{HEAD}{keys}"))?;
     Story::start_on(host, files, &["--config", &config.display().to_string()])
+}
+
+/// What a node says that ends by itself because of these keys.
+fn refusal(keys: &str) -> Result<String> {
+    let host = TestHost::new()?;
+    let config = host.path().join("kubelet.yaml");
+    std::fs::write(&config, format!("{HEAD}{keys}"))?;
+    let mut command = host.command("timeout");
+    command.arg("60").arg(e2e::parts::podwright()).arg("run");
+    for (flag, name) in [("-f", "manifests"), ("--root", "root"), ("--state", "state")] {
+        let directory = host.path().join(name);
+        std::fs::create_dir(&directory)?;
+        command.arg(flag).arg(directory);
+    }
+    let cgroup = format!("/podwright-e2e-refused-{}", std::process::id());
+    let output = command.arg("--config").arg(&config).args(["--cgroup-root", &cgroup]).output()?;
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    anyhow::ensure!(output.status.code() != Some(124) && !output.status.success(), "it runs: {told}");
+    Ok(told)
 }
 
 const TWO: &str = "apiVersion: v1
@@ -60,7 +82,7 @@ fn a_container_does_not_swap_where_the_kernel_can_tell() -> Result<()> {
     let id = limited["containerID"].as_str().context("an id")?.trim_start_matches("podwright://");
     let files = "cd /sys/fs/cgroup; cat memory/memory.memsw.limit_in_bytes 2>/dev/null || cat memory.swap.max 2>/dev/null || echo none";
     let told = story.exec(id, files)?;
-    let counts = std::path::Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
+    let counts = Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists();
     let wanted: &[&str] = if counts { &["67108864"] } else { &["0", "none"] };
     assert!(wanted.contains(&told.trim()), "{told}");
     Ok(())
@@ -69,16 +91,9 @@ fn a_container_does_not_swap_where_the_kernel_can_tell() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn a_node_does_not_start_where_its_file_forbids() -> Result<()> {
-    let is_v1 = !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-    let started = story("failCgroupV1: true\n", &[]);
-    match started {
-        Err(error) if is_v1 => {
-            let told = format!("{error:#}");
-            assert!(told.contains("failCgroupV1: true, and this machine has cgroup v1"), "{told}");
-        }
-        Err(error) => return Err(error),
-        Ok(_) => assert!(!is_v1, "it has started"),
-    }
+    anyhow::ensure!(!Path::new("/sys/fs/cgroup/cgroup.controllers").exists(), "this machine has cgroup v2");
+    let told = refusal("failCgroupV1: true\n")?;
+    assert!(told.contains("failCgroupV1: true, and this machine has cgroup v1"), "{told}");
     Ok(())
 }
 
@@ -128,12 +143,47 @@ spec:
     let story = Story::start(&files)?;
     let id = container_id(&story.ready("good")?)?;
     let told = story.exec(&id, "grep ' /huge ' /proc/mounts | cut -d' ' -f2,3; stat -c '%a %g' /huge")?;
-    assert_eq!(told, "/huge hugetlbfs\n2777 7\n");
+    assert_eq!(told.trim_end(), "/huge hugetlbfs\n2777 7");
     e2e::test_host::eventually("the other says what is missing", || {
         let events = story.events("none").ok()?;
         let wanted = "medium HugePages-3Mi: no container asks for such huge pages";
         events.iter().any(|(_, message)| message.contains(wanted)).then_some(())
     })
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_cgroup_of_the_machine_is_held_to_what_is_reserved_for_it() -> Result<()> {
+    let name = format!("podwright-e2e-reserved-{}", std::process::id());
+    let keys = format!(
+        "systemReserved: {{cpu: 500m, memory: 100Mi, pid: \"50\"}}\nsystemReservedCgroup: /{name}\n\
+         enforceNodeAllocatable: [pods, system-reserved]\n"
+    );
+    let told = refusal(&keys)?;
+    assert!(
+        told.contains(&format!("hold the cgroup /{name} to systemReserved: there is no cgroup")),
+        "{told}"
+    );
+    let root = Path::new("/sys/fs/cgroup");
+    let is_v2 = root.join("cgroup.controllers").exists();
+    let (hierarchies, limit) = if is_v2 {
+        (&[""][..], "memory.max")
+    } else {
+        (&["cpu", "memory", "pids"][..], "memory.limit_in_bytes")
+    };
+    let directories: Vec<PathBuf> = hierarchies.iter().map(|one| root.join(one).join(&name)).collect();
+    directories.iter().try_for_each(std::fs::create_dir).context("make the cgroup")?;
+    let held = story(&keys, &[]).and_then(|_story| {
+        let find = |file: &str| -> Result<String> {
+            let mut files = directories.iter().map(|directory| directory.join(file));
+            let file = files.find(|file| file.exists()).with_context(|| file.to_owned())?;
+            Ok(std::fs::read_to_string(file)?.trim().to_owned())
+        };
+        Ok((find("pids.max")?, find(limit)?))
+    });
+    directories.iter().try_for_each(std::fs::remove_dir).context("remove the cgroup")?;
+    assert_eq!(held?, ("50".to_owned(), "104857600".to_owned()));
+    Ok(())
 }
 
 #[test]

@@ -9,10 +9,11 @@ use host::cgroup::{CgroupError, CgroupManager, Limits, Version};
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::KubeletError;
 use crate::huge_pages;
 use crate::pod::model::{Pod, QosClass, Role};
 use crate::pod::own_resources;
-use crate::sizing::Held;
+use crate::sizing::{Held, ReservedCgroup};
 
 /// The kernel's smallest weight. Upstream: pkg/kubelet/cm/helpers_linux.go.
 const MIN_SHARES: i64 = 2;
@@ -147,6 +148,14 @@ impl PodCgroups {
             }
         }
     }
+}
+
+/// Holds a cgroup of the machine, which is never made, to what is reserved for it.
+pub(crate) fn hold_reserved(reserved: &ReservedCgroup) -> Result<(), KubeletError> {
+    let held = CgroupManager::detect()
+        .and_then(|manager| manager.update_existing(&reserved.path, &limits_of(reserved.held())));
+    let (key, path) = (reserved.key, &reserved.path);
+    held.map_err(|source| KubeletError::Reserved { key, path: path.clone(), source })
 }
 
 fn limits_of(held: Held) -> Limits {

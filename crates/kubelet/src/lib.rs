@@ -53,7 +53,7 @@ pub use pod::worker::{forget_other_boots, remembered_pods};
 pub use probe_counts::ProbeCounts;
 pub use pull_secrets::{DockerConfig, docker_logins};
 pub use report::{NodeReport, StartTimes};
-pub use sizing::{MemoryThreshold, Reserved, Sizing};
+pub use sizing::{MemoryThreshold, Reserved, ReservedCgroup, Sizing};
 pub use static_pod::{
     CONFIG_HASH, CONFIG_MIRROR, CONFIG_SOURCE, is_mirror, is_mirror_of, mirror_pod, static_pod,
 };
@@ -89,6 +89,8 @@ pub struct Config {
     pub log_rotation: LogRotationPolicy,
     /// How much pods may have; all that there is on a node of its own.
     pub sizing: Option<Sizing>,
+    /// Cgroups of the machine that are held to what is reserved for them.
+    pub reserved_cgroups: Vec<ReservedCgroup>,
     /// Tasks that one pod may have at most (`podPidsLimit`).
     pub pod_pids_limit: Option<i64>,
     /// Whether containers that name no seccomp profile have the runtime's (`seccompDefault`).
@@ -111,6 +113,16 @@ pub enum KubeletError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A cgroup is not held to what is reserved for it.
+    #[error("hold the cgroup {path} to {key}")]
+    Reserved {
+        /// The reservation.
+        key: &'static str,
+        /// The cgroup.
+        path: String,
+        /// What the system said.
+        source: host::cgroup::CgroupError,
     },
     /// The machine has no cgroups that we know.
     #[error("look at the machine's cgroups")]

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
 use crate::admission::{self, NodeFacts, Rejection, preempt};
-use crate::cgroups::PodCgroups;
+use crate::cgroups::{PodCgroups, hold_reserved};
 use crate::cri_requests::{GRACE, POD_UID};
 use crate::downward::Capacity;
 use crate::events::Kind;
@@ -131,6 +131,9 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
             .map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
     }
     let capacity = Capacity::of_node(&config.root_dir, &config.cgroup_root);
+    for reserved in &config.reserved_cgroups {
+        hold_reserved(reserved)?;
+    }
     let held = config.sizing.filter(|sizing| sizing.enforce_pods).map(|sizing| sizing.pod_limits(capacity));
     let node = Arc::new(Node {
         // Whether it answers is known before anything is begun.

@@ -34,6 +34,28 @@ pub struct Reserved {
     pub pids: u64,
 }
 
+/// A cgroup of the machine that is held to what is reserved for it (`enforceNodeAllocatable: [system-reserved, kube-reserved]`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedCgroup {
+    /// `systemReserved` or `kubeReserved`.
+    pub key: &'static str,
+    /// Its path; it is there already.
+    pub path: String,
+    /// Thousandths of a CPU.
+    pub millicpu: Option<u64>,
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Tasks.
+    pub pids: Option<u64>,
+}
+
+impl ReservedCgroup {
+    /// What its processes are held to.
+    pub(crate) fn held(&self) -> Held {
+        Held { millicpu: self.millicpu, memory: self.memory, pids: self.pids }
+    }
+}
+
 /// When there is too little memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MemoryThreshold {

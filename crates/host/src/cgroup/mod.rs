@@ -56,6 +56,14 @@ pub enum CgroupError {
         /// Why not.
         source: io::Error,
     },
+    /// There is no such cgroup, or not where the limits would be.
+    #[error("there is no cgroup {path} with the controller {controller}")]
+    Missing {
+        /// Which.
+        path: String,
+        /// Whose limits it was to have.
+        controller: &'static str,
+    },
     /// A value cannot be expressed on this version.
     #[error("{0}")]
     Unsupported(String),
@@ -263,6 +271,22 @@ impl CgroupManager {
         };
         v1::move_processes(&before, &cgroup)?;
         cgroup.set(&cgroup.completed(limits))
+    }
+
+    /// Changes the limits of the cgroup at `path`, which is another's: it is not made, in no hierarchy, and no process is moved.
+    pub fn update_existing(&self, path: &str, limits: &Limits) -> Result<(), CgroupError> {
+        let cgroup = self.open(path)?;
+        for controller in limits.controllers() {
+            if cgroup.directory_of(controller.v1_name()).is_none() {
+                let controller = controller.name();
+                return Err(CgroupError::Missing { path: path.to_owned(), controller });
+            }
+        }
+        if let Layout::V2(tree) = &self.layout {
+            // Its files are there once the controllers are on above it.
+            tree.create(path, limits)?;
+        }
+        cgroup.set(limits)
     }
 
     /// The cgroup at `path` as far as it exists.

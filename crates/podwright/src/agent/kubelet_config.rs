@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use kubelet::{Config, MemoryThreshold, Reserved, Sizing};
+use kubelet::{Config, MemoryThreshold, Reserved, ReservedCgroup, Sizing};
 
-use crate::config::{Capacity, Settings, Threshold};
+use crate::config::{Capacity, HeldCgroup, Settings, Threshold};
 use crate::image::auth_file::{self, Puller};
 use crate::node::Node;
 
@@ -28,6 +28,7 @@ pub(super) fn of(node: &Node, settings: Option<&Settings>) -> Config {
         image_gc: node.image_gc,
         log_rotation: node.log_rotation,
         sizing: settings.map(sizing),
+        reserved_cgroups: settings.map_or_else(Vec::new, reserved_cgroups),
         pod_pids_limit: settings.and_then(|settings| settings.capacity.pod_pids_limit),
         seccomp_default: settings.is_some_and(|settings| settings.seccomp_default),
         pressure_transition: settings
@@ -69,6 +70,20 @@ fn reserved(capacity: &Capacity) -> Reserved {
         ephemeral_storage: whole("ephemeral-storage"),
         pids: whole("pid"),
     }
+}
+
+fn reserved_cgroups(settings: &Settings) -> Vec<ReservedCgroup> {
+    let of = |held: &HeldCgroup| {
+        let whole = |name: &str| held.amounts.get(name).and_then(|amount| u64::try_from(amount.ceil()).ok());
+        ReservedCgroup {
+            key: held.key,
+            path: held.path.clone(),
+            millicpu: held.amounts.get("cpu").and_then(|amount| u64::try_from(amount.milli()).ok()),
+            memory: whole("memory"),
+            pids: whole("pid"),
+        }
+    };
+    settings.capacity.held_cgroups.iter().map(of).collect()
 }
 
 #[cfg(test)]

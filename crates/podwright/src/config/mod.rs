@@ -7,7 +7,8 @@ mod runtime;
 
 pub(crate) use duration::GoDuration;
 pub(crate) use kubelet::{
-    Authentication, Authorization, Capacity, Machine, Settings, Threshold, TlsVersion, kubelet, kubelet_text,
+    Authentication, Authorization, Capacity, HeldCgroup, Machine, Settings, Threshold, TlsVersion, kubelet,
+    kubelet_text,
 };
 pub(crate) use runtime::runtime;
 

@@ -68,6 +68,8 @@ pub(super) struct File {
     pub(super) system_reserved: BTreeMap<String, String>,
     pub(super) kube_reserved: BTreeMap<String, String>,
     pub(super) enforce_node_allocatable: Option<Vec<String>>,
+    pub(super) system_reserved_cgroup: String,
+    pub(super) kube_reserved_cgroup: String,
     pub(super) allowed_unsafe_sysctls: Vec<String>,
     #[serde(rename = "providerID")]
     pub(super) provider_id: String,

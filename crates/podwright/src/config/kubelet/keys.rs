@@ -67,8 +67,6 @@ const KEYS: &[Key] = &[
     Key("volumeStatsAggPeriod", ANY, Ignored, "volumes are measured when asked"),
     Key("kubeletCgroups", &[], Ignored, "processes are not moved"),
     Key("systemCgroups", &[], Ignored, "processes are not moved"),
-    Key("systemReservedCgroup", &[], Ignored, "only pods' share is enforced"),
-    Key("kubeReservedCgroup", &[], Ignored, "only pods' share is enforced"),
     Key("cgroupsPerQOS", TRUE, Refused, "pods have cgroups by their class"),
     Key("cpuManagerPolicy", &["\"none\""], Ignored, MANAGER),
     Key("cpuManagerPolicyOptions", &[], Ignored, MANAGER),

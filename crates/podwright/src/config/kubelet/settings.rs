@@ -166,6 +166,19 @@ pub(crate) struct Capacity {
     pub(crate) system_reserved: BTreeMap<String, Amount>,
     /// Whether all pods together are held to what is allocatable.
     pub(crate) enforce_pods: bool,
+    /// Cgroups that are held to what is reserved for them.
+    pub(crate) held_cgroups: Vec<HeldCgroup>,
+}
+
+/// A cgroup of the machine that is held to what is reserved for it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct HeldCgroup {
+    /// The key that names it.
+    pub(crate) key: &'static str,
+    /// Its path.
+    pub(crate) path: String,
+    /// By resource.
+    pub(crate) amounts: BTreeMap<String, Amount>,
 }
 
 /// `eviction…`.
@@ -326,24 +339,67 @@ fn status(file: &File) -> Status {
     }
 }
 
+/// What of a reservation is enforced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// All of it.
+    Everything,
+    /// What a process waits for without harm: CPU time.
+    Compressible,
+}
+
 fn capacity(file: &File, faults: &mut Vec<String>) -> Capacity {
+    let kube_reserved = amounts("kubeReserved", &file.kube_reserved, faults);
+    let system_reserved = amounts("systemReserved", &file.system_reserved, faults);
     let mut enforce_pods = file.enforce_node_allocatable.is_none();
-    for what in file.enforce_node_allocatable.iter().flatten() {
-        match what.as_str() {
-            "pods" => enforce_pods = true,
-            "none" | "" => {}
-            other => {
-                faults.push(format!("enforceNodeAllocatable: {other:?} is not supported, only pods and none"))
+    let mut held_cgroups: Vec<HeldCgroup> = Vec::new();
+    let all = file.enforce_node_allocatable.as_deref().unwrap_or_default();
+    if all.len() > 1 && all.iter().any(|what| what == "none") {
+        faults.push("enforceNodeAllocatable: none stands alone".to_owned());
+    }
+    for what in all {
+        let (of, part) = match what.strip_suffix("-compressible") {
+            Some(of) => (of, Part::Compressible),
+            None => (what.as_str(), Part::Everything),
+        };
+        let (key, path, reserved) = match (of, part) {
+            ("pods", Part::Everything) => {
+                enforce_pods = true;
+                continue;
             }
+            ("none" | "", Part::Everything) => continue,
+            ("system-reserved", _) => ("systemReserved", &file.system_reserved_cgroup, &system_reserved),
+            ("kube-reserved", _) => ("kubeReserved", &file.kube_reserved_cgroup, &kube_reserved),
+            _ => {
+                let known =
+                    "pods, system-reserved, kube-reserved, the latter two with -compressible, and none";
+                faults.push(format!("enforceNodeAllocatable: {what:?} is none of {known}"));
+                continue;
+            }
+        };
+        if held_cgroups.iter().any(|held| held.key == key) {
+            faults.push(format!("enforceNodeAllocatable: {of} is named twice"));
         }
+        if !path.starts_with('/') || path.trim_matches('/').is_empty() {
+            faults.push(format!(
+                "enforceNodeAllocatable: {what} needs {key}Cgroup, a path such as /system.slice"
+            ));
+        }
+        let mut amounts = reserved.clone();
+        amounts.retain(|resource, _| part == Part::Everything || resource == "cpu");
+        if amounts.is_empty() {
+            faults.push(format!("enforceNodeAllocatable: {what} needs {key}"));
+        }
+        held_cgroups.push(HeldCgroup { key, path: path.trim_end_matches('/').to_owned(), amounts });
     }
     Capacity {
         max_pods: if file.max_pods == 0 { 110 } else { file.max_pods },
         pods_per_core: (file.pods_per_core > 0).then_some(file.pods_per_core),
         pod_pids_limit: file.pod_pids_limit.filter(|limit| *limit > 0),
-        kube_reserved: amounts("kubeReserved", &file.kube_reserved, faults),
-        system_reserved: amounts("systemReserved", &file.system_reserved, faults),
+        kube_reserved,
+        system_reserved,
         enforce_pods,
+        held_cgroups,
     }
 }
 

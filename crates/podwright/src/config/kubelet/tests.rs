@@ -123,6 +123,25 @@ fn values_are_typed() {
 }
 
 #[test]
+fn cgroups_are_held_to_what_is_reserved_for_them() {
+    let capacity = with(
+        "systemReserved: {cpu: 500m, memory: 1Gi}\nkubeReserved: {cpu: 200m, memory: 1Gi}\n\
+         systemReservedCgroup: /system.slice/\nkubeReservedCgroup: /kube.slice\n\
+         enforceNodeAllocatable: [system-reserved, kube-reserved-compressible]\n",
+    )
+    .expect("a good file")
+    .settings
+    .capacity;
+    let told = capacity.held_cgroups.iter().map(|held| {
+        let resources: Vec<&str> = held.amounts.keys().map(String::as_str).collect();
+        format!("{} {} {}", held.key, held.path, resources.join(","))
+    });
+    let told: Vec<String> = told.collect();
+    assert_eq!(told, ["systemReserved /system.slice cpu,memory", "kubeReserved /kube.slice cpu"]);
+    assert!(!capacity.enforce_pods);
+}
+
+#[test]
 fn the_node_is_told() {
     let config = with("podCIDR: 10.9.0.0/16\npodLogsDir: /logs\ncgroupDriver: cgroupfs\n").unwrap();
     let mut node = Node::resolve(&config.complete(&NodeArgs::default()), "box").unwrap();
@@ -201,7 +220,18 @@ fn mistakes_are_refused_by_name_and_all_at_once() {
         ("kubeReserved: {cpu: 1}\n", "kubeReserved: invalid type"),
         ("kubeReserved: {cpu: lots}\n", "kubeReserved.cpu"),
         ("kubeReserved: {cpu: lots, gpu: \"1\"}\n", "\"gpu\" cannot be reserved"),
-        ("enforceNodeAllocatable: [system-reserved]\n", "system-reserved"),
+        ("enforceNodeAllocatable: [system]\n", "\"system\" is none of pods, system-reserved"),
+        ("enforceNodeAllocatable: [pods-compressible]\n", "\"pods-compressible\" is none of"),
+        ("enforceNodeAllocatable: [none, pods]\n", "none stands alone"),
+        ("enforceNodeAllocatable: [system-reserved]\n", "system-reserved needs systemReservedCgroup, a path"),
+        (
+            "enforceNodeAllocatable: [kube-reserved]\nkubeReservedCgroup: /k\n",
+            "kube-reserved needs kubeReserved",
+        ),
+        (
+            "enforceNodeAllocatable: [kube-reserved, kube-reserved-compressible]\nkubeReservedCgroup: /k\n",
+            "kube-reserved is named twice",
+        ),
         ("registerWithTaints: [{key: a, effect: Never}]\n", "a:Never"),
         ("staticPodPath: manifests\n", "absolute"),
     ] {
