@@ -29,6 +29,7 @@ faults![
     a_pod_that_is_deleted_by_force_behind_a_cut_link_ends,
     a_pod_that_is_deleted_ends_while_the_api_server_is_down,
     an_api_server_that_comes_and_goes_starts_nothing_twice,
+    a_slow_api_server_only_makes_things_late,
     a_watch_that_has_expired_loses_nothing,
     a_node_without_its_rights_keeps_its_pods_until_it_has_them_again,
 ];
@@ -385,6 +386,59 @@ spec:
     }
     world.cluster.kubectl(&["delete", "deployment", "many", "--cascade=foreground", "--timeout=120s"])?;
     eventually("nothing of them runs", || (world.sleeping(16_001) == 0).then_some(()))
+}
+
+/// Its answers share 40 kbit/s: an object of a pod takes a second, a list of some more than that.
+fn a_slow_api_server_only_makes_things_late(world: &World) -> Result<()> {
+    world.sleeper("unmoved", 20_001, PROBED)?;
+    let before = world.pod("unmoved")?.identity();
+    let node_ready = || -> Result<Value> {
+        let node = world.node.object(&world.cluster)?;
+        Ok(e2e::cluster::story::condition(&node, "Ready").clone())
+    };
+    let since = node_ready()?["lastTransitionTime"].clone();
+    let slow = world.cluster.lab.throttle(world.cluster.control_plane.machine(), "40kbit")?;
+    world.cluster.apply(&format!(
+        "apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: late}}
+spec:
+  replicas: 3
+  selector: {{matchLabels: {{app: late}}}}
+  template:
+    metadata: {{labels: {{app: late}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: main
+        image: {BUSYBOX}
+        command: [sleep, '20002']
+        readinessProbe: {{exec: {{command: ['true']}}, periodSeconds: 1}}
+"
+    ))?;
+    world.cluster.kubectl(&["rollout", "status", "deployment/late", "--timeout=120s"])?;
+    assert_eq!(world.sleeping(20_002), 3);
+    world.cluster.kubectl(&["scale", "deployment", "late", "--replicas=1"])?;
+    eventually("two of them end", || (world.sleeping(20_002) == 1).then_some(()))?;
+    let pods = || world.cluster.get(&["pods", "-l", "app=late"]).ok()?["items"].as_array().map(Vec::len);
+    eventually("and their objects go", || (pods()? == 1).then_some(()))?;
+    if world.node.kind == NodeKind::Podwright {
+        // A stock kubelet's probed pods are not ready after a restart, until it could ask.
+        world.node.end_agent();
+        world.node.start_agent()?;
+        world.node.wait_ready(&world.cluster)?;
+    }
+    let now = node_ready()?;
+    assert_eq!(
+        (&now["status"], &now["lastTransitionTime"]),
+        (&"True".into(), &since),
+        "the node was always Ready"
+    );
+    drop(slow);
+    assert_eq!(world.pod("unmoved")?.identity(), before);
+    assert_eq!((world.sleeping(20_001), world.sleeping(20_002)), (1, 1));
+    world.cluster.kubectl(&["delete", "deployment", "late", "--cascade=foreground", "--timeout=120s"])?;
+    world.delete(&["unmoved"])
 }
 
 fn a_watch_that_has_expired_loses_nothing(world: &World) -> Result<()> {

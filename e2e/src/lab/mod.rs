@@ -144,11 +144,34 @@ impl Lab {
         self.router.run("ip", &["link", "set", &machine.port, "nomaster"]).map(drop)
     }
 
+    /// Lets a machine send no more than `rate` (`64kbit`) until the value is dropped: what it answers comes seconds late.
+    ///
+    /// # Errors
+    /// When `tc` fails.
+    pub fn throttle<'a>(&self, machine: &'a Machine, rate: &str) -> Result<Throttle<'a>> {
+        let bucket = ["burst", "5kb", "latency", "60s"];
+        let words =
+            [&["qdisc", "add", "dev", "up0", "root", "tbf", "rate", rate], bucket.as_slice()].concat();
+        machine.host.run("tc", &words)?;
+        Ok(Throttle { machine })
+    }
+
     /// Plugs it in again.
     ///
     /// # Errors
     /// When `ip` fails.
     pub fn heal(&self, machine: &Machine) -> Result<()> {
         self.router.run("ip", &["link", "set", &machine.port, "master", machine.bridge]).map(drop)
+    }
+}
+
+/// A machine whose answers come late.
+pub struct Throttle<'a> {
+    machine: &'a Machine,
+}
+
+impl Drop for Throttle<'_> {
+    fn drop(&mut self) {
+        let _ = self.machine.host.run("tc", &["qdisc", "del", "dev", "up0", "root"]);
     }
 }
