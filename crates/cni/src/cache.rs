@@ -1,6 +1,7 @@
 //! What was added, in libcni's layout: `<dir>/results/<network>-<container>-<interface>` holds the configuration with which
 //! it was added and the result, so that DEL works when the configuration has changed or is gone.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -64,7 +65,8 @@ impl Cache {
     pub(crate) fn open(directory: &Path) -> Result<Self, CniError> {
         let results = directory.join("results");
         let io = |error| CniError::caused(Code::Io, format!("create {}", results.display()), error);
-        std::fs::create_dir_all(&results).map_err(io)?;
+        // What networks gave to whom is nobody else's business.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&results).map_err(io)?;
         Ok(Self { results })
     }
 

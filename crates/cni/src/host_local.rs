@@ -6,6 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use hostnet::route::anywhere;
@@ -293,7 +294,8 @@ impl HostLocal {
 
     /// Upstream's lock: the directory's `lock` file, by flock(2).
     fn lock(&self) -> Result<File, CniError> {
-        std::fs::create_dir_all(&self.directory).map_err(|error| self.io("create", error))?;
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        made.map_err(|error| self.io("create", error))?;
         let open =
             OpenOptions::new().create(true).truncate(false).write(true).open(self.directory.join("lock"));
         let file = open.map_err(|error| self.io("open the lock of", error))?;

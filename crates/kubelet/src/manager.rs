@@ -126,8 +126,13 @@ pub struct Parts {
 /// When a directory cannot be made, the machine's cgroups are unknown, or the runtime does not answer at the start.
 pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -> Result<(), KubeletError> {
     let Parts { cri, desired, synced, report, events, inputs, pressure, probes } = parts;
-    for path in [&config.root_dir, &config.pod_logs_dir, &config.container_logs_dir, &config.state_dir] {
-        std::fs::create_dir_all(path)
+    for (path, mode) in [
+        (&config.root_dir, 0o750),
+        (&config.pod_logs_dir, 0o750),
+        (&config.container_logs_dir, 0o755),
+        (&config.state_dir, 0o700),
+    ] {
+        crate::volumes::make_directory(path, mode)
             .map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
     }
     let capacity = Capacity::of_node(&config.root_dir, &config.cgroup_root);

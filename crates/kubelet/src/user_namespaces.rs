@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use cri::v1::{IdMapping, Mount, NamespaceMode, UserNamespace};
 use serde::{Deserialize, Serialize};
 
+use crate::volumes::{PRIVATE, make_directory};
+
 /// The ids of one pod.
 const IDS: u32 = 1 << 16;
 /// Pods at once, where nobody says how many.
@@ -105,7 +107,7 @@ impl UserNamespaces {
         let file = self.file(uid);
         let told = |error: io::Error| format!("write {}: {error}", file.display());
         let text = serde_json::to_vec(&Record::of(ids)).map_err(|error| error.to_string())?;
-        std::fs::create_dir_all(self.pods.join(uid)).map_err(told)?;
+        make_directory(&self.pods.join(uid), PRIVATE).map_err(told)?;
         // Durable: one torn by a power loss would stand for ids that nobody knows.
         host::state_file::write_durable(&file, &text, 0o600).map_err(told)?;
         Ok(ids)

@@ -46,7 +46,7 @@ pub(crate) struct NodeLock {
 }
 
 impl NodeLock {
-    /// Takes both, creating the directories (0711, as containers look through them) where they are missing.
+    /// Takes both, creating the directories (0700: nobody else has any business there) where they are missing.
     pub(crate) fn take(node: &Node) -> Result<Self, LockError> {
         Ok(Self { _state: take(&node.state)?, _root: take(&node.root)? })
     }
@@ -55,7 +55,8 @@ impl NodeLock {
 fn take(dir: &Path) -> Result<File, LockError> {
     let path = dir.join("agent.lock");
     let fail = |source| LockError::Io { path: path.clone(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(dir).map_err(fail)?;
+    std::fs::create_dir_all(dir.parent().unwrap_or(dir)).map_err(fail)?;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -577,11 +577,12 @@ pub(crate) fn read_spec(directory: &Path) -> Result<Spec, Error> {
     serde_json::from_slice(&text).map_err(|error| Error::io("parse", path)(error.into()))
 }
 
-fn make_directories(paths: &[&Path]) -> Result<(), Error> {
+/// Makes directories that only root passes through: what a container has of them is opened for it.
+pub(crate) fn make_directories(paths: &[&Path]) -> Result<(), Error> {
     use std::os::unix::fs::DirBuilderExt;
     for path in paths {
         // What the container sees as its root directory has everybody's permissions.
-        let mode = if path.ends_with("upper") { 0o755 } else { 0o711 };
+        let mode = if path.ends_with("upper") { 0o755 } else { 0o700 };
         std::fs::DirBuilder::new().mode(mode).create(path).map_err(Error::io("create", *path))?;
     }
     Ok(())

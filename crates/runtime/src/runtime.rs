@@ -51,14 +51,9 @@ impl Runtime {
     /// # Errors
     /// When a directory, the images, the network or the cgroups are not usable.
     pub async fn open(config: Config, netfilter: WriterHandle) -> Result<Arc<Self>, OpenError> {
-        for (directory, mode) in [
-            (config.state.clone(), 0o711),
-            (config.sandboxes(), 0o711),
-            (config.filters(), 0o700),
-            (config.root.clone(), 0o711),
-            (config.root.join("containers"), 0o711),
-        ] {
-            make_directory(&directory, mode)?;
+        let (state, root) = (config.state.clone(), config.root.clone());
+        for directory in [state, config.sandboxes(), config.filters(), root, config.root.join("containers")] {
+            make_directory(&directory)?;
         }
         let images = ImageStore::open(&config.root, &config.registry_config_dir).await?;
         let exe = host::self_exe::open().map_err(OpenError::Seal)?;
@@ -117,9 +112,9 @@ impl Runtime {
     }
 }
 
-fn make_directory(path: &Path, mode: u32) -> Result<(), OpenError> {
+fn make_directory(path: &Path) -> Result<(), OpenError> {
     use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
     made.map_err(|source| OpenError::Directory { path: path.to_owned(), source })
 }
 

@@ -9,6 +9,7 @@ use cri::v1::{ContainerEventType, NamespaceMode as CriMode};
 use oci::plan::UserPlan;
 use oci::supervisor::protocol::{NamespaceMode, PidMode, PodNamespaces, Setup};
 
+use crate::containers::make_directories;
 use crate::error::Error;
 use crate::network;
 use crate::record::{SandboxPhase, SandboxRecord};
@@ -65,9 +66,7 @@ impl Runtime {
 
     async fn make_sandbox(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         let record = sandbox.record();
-        for directory in [sandbox.directory.clone(), sandbox.directory.join("containers")] {
-            std::fs::create_dir(&directory).map_err(Error::io("create", &directory))?;
-        }
+        make_directories(&[&sandbox.directory, &sandbox.directory.join("containers")])?;
         // Written before anything is acquired: a crash from here on is found and undone.
         sandbox.update(|_| {})?;
         let options = namespace_options(&record.config);

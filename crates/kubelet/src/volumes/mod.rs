@@ -158,6 +158,9 @@ impl Volumes {
         let told = |error: io::Error| error.to_string();
         let kind = Kind::of(volume).ok_or("this kind of volume is not supported")?;
         let path = self.path(pod, kind, &volume.name);
+        if kind != Kind::HostPath && kind != Kind::Image {
+            make_directory(path.parent().unwrap_or(&self.root), PRIVATE).map_err(told)?;
+        }
         match (&volume.host_path, &volume.empty_dir) {
             (Some(source), _) => return host_path::check(source),
             (_, Some(source)) if source.medium.as_deref() == Some("Memory") => {
@@ -195,6 +198,7 @@ impl Volumes {
     /// What the system said.
     pub(crate) fn write_hosts(&self, uid: &str, text: &str) -> io::Result<()> {
         let file = self.hosts_file(uid);
+        make_directory(&self.pod_directory(uid), PRIVATE)?;
         let memory = Memory { size: Some(HOSTS_LIMIT), mode: 0o755, gid: None };
         mount_memory(file.parent().unwrap_or(&self.root), &memory)?;
         // In place: containers have the file itself mounted.
@@ -287,7 +291,11 @@ fn directory_flags() -> OFlags {
     OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
-fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+/// What nobody but root and its group passes through: all that leads to pods' volumes, which may be anybody's.
+pub(crate) const PRIVATE: u32 = 0o750;
+
+/// Makes the directory, and those that lead to it with the same mode.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
 

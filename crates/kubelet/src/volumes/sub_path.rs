@@ -8,7 +8,7 @@ use host::mount::{self, Depth};
 use host::path;
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::make_directory;
+use super::{PRIVATE, make_directory};
 
 /// Mounts `sub_path` of `volume` on `target`, which lies where only the kubelet writes. A missing directory is made, with the
 /// permissions of the volume.
@@ -31,7 +31,7 @@ fn make_point(target: &Path, is_directory: bool) -> io::Result<rustix::fd::Owned
         mount::detach(target)?;
     }
     if let Some(parent) = target.parent() {
-        make_directory(parent, 0o755)?;
+        make_directory(parent, PRIVATE)?;
     }
     match target.symlink_metadata() {
         Ok(found) if found.is_dir() && !is_directory => std::fs::remove_dir(target)?,
