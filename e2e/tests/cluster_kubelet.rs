@@ -340,7 +340,9 @@ fn what_does_not_tolerate_a_taint_is_evicted(story: &ClusterStory) -> Result<()>
 fn reserving() -> NodeSettings {
     let kubelet = json!({
         "maxPods": 7,
-        "kubeReserved": { "cpu": "200m", "memory": "256Mi" }, "systemReserved": { "cpu": "300m", "memory": "256Mi" },
+        "kubeReserved": { "cpu": "200m", "memory": "256Mi", "pid": "1000" },
+        "systemReserved": { "cpu": "300m", "memory": "256Mi", "pid": "500" },
+        "podPidsLimit": 20, "seccompDefault": true,
         "evictionHard": { "memory.available": "100Mi", "nodefs.available": "0%", "imagefs.available": "0%" },
     });
     NodeSettings { kubelet, ..NodeSettings::default() }
@@ -363,6 +365,7 @@ fn a_node_keeps_what_is_reserved(story: &ClusterStory) -> Result<()> {
     let limit: u64 = machine.host.run("sh", &["-c", &read])?.trim().parse()?;
     assert_eq!(limit, (kib(capacity) - 512 * 1024) * 1024);
     let bound = format!("  nodeName: {}\n", story.node.name());
+    a_pod_is_held_too(story, &bound)?;
     for count in 0..8 {
         story.apply(&sleeper(&format!("p{count}"), &bound))?;
     }
@@ -384,6 +387,29 @@ fn a_node_keeps_what_is_reserved(story: &ClusterStory) -> Result<()> {
         (reasons.filter(|reason| reason == "Preempting").count() == 1).then_some(())
     })?;
     story.cluster.kubectl(&["-n", "kube-system", "delete", "pod", "critical"]).map(drop)
+}
+
+/// `pid` of the reservations, podPidsLimit and seccompDefault.
+fn a_pod_is_held_too(story: &ClusterStory, bound: &str) -> Result<()> {
+    story.apply(&sleeper("held", bound))?;
+    story.ready("held")?;
+    let forks =
+        "(for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 2 & done; wait) 2>&1; true";
+    let said = story.exec("held", forks)?;
+    ensure!(said.contains("can't fork"), "{said}");
+    let mode = story.exec("held", "grep Seccomp: /proc/1/status | tr -d '[:space:]'")?;
+    ensure!(mode.trim() == "Seccomp:2", "{mode}");
+    let (machine, pod) = (&story.node.machine, story.get("pod/held")?);
+    let read = format!(
+        "cd /sys/fs/cgroup/pids{0}/kubepods 2>/dev/null || cd /sys/fs/cgroup{0}/kubepods; cat pids.max besteffort/pod{1}/pids.max; \
+         sort -n /proc/sys/kernel/pid_max /proc/sys/kernel/threads-max | head -n 1",
+        machine.cgroup,
+        text(&pod["metadata"]["uid"])
+    );
+    let told = machine.host.run("sh", &["-c", &read])?;
+    let numbers: Vec<u64> = told.lines().filter_map(|line| line.parse().ok()).collect();
+    ensure!(numbers == [numbers[2] - 1500, 20, numbers[2]], "{told}");
+    story.kubectl(&["delete", "pod", "held", "--wait", "--timeout=60s"]).map(drop)
 }
 
 fn with_memory_short_the_greediest_pod_is_evicted(story: &ClusterStory) -> Result<()> {
