@@ -22,15 +22,25 @@ impl Disk {
     /// Makes a file system in a file in `directory`, and mounts it as `name` in it.
     pub(crate) fn fresh(directory: &Path, name: &str) -> Result<Self> {
         let mount_point = directory.join(name);
-        let file = mount_point.with_extension("img");
-        File::create(&file).and_then(|file| file.set_len(BYTES)).context("create the disk's file")?;
+        std::fs::create_dir_all(&mount_point).context("create the mount point")?;
+        Self::mount(&mount_point.with_extension("img"), mount_point)
+    }
+
+    /// Makes a file system, and mounts it over `/tmp`, where the machines of tests have their files.
+    pub(crate) fn for_machines() -> Result<Self> {
+        let file = tempfile::Builder::new().prefix("pw-").suffix(".img").tempfile_in("/var/tmp");
+        let path = file.and_then(|file| Ok(file.into_temp_path().keep()?)).context("create a file")?;
+        Self::mount(&path, PathBuf::from("/tmp"))
+    }
+
+    fn mount(file: &Path, mount_point: PathBuf) -> Result<Self> {
+        File::create(file).and_then(|file| file.set_len(BYTES)).context("create the disk's file")?;
         // What a new file system is spared at first is written now, not while something is measured.
         let whole = "lazy_itable_init=0,lazy_journal_init=0";
-        output_of(program("mkfs.ext4").args(["-q", "-F", "-E", whole]).arg(&file))?;
-        std::fs::create_dir_all(&mount_point).context("create the mount point")?;
-        output_of(program("mount").args(["-o", "loop"]).args([&file, &mount_point]))?;
+        output_of(program("mkfs.ext4").args(["-q", "-F", "-E", whole]).arg(file))?;
+        output_of(program("mount").args(["-o", "loop"]).args([file, &mount_point]))?;
         let disk = Self { mount_point };
-        std::fs::remove_file(&file).context("unlink the disk's file")?;
+        std::fs::remove_file(file).context("unlink the disk's file")?;
         Ok(disk)
     }
 

@@ -101,6 +101,8 @@ fn main() -> Result<()> {
 }
 
 fn of_clusters(arguments: &Arguments) -> Result<Vec<Row>> {
+    // Rounds make and delete thousands of files: see the disk.
+    let _disk = disk::Disk::for_machines()?;
     let sides = cluster::Sides::start()?;
     let mut rows = Vec::new();
     if arguments.wants("pod-ready") {
