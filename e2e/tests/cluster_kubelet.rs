@@ -393,12 +393,12 @@ fn a_node_keeps_what_is_reserved(story: &ClusterStory) -> Result<()> {
 fn a_pod_is_held_too(story: &ClusterStory, bound: &str) -> Result<()> {
     story.apply(&sleeper("held", bound))?;
     story.ready("held")?;
+    let mode = story.exec("held", "grep Seccomp: /proc/1/status | tr -d '[:space:]'")?;
+    ensure!(mode.trim() == "Seccomp:2", "{mode}");
     let forks =
         "(for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 2 & done; wait) 2>&1; true";
     let said = story.exec("held", forks)?;
     ensure!(said.contains("can't fork"), "{said}");
-    let mode = story.exec("held", "grep Seccomp: /proc/1/status | tr -d '[:space:]'")?;
-    ensure!(mode.trim() == "Seccomp:2", "{mode}");
     let (machine, pod) = (&story.node.machine, story.get("pod/held")?);
     let read = format!(
         "cd /sys/fs/cgroup/pids{0}/kubepods 2>/dev/null || cd /sys/fs/cgroup{0}/kubepods; cat pids.max besteffort/pod{1}/pids.max; \
