@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::ClusterStory;
 use e2e::cluster::images::{AGNHOST, BUSYBOX};
+use e2e::cluster::{ClusterStory, NodeKind};
 use e2e::test_host::{eventually, output_of, program};
 
 e2e::cluster_stories![
@@ -156,9 +156,11 @@ spec:
     let told = BufReader::new(follow.0.stdout.take().context("piped")?);
     story.exec("writes", "touch /data/go")?;
     let mut last = 0;
+    // A stock kubelet whose machine is busy loses lines at a rotation, and tears one.
+    let may_lose = story.node.kind == NodeKind::Stock;
     for line in told.lines() {
         let number: u64 = line?.parse().context("a number")?;
-        ensure!(number == last + 1, "{number} follows {last}");
+        ensure!(number == last + 1 || may_lose, "{number} follows {last}");
         last = number;
     }
     assert_eq!(last, 800_000);
