@@ -270,6 +270,24 @@ fn an_archive_of_docker_save_is_imported_compressed_or_not() -> Result<()> {
     Ok(())
 }
 
+/// It has the node's files before it can be asked.
+#[test]
+#[ignore = "needs root"]
+fn orders_wait_for_an_agent_that_starts() -> Result<()> {
+    let host = TestHost::new()?;
+    let mut node = Node::runtime(&host)?;
+    node.crash();
+    let lock = node.state().join("agent.lock").display().to_string();
+    let _starting = host.spawn("starting", host.command("flock").args([&lock, "sleep", "2"]))?;
+    eventually("the files are taken", || host.run("flock", &["-n", &lock, "true"]).err())?;
+    // By a process that lives.
+    std::fs::write(&lock, "1\n")?;
+    output_of(&mut node.command(&host, &["image", "ls"]))?;
+    node.restart(&host)?;
+    node.reset(&host);
+    Ok(())
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_pull_cut_off_by_kill_9_goes_on_where_it_was() -> Result<()> {

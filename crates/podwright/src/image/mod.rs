@@ -7,16 +7,24 @@ pub(crate) mod preload;
 pub(crate) mod wire;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use tokio::time::Instant;
 
 use crate::admin::client::Client;
 use crate::cli::{ImageArgs, ImageCommand, ImageFormat, NodeArgs};
+use crate::lock::LockError;
 use crate::node::Node;
 use crate::output::{self, ProgressLine};
 use crate::status::table::align;
 use ops::Hear;
 use wire::{Request, Row, Update};
+
+/// How long an agent that starts may take until it answers.
+const AGENT_STARTS: Duration = Duration::from_secs(10);
+/// How often it is looked whether it does.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// Does what the command line says.
 pub(crate) fn main(args: &ImageArgs) -> anyhow::Result<()> {
@@ -80,10 +88,7 @@ async fn work(node: &NodeArgs, request: Request) -> anyhow::Result<Done> {
             }
         })
     };
-    let worked = match Client::connect(&node).await? {
-        Some(mut agent) => agent.image(&request, |update| hear(update)).await,
-        None => ops::apply_to_files(&node, request, &hear).await,
-    };
+    let worked = by_agent_or_on_files(&node, &request, &hear).await;
     let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
     heard.1.clear();
     worked?;
@@ -92,6 +97,26 @@ async fn work(node: &NodeArgs, request: Request) -> anyhow::Result<Done> {
         Some(message) => bail!(message),
         None => Ok(done),
     }
+}
+
+/// Asks the agent that runs, or works on the files where none does. One that starts has taken the files and does not answer yet, and one
+/// that ends does not answer any more: that is awaited.
+async fn by_agent_or_on_files(node: &Node, request: &Request, hear: &Hear) -> anyhow::Result<()> {
+    let until = Instant::now() + AGENT_STARTS;
+    loop {
+        if let Some(mut agent) = Client::connect(node).await? {
+            return agent.image(request, |update| hear(update)).await;
+        }
+        match ops::apply_to_files(node, request.clone(), hear).await {
+            Err(error) if is_held(&error) && Instant::now() < until => tokio::time::sleep(LOOK_AGAIN).await,
+            worked => return worked,
+        }
+    }
+}
+
+/// Whether somebody else has the node's files; then nothing was done.
+fn is_held(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(LockError::Held { .. }))
 }
 
 /// The name of an image that has one.
