@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use measure::Row;
 
 /// Name, and what it compares.
-const BENCHES: [(&str, &str); 14] = [
+const BENCHES: [(&str, &str); 15] = [
     ("oci-run", "`oci run` of `true` with memory, cpu and pids limits, against runc"),
     ("oci-run-crun", "the same against crun"),
     (
@@ -50,6 +50,7 @@ const BENCHES: [(&str, &str); 14] = [
         "pod-delete-20",
         "delete of 20 pods that end on SIGTERM, until no object is left, against the stock kubelet",
     ),
+    ("node-ready", "start of a node's agent to the node Ready, against the stock kubelet"),
     (
         "node-memory",
         "PSS of everything on a node but the workload, with 20 and 100 pods, against kubelet + containerd + shims + kube-proxy",
@@ -61,8 +62,8 @@ const BENCHES: [(&str, &str); 14] = [
 ];
 
 /// Those that need a cluster.
-const OF_CLUSTERS: [&str; 6] =
-    ["pod-ready", "pod-ready-20", "pod-ready-100", "pod-delete-20", "node-memory", "probe-cpu"];
+const OF_CLUSTERS: [&str; 7] =
+    ["pod-ready", "pod-ready-20", "pod-ready-100", "pod-delete-20", "node-ready", "node-memory", "probe-cpu"];
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse(std::env::args().skip(1))?;
@@ -113,6 +114,9 @@ fn of_clusters(arguments: &Arguments) -> Result<Vec<Row>> {
     }
     if arguments.wants("pod-ready-100") {
         rows.extend(sides.many(100, &cluster::HUNDRED)?);
+    }
+    if arguments.wants("node-ready") {
+        rows.push(sides.node_ready()?);
     }
     if arguments.wants("node-memory") {
         rows.extend(sides.node_memory()?);

@@ -4,6 +4,7 @@
 mod api;
 mod hollow;
 mod node_memory;
+mod node_ready;
 mod pods;
 mod probe_cpu;
 
@@ -108,6 +109,11 @@ impl Sides {
             }
         }
         Ok([ready, last, gone])
+    }
+
+    /// Row `node-ready`.
+    pub(crate) fn node_ready(&self) -> Result<Row> {
+        node_ready::of_starts(self, 5)
     }
 
     /// Rows `node-memory-20` and `node-memory-100`.
