@@ -1,9 +1,9 @@
 //! CRI requests as a kubelet would send them, to be changed by stories where they differ.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
     CreateContainerRequest, DnsConfig, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxContainerConfig,
@@ -194,22 +194,42 @@ pub async fn exited(runtime: &mut Runtime, id: &str) -> Result<ContainerStatus> 
     bail!("container {id} still runs after 60 s")
 }
 
-/// The container's log without the CRI prefix of each line.
+/// The container's lines, without the prefix of CRI and put together where they were split: between the parts of one there may be lines
+/// of the other stream.
 ///
 /// # Errors
 /// When the log cannot be read, or a line is not in the CRI format.
 pub fn log_of(pod: &PodSandboxConfig, container: &ContainerConfig) -> Result<String> {
     let path = Path::new(&pod.log_directory).join(&container.log_path);
     let raw = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    whole_lines(&raw)
+}
+
+fn whole_lines(raw: &str) -> Result<String> {
     let mut text = String::new();
+    let mut begun: BTreeMap<&str, String> = BTreeMap::new();
     for line in raw.lines() {
-        let mut parts = line.splitn(4, ' ');
-        let (_time, _stream, tag, content) =
-            (parts.next(), parts.next(), parts.next().context("a tag")?, parts.next().context("a content")?);
-        text.push_str(content);
+        let [_time, stream, tag, content] = <[&str; 4]>::try_from(line.splitn(4, ' ').collect::<Vec<_>>())
+            .map_err(|_| anyhow!("{line:?}"))?;
+        let begun = begun.entry(stream).or_default();
+        begun.push_str(content);
         if tag == "F" {
+            text.push_str(&std::mem::take(begun));
             text.push('\n');
         }
     }
+    text.extend(begun.into_values());
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_was_split_is_whole_though_the_other_stream_spoke_meanwhile() {
+        let raw = "t stdout F out\nt stdout P xx\nt stderr F err\nt stdout P x\nt stdout F x x\nt stderr P unfinished\n";
+        assert_eq!(whole_lines(raw).unwrap(), "out\nerr\nxxxx x\nunfinished");
+        assert!(whole_lines("t stdout F\n").is_err());
+    }
 }
