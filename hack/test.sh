@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing and runs every test. Says at the end what it could not run here, and why.
 #
-# On a new machine with 2 cores: 40 to 70 minutes: building Rust three times and the Go tools once, and 17 of stories.
+# On a new machine with 2 cores: 35 to 65 minutes: building Rust three times and the Go tools once, and 12 of stories.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PATH:$HOME/.cargo/bin:/usr/local/go/bin"

@@ -22,7 +22,7 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 
-/// What it must not see on this machine: beside [`MASKED`] how hot each CPU gets.
+/// What it must not see on this machine: beside what no machine shows, how hot each CPU gets.
 pub fn masked() -> &'static [String] {
     static PATHS: OnceLock<Vec<String>> = OnceLock::new();
     PATHS.get_or_init(|| all(&hot_cpus(Path::new("/sys/devices/system/cpu"))))
