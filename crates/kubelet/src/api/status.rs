@@ -37,7 +37,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long it waits to be told that a pod is on its way.
-const ON_ITS_WAY: Duration = Duration::from_millis(200);
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// Lists whose entries are replaced together, not merged by their key.
 const WHOLE_LISTS: [&str; 2] = ["podIPs", "hostIPs"];
@@ -74,12 +74,13 @@ pub(super) async fn keep(
             let told = known.entry(uid.clone()).or_default();
             told.hear(theirs);
             let is_finished = report.finished.contains(&uid);
+            // First, as it is asked again with every news of any pod, and a step takes long to compare.
+            let due = told.due(pod, is_finished, now);
+            if due > now {
+                wake = Some(wake.map_or(due, |wake| due.min(wake)));
+                continue;
+            }
             if let Some(step) = told.next(pod, &uid, is_finished) {
-                let due = told.due(&step, now);
-                if due > now {
-                    wake = Some(wake.map_or(due, |wake| due.min(wake)));
-                    continue;
-                }
                 busy.insert(uid.clone());
                 running.push(carry_out(client.clone(), pod.clone(), uid, step));
             }
@@ -189,9 +190,10 @@ impl Known {
     }
 
     /// When a step is to be taken: at once, but for the news that a pod is on its way.
-    fn due(&mut self, step: &Step, now: Instant) -> Instant {
-        match step {
-            Step::Patch { status, .. } if is_on_its_way(status) => {
+    fn due(&mut self, pod: &v1::Pod, is_finished: bool, now: Instant) -> Instant {
+        let news = pod.status.as_ref().filter(|status| **status != self.status);
+        match news {
+            Some(status) if !is_finished && is_on_its_way(status) => {
                 *self.waits_since.get_or_insert(now) + ON_ITS_WAY
             }
             _ => now,
@@ -366,15 +368,18 @@ mod tests {
             let pod = json!({ "metadata": { "uid": "u" }, "status": status });
             let pod: v1::Pod = serde_json::from_value(pod).expect("a pod");
             let (mut known, start) = (Known::default(), Instant::now());
-            let step = known.next(&pod, "u", false).expect("news");
-            let due = known.due(&step, start);
+            assert!(known.next(&pod, "u", false).is_some(), "news: {status}");
+            let due = known.due(&pod, false, start);
             assert_eq!(due > start, waits, "{status}");
             let later = start + Duration::from_millis(150);
             assert_eq!(
-                known.due(&step, later),
+                known.due(&pod, false, later),
                 if waits { due } else { later },
                 "it began to wait before: {status}"
             );
+            assert_eq!(known.due(&pod, true, later), later, "what has ended is told: {status}");
+            known.status = pod.status.clone().expect("a status");
+            assert_eq!(known.due(&pod, false, later), later, "no news: {status}");
         }
     }
 
