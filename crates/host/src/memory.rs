@@ -17,7 +17,12 @@ pub fn processor_time() -> Duration {
 /// Gives back what work has left behind: free pages of the heap, and the mapped pages of this program's file. What runs next is mapped
 /// again, page by page; it stays in the page cache for as long as the kernel likes.
 pub fn release() -> io::Result<()> {
+    let released = forget_program();
     trim_heap();
+    released
+}
+
+fn forget_program() -> io::Result<()> {
     let maps = std::fs::read_to_string("/proc/self/maps")?;
     let exe = std::fs::read_link("/proc/self/exe")?;
     unwritten(&maps, &exe.to_string_lossy()).into_iter().try_for_each(sys::forget_pages)

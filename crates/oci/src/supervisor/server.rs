@@ -33,6 +33,8 @@ const ACCEPT_AT_ONCE: usize = 32;
 const ACCEPT_PAUSE_MS: u64 = 200;
 /// How long a shutdown waits for killed containers before the supervisor ends without them.
 const SHUTDOWN_MS: u64 = 10_000;
+/// How long after a start or an end the code for it is kept: what comes next may need it.
+const REST_MS: u64 = 2000;
 /// Both streams, in the order they are served.
 const STREAMS: [OutputStream; 2] = [OutputStream::Stdout, OutputStream::Stderr];
 
@@ -50,6 +52,8 @@ pub(super) struct Server {
     pub(super) adopted: bool,
     /// Something larger than usual was on the heap and is not any more.
     pub(super) heap_is_loose: bool,
+    /// When the code that it ran is not worth its memory any more.
+    rests_at: Option<Millis>,
     pause: Option<Pause>,
     /// Never read: it is there for those who open it by its path.
     _user_namespace: Option<OwnedFd>,
@@ -95,6 +99,7 @@ impl Server {
             launcher: Launcher::new(pod.cgroups),
             adopted: false,
             heap_is_loose: true,
+            rests_at: None,
             pause: pod.pause,
             _user_namespace: pod.user_namespace,
             listener: pod.listener,
@@ -113,6 +118,7 @@ impl Server {
             if std::mem::take(&mut self.heap_is_loose) {
                 // After the answer, before the wait: a pod's share of memory is what it needs at rest.
                 host::memory::trim_heap();
+                self.rests_at = Some(Millis::now().after(REST_MS));
             }
             let ready = self.wait();
             let now = Millis::now();
@@ -203,7 +209,7 @@ impl Server {
         let containers = self.containers.values().filter_map(Container::deadline);
         let execs = self.execs.values().filter_map(Exec::deadline);
         let shutdown = self.shutdown.as_ref().map(|shutdown| shutdown.until);
-        containers.chain(execs).chain(shutdown).chain(self.accept_again).min()
+        containers.chain(execs).chain(shutdown).chain(self.accept_again).chain(self.rests_at).min()
     }
 
     fn serve(&mut self, source: Source, now: Millis, scratch: &mut [u8]) {
@@ -276,6 +282,11 @@ impl Server {
     fn advance(&mut self, now: Millis, scratch: &mut [u8]) {
         if self.accept_again.is_some_and(|at| at <= now) {
             self.accept_again = None;
+        }
+        if self.rests_at.is_some_and(|at| at <= now) {
+            self.rests_at = None;
+            // Where it fails the pod costs more memory, that is all.
+            let _ = host::memory::release();
         }
         let mut exited = Vec::new();
         for (id, container) in &mut self.containers {
