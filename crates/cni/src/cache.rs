@@ -1,7 +1,6 @@
 //! What was added, in libcni's layout: `<dir>/results/<network>-<container>-<interface>` holds the configuration with which
 //! it was added and the result, so that DEL works when the configuration has changed or is gone.
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
@@ -66,7 +65,7 @@ impl Cache {
         let results = directory.join("results");
         let io = |error| CniError::caused(Code::Io, format!("create {}", results.display()), error);
         // What networks gave to whom is nobody else's business.
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&results).map_err(io)?;
+        host::path::make_directory(&results, 0o700).map_err(io)?;
         Ok(Self { results })
     }
 

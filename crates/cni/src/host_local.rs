@@ -6,7 +6,6 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use hostnet::route::anywhere;
@@ -294,7 +293,7 @@ impl HostLocal {
 
     /// Upstream's lock: the directory's `lock` file, by flock(2).
     fn lock(&self) -> Result<File, CniError> {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.directory);
+        let made = host::path::make_directory(&self.directory, 0o700);
         made.map_err(|error| self.io("create", error))?;
         let open =
             OpenOptions::new().create(true).truncate(false).write(true).open(self.directory.join("lock"));

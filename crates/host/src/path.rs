@@ -1,8 +1,10 @@
-//! Paths that cannot leave a root: resolved by the kernel with openat2, step by step where something must be made.
+//! Paths that cannot leave a root: resolved by the kernel with openat2, step by step where something must be made. And directories of our
+//! own, which not everybody may enter.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path};
 
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags};
@@ -15,6 +17,11 @@ pub enum Leaf {
     Directory,
     /// An empty regular file.
     File,
+}
+
+/// Makes the directory, and those that lead to it with the same mode; what is there keeps its own.
+pub fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
 
 /// Opens `path` as if `root` were `/`: symlinks and `..` stay inside, magic links of procfs are refused.

@@ -132,7 +132,7 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         (&config.container_logs_dir, 0o755),
         (&config.state_dir, 0o700),
     ] {
-        crate::volumes::make_directory(path, mode)
+        host::path::make_directory(path, mode)
             .map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
     }
     let capacity = Capacity::of_node(&config.root_dir, &config.cgroup_root);

@@ -12,7 +12,9 @@ use std::sync::{Mutex, PoisonError};
 use cri::v1::{IdMapping, Mount, NamespaceMode, UserNamespace};
 use serde::{Deserialize, Serialize};
 
-use crate::volumes::{PRIVATE, make_directory};
+use host::path::make_directory;
+
+use crate::volumes::PRIVATE;
 
 /// The ids of one pod.
 const IDS: u32 = 1 << 16;

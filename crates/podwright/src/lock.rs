@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -56,7 +56,7 @@ fn take(dir: &Path) -> Result<File, LockError> {
     let path = dir.join("agent.lock");
     let fail = |source| LockError::Io { path: path.clone(), source };
     std::fs::create_dir_all(dir.parent().unwrap_or(dir)).map_err(fail)?;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
+    host::path::make_directory(dir, 0o700).map_err(fail)?;
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)

@@ -113,8 +113,7 @@ impl Runtime {
 }
 
 fn make_directory(path: &Path) -> Result<(), OpenError> {
-    use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let made = host::path::make_directory(path, 0o700);
     made.map_err(|source| OpenError::Directory { path: path.to_owned(), source })
 }
 

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1;
@@ -50,7 +50,7 @@ impl Places {
             return Ok(None);
         };
         if let Some(parent) = self.message.parent() {
-            std::fs::DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+            host::path::make_directory(parent, 0o750)?;
         }
         match std::fs::remove_file(&self.message) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1;
 
-use super::make_directory;
+use host::path::make_directory;
 
 /// Checks the path, or makes what is to be made.
 ///

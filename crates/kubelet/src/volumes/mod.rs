@@ -11,10 +11,11 @@ mod sub_path;
 mod writer;
 
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use host::mount::{self, Parameter};
+use host::path::make_directory;
 use k8s_openapi::api::core::v1;
 use manifest::Objects;
 use rustix::fs::{Mode, OFlags};
@@ -293,11 +294,6 @@ fn directory_flags() -> OFlags {
 
 /// What nobody but root and its group passes through: all that leads to pods' volumes, which may be anybody's.
 pub(crate) const PRIVATE: u32 = 0o750;
-
-/// Makes the directory, and those that lead to it with the same mode.
-pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path)
-}
 
 #[cfg(test)]
 mod tests {

@@ -5,10 +5,10 @@ use std::io;
 use std::path::Path;
 
 use host::mount::{self, Depth};
-use host::path;
+use host::path::{self, make_directory};
 use rustix::fs::{FileType, Mode, OFlags};
 
-use super::{PRIVATE, make_directory};
+use super::PRIVATE;
 
 /// Mounts `sub_path` of `volume` on `target`, which lies where only the kubelet writes. A missing directory is made, with the
 /// permissions of the volume.

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, lcho
 use std::path::Path;
 
 use super::content::Payload;
-use super::make_directory;
+use host::path::make_directory;
 
 /// What a group that owns a volume may do with what it only reads. Upstream: pkg/volume/volume_linux.go.
 const GROUP_FILE: u32 = 0o440;

@@ -69,9 +69,9 @@ impl Record {
         let make = || std::fs::DirBuilder::new().mode(0o711).create(&directory);
         let outcome = match make() {
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&global.root).map_err(
-                    |error| CliError::because(&format!("create {}", global.root.display()), &error),
-                )?;
+                host::path::make_directory(&global.root, 0o700).map_err(|error| {
+                    CliError::because(&format!("create {}", global.root.display()), &error)
+                })?;
                 make()
             }
             other => other,

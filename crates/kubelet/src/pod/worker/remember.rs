@@ -48,7 +48,7 @@ pub fn forget_other_boots(state_dir: &Path, boot_id: &str) -> std::io::Result<()
     if then.as_deref() == Some(boot_id) {
         return Ok(());
     }
-    crate::volumes::make_directory(state_dir, 0o700)?;
+    host::path::make_directory(state_dir, 0o700)?;
     // A directory that names no boot is of an agent that did not write it down yet.
     if then.is_some() {
         for path in records(state_dir) {
