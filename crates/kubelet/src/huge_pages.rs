@@ -1,7 +1,7 @@
-//! Huge pages: which sizes a machine has, and how much of each a pod or container may have. All of it pure but [`sizes`].
+//! Huge pages: which sizes a machine has, and how much of each a pod or container may have. All of it pure but [`sizes`] and [`pools`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -9,17 +9,25 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 /// What comes before the size in the name of a resource.
 const PREFIX: &str = "hugepages-";
 
+/// Where sysfs tells of them.
+pub(crate) const POOLS: &str = "/sys/kernel/mm/hugepages";
+
 /// The sizes of this machine's huge pages, in bytes.
 pub(crate) fn sizes() -> Vec<u64> {
-    let entries = std::fs::read_dir(Path::new("/sys/kernel/mm/hugepages")).into_iter().flatten().flatten();
-    let mut sizes: Vec<u64> =
-        entries.filter_map(|entry| size_of(&entry.file_name().to_string_lossy())).collect();
-    sizes.sort_unstable();
-    sizes
+    pools(Path::new(POOLS)).into_iter().map(|(size, _)| size).collect()
+}
+
+/// The sizes that there are in that directory of sysfs, in order, each with the directory that tells of its pages.
+pub(crate) fn pools(directory: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let pool = |entry: std::fs::DirEntry| Some((size_of(entry.file_name().to_str()?)?, entry.path()));
+    let mut pools: Vec<_> = entries.filter_map(pool).collect();
+    pools.sort_unstable();
+    pools
 }
 
 /// The size that a directory of sysfs is named after: `hugepages-2048kB`.
-pub(crate) fn size_of(directory: &str) -> Option<u64> {
+fn size_of(directory: &str) -> Option<u64> {
     let kib: u64 = directory.strip_prefix(PREFIX)?.strip_suffix("kB")?.parse().ok()?;
     Some(kib << 10)
 }

@@ -35,7 +35,7 @@ pub(super) fn machine(root_dir: &Path, cgroup_root: &str) -> Machine {
             "aarch64" => "arm64",
             other => other,
         },
-        huge_pages: huge_pages(Path::new("/sys/kernel/mm/hugepages")),
+        huge_pages: huge_pages(Path::new(crate::huge_pages::POOLS)),
     }
 }
 
@@ -46,16 +46,11 @@ fn os_image(text: &str) -> String {
 }
 
 fn huge_pages(directory: &Path) -> Vec<(u64, u64)> {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let pages = entries.filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let size = crate::huge_pages::size_of(&name)?;
-        let count = std::fs::read_to_string(entry.path().join("nr_hugepages")).ok()?;
+    let count = |(size, pool): (u64, std::path::PathBuf)| {
+        let count = std::fs::read_to_string(pool.join("nr_hugepages")).ok()?;
         Some((size, count.trim().parse().ok()?))
-    });
-    let mut pages: Vec<(u64, u64)> = pages.collect();
-    pages.sort_unstable();
-    pages
+    };
+    crate::huge_pages::pools(directory).into_iter().filter_map(count).collect()
 }
 
 #[cfg(test)]
