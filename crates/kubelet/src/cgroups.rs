@@ -153,7 +153,7 @@ impl PodCgroups {
 /// Holds a cgroup of the machine, which is never made, to what is reserved for it.
 pub(crate) fn hold_reserved(reserved: &ReservedCgroup) -> Result<(), KubeletError> {
     let held = CgroupManager::detect()
-        .and_then(|manager| manager.update_existing(&reserved.path, &limits_of(reserved.held())));
+        .and_then(|manager| manager.update_existing(&reserved.path, &limits_of(reserved.held)));
     let (key, path) = (reserved.key, &reserved.path);
     held.map_err(|source| KubeletError::Reserved { key, path: path.clone(), source })
 }

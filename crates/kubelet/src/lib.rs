@@ -53,7 +53,7 @@ pub use pod::worker::{forget_other_boots, remembered_pods};
 pub use probe_counts::ProbeCounts;
 pub use pull_secrets::{DockerConfig, docker_logins};
 pub use report::{NodeReport, StartTimes};
-pub use sizing::{MemoryThreshold, Reserved, ReservedCgroup, Sizing};
+pub use sizing::{Held, MemoryThreshold, Reserved, ReservedCgroup, Sizing};
 pub use static_pod::{
     CONFIG_HASH, CONFIG_MIRROR, CONFIG_SOURCE, is_mirror, is_mirror_of, mirror_pod, static_pod,
 };

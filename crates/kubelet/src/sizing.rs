@@ -41,19 +41,8 @@ pub struct ReservedCgroup {
     pub key: &'static str,
     /// Its path; it is there already.
     pub path: String,
-    /// Thousandths of a CPU.
-    pub millicpu: Option<u64>,
-    /// Bytes.
-    pub memory: Option<u64>,
-    /// Tasks.
-    pub pids: Option<u64>,
-}
-
-impl ReservedCgroup {
     /// What its processes are held to.
-    pub(crate) fn held(&self) -> Held {
-        Held { millicpu: self.millicpu, memory: self.memory, pids: self.pids }
-    }
+    pub held: Held,
 }
 
 /// When there is too little memory.
@@ -78,13 +67,13 @@ impl MemoryThreshold {
 
 /// What the processes of one cgroup are held to, as far as it is said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Held {
+pub struct Held {
     /// Thousandths of a CPU: a weight beside others.
-    pub(crate) millicpu: Option<u64>,
+    pub millicpu: Option<u64>,
     /// Bytes.
-    pub(crate) memory: Option<u64>,
+    pub memory: Option<u64>,
     /// Tasks.
-    pub(crate) pids: Option<u64>,
+    pub pids: Option<u64>,
 }
 
 /// What pods may ask for, all together.

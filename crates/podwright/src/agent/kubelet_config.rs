@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kubelet::{Config, MemoryThreshold, Reserved, ReservedCgroup, Sizing};
+use kubelet::{Config, Held, MemoryThreshold, Reserved, ReservedCgroup, Sizing};
 
 use crate::config::{Capacity, HeldCgroup, Settings, Threshold};
 use crate::image::auth_file::{self, Puller};
@@ -78,9 +78,11 @@ fn reserved_cgroups(settings: &Settings) -> Vec<ReservedCgroup> {
         ReservedCgroup {
             key: held.key,
             path: held.path.clone(),
-            millicpu: held.amounts.get("cpu").and_then(|amount| u64::try_from(amount.milli()).ok()),
-            memory: whole("memory"),
-            pids: whole("pid"),
+            held: Held {
+                millicpu: held.amounts.get("cpu").and_then(|amount| u64::try_from(amount.milli()).ok()),
+                memory: whole("memory"),
+                pids: whole("pid"),
+            },
         }
     };
     settings.capacity.held_cgroups.iter().map(of).collect()
