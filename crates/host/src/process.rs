@@ -130,6 +130,11 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
     Ok(read_stat(pid)?.start_time)
 }
 
+/// Whether systemd is this machine's first process: sd_booted(3).
+pub fn is_booted_by_systemd() -> bool {
+    std::path::Path::new("/run/systemd/system").is_dir()
+}
+
 /// The identity of this boot. Read once: it cannot change under a running process.
 pub fn boot_id() -> io::Result<String> {
     static BOOT_ID: std::sync::OnceLock<String> = std::sync::OnceLock::new();

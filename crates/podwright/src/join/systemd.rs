@@ -9,14 +9,12 @@ const UNIT: &str = include_str!("../../../../deploy/podwright.service");
 const UNIT_FILE: &str = "/etc/systemd/system/podwright.service";
 /// The agent's flags; the unit has a default for machines where nobody wrote it.
 const FLAGS_FILE: &str = "/etc/podwright/agent.env";
-/// There where systemd is the first process, and nowhere else: sd_booted(3).
-const BOOTED: &str = "/run/systemd/system";
 /// The program in the unit as it is in the tree.
 const PROGRAM: &str = "/usr/local/bin/podwright";
 
 /// Whether there is a systemd to install for.
 pub(super) fn is_running() -> bool {
-    Path::new(BOOTED).is_dir()
+    host::process::is_booted_by_systemd()
 }
 
 /// Installs the unit with the agent's flags, and starts it.

@@ -194,21 +194,29 @@ fn conditions(observed: &Observed, former: Option<&v1::NodeStatus>, now: i64) ->
         ("Ready", ready, reason, message),
     ];
     let known = former.and_then(|former| former.conditions.as_deref()).unwrap_or_default();
-    let conditions = all.map(|(kind, status, reason, message)| {
-        let status = if status { "True" } else { "False" };
-        let same = known.iter().find(|one| one.type_ == kind && one.status == status);
-        v1::NodeCondition {
-            type_: kind.to_owned(),
-            status: status.to_owned(),
-            reason: Some(reason.to_owned()),
-            message: Some(message),
-            last_heartbeat_time: api_time(now),
-            last_transition_time: same
-                .and_then(|one| one.last_transition_time.clone())
-                .or_else(|| api_time(now)),
-        }
-    });
-    conditions.into()
+    all.map(|(kind, status, reason, message)| condition(known, kind, status, reason, message, now)).into()
+}
+
+/// A condition as it is told now; it has been so since `known` says.
+pub(super) fn condition(
+    known: &[v1::NodeCondition],
+    kind: &str,
+    status: bool,
+    reason: &str,
+    message: String,
+    now: i64,
+) -> v1::NodeCondition {
+    let status = if status { "True" } else { "False" };
+    let same = known.iter().find(|one| one.type_ == kind && one.status == status);
+    let since = same.and_then(|one| one.last_transition_time.clone());
+    v1::NodeCondition {
+        type_: kind.to_owned(),
+        status: status.to_owned(),
+        reason: Some(reason.to_owned()),
+        message: Some(message),
+        last_heartbeat_time: api_time(now),
+        last_transition_time: since.or_else(|| api_time(now)),
+    }
 }
 
 /// Upstream's words: nodestatus, ReadyCondition.

@@ -1,15 +1,15 @@
 //! The last word of a node whose machine goes down. An agent that only stops says nothing: its pods go on, and are to stay Ready.
 //! Upstream: pkg/kubelet/nodeshutdown, whose words these are; that one also holds the shutdown up until its pods have ended.
 
-use std::path::Path;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1;
 use kube::{Api, Client};
 
 use super::super::source::chain;
+use super::render::condition;
 use super::tell;
-use crate::time::{api_time, wall_ns};
+use crate::time::wall_ns;
 
 /// How long systemd, and then the API server, may take: the machine does not wait for us.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -32,7 +32,7 @@ pub(in crate::api) async fn last_word(client: Client, name: &str) {
 
 /// Whether systemd shuts the machine down or starts it anew; nobody knows where there is no systemd.
 async fn machine_goes_down() -> bool {
-    if !Path::new("/run/systemd/system").exists() {
+    if !host::process::is_booted_by_systemd() {
         return false;
     }
     let mut asking = tokio::process::Command::new("systemctl");
@@ -45,17 +45,11 @@ async fn machine_goes_down() -> bool {
 
 /// The status with which a node leaves.
 fn going_down(status: &v1::NodeStatus, now: i64) -> v1::NodeStatus {
-    let mut conditions = status.conditions.clone().unwrap_or_default();
-    for ready in conditions.iter_mut().filter(|condition| condition.type_ == "Ready") {
-        if ready.status != "False" {
-            ready.last_transition_time = api_time(now);
-        }
-        ready.last_heartbeat_time = api_time(now);
-        ready.status = "False".to_owned();
-        ready.reason = Some("KubeletNotReady".to_owned());
-        ready.message = Some("node is shutting down".to_owned());
-    }
-    v1::NodeStatus { conditions: Some(conditions), ..status.clone() }
+    let known = status.conditions.as_deref().unwrap_or_default();
+    let message = "node is shutting down".to_owned();
+    let ready = condition(known, "Ready", false, "KubeletNotReady", message, now);
+    let others = known.iter().filter(|one| one.type_ != "Ready").cloned();
+    v1::NodeStatus { conditions: Some(others.chain([ready]).collect()), ..status.clone() }
 }
 
 #[cfg(test)]
