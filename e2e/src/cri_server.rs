@@ -48,20 +48,25 @@ impl CriServer {
     /// # Errors
     /// As [`start`](Self::start).
     pub fn start_on(host: TestHost, implementation: Implementation) -> Result<Self> {
+        if implementation == Implementation::Podwright {
+            return Self::podwright_with(host, &[]);
+        }
         let layout = image::busybox(host.path())?;
-        let daemon = match implementation {
-            Implementation::Podwright => {
-                let node = node::Node::runtime(&host)?;
-                node.import(&host, &layout)?;
-                ServerProcess::Podwright(node)
-            }
-            Implementation::Containerd => {
-                let containerd = containerd::Containerd::start(&host)?;
-                containerd.import(&host, &layout, image::BUSYBOX)?;
-                ServerProcess::Containerd(containerd)
-            }
-        };
-        Ok(Self { implementation, daemon: Some(daemon), host })
+        let containerd = containerd::Containerd::start(&host)?;
+        containerd.import(&host, &layout, image::BUSYBOX)?;
+        Ok(Self { implementation, daemon: Some(ServerProcess::Containerd(containerd)), host })
+    }
+
+    /// Starts ours on `host` with more flags and imports [`image::BUSYBOX`].
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn podwright_with(host: TestHost, flags: &[&str]) -> Result<Self> {
+        let layout = image::busybox(host.path())?;
+        let node = node::Node::runtime_with(&host, flags)?;
+        node.import(&host, &layout)?;
+        let daemon = Some(ServerProcess::Podwright(node));
+        Ok(Self { implementation: Implementation::Podwright, daemon, host })
     }
 
     /// The socket's path.
@@ -103,10 +108,18 @@ impl CriServer {
     /// # Errors
     /// When the server is not ours, or does not come up.
     pub fn crash_and_restart(&mut self) -> Result<()> {
+        self.node().context("only our own agent is killed")?.crash();
+        self.restart()
+    }
+
+    /// Starts our agent again after it was killed.
+    ///
+    /// # Errors
+    /// When the server is not ours, or does not come up.
+    pub fn restart(&mut self) -> Result<()> {
         let Self { daemon: Some(ServerProcess::Podwright(node)), host, .. } = self else {
-            anyhow::bail!("only our own agent is killed");
+            anyhow::bail!("only our own agent is started again");
         };
-        node.crash();
         node.restart(host)
     }
 

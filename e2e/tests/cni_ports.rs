@@ -3,57 +3,20 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result};
-use e2e::cri_server::{self, CriServer, Implementation};
+use e2e::TestHost;
+use e2e::cri_server::{CriServer, Implementation};
 use e2e::requests::{self, container, create, exec, pod, run_pod, start};
 use e2e::test_host::eventually;
-use e2e::{Node, TestHost, image};
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
 }
 
-/// A node whose runtime has these flags.
-struct Host {
-    node: Option<Node>,
-    host: TestHost,
-}
-
-impl Host {
-    fn start(flags: &[&str]) -> Result<Self> {
-        let host = TestHost::new()?;
-        let layout = image::busybox(host.path())?;
-        let node = Node::runtime_with(&host, flags)?;
-        node.import(&host, &layout)?;
-        Ok(Self { node: Some(node), host })
-    }
-
-    async fn runtime(&self) -> Result<requests::Runtime> {
-        let socket = self.node.as_ref().context("the node")?.socket.clone();
-        Ok(cri_server::clients(&socket).await?.0)
-    }
-
-    fn crash_and_restart(&mut self) -> Result<()> {
-        let node = self.node.as_mut().context("the node")?;
-        node.crash();
-        node.restart(&self.host)
-    }
-
-    fn leases(&self) -> BTreeSet<String> {
-        let files = std::fs::read_dir(self.host.path().join("root/networks/podwright"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
-        names.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect()
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        if let Some(node) = self.node.take() {
-            node.reset(&self.host);
-        }
-    }
+fn leases(server: &CriServer) -> BTreeSet<String> {
+    let files =
+        std::fs::read_dir(server.host.path().join("root/networks/podwright")).into_iter().flatten().flatten();
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.parse::<std::net::IpAddr>().is_ok()).collect()
 }
 
 /// An HTTP request by netcat: a static wget would load the host's name services and crash.
@@ -110,10 +73,10 @@ fn tracked(host: &TestHost, port: u16) -> Result<usize> {
 #[test]
 #[ignore = "needs root"]
 fn a_port_of_the_node_leads_to_the_pod() -> Result<()> {
-    let mut story = Host::start(&[])?;
+    let mut story = CriServer::podwright_with(TestHost::new()?, &[])?;
     block_on(async {
         use cri::v1::Protocol::{Tcp, Udp};
-        let mut runtime = story.runtime().await?;
+        let mut runtime = story.clients().await?.0;
         let (one, in_one) =
             serve(&mut runtime, &story.host, "one", vec![mapping(Tcp, 8081), mapping(Udp, 8081)]).await?;
         let (two, in_two) = serve(&mut runtime, &story.host, "two", vec![mapping(Tcp, 8082)]).await?;
@@ -136,7 +99,7 @@ fn a_port_of_the_node_leads_to_the_pod() -> Result<()> {
         story.host.run("bash", &["-c", "echo hi > /dev/udp/192.0.2.2/8081"])?;
         drop(runtime);
         story.crash_and_restart()?;
-        let mut runtime = story.runtime().await?;
+        let mut runtime = story.clients().await?.0;
         assert_eq!(fetch(&story.host, "192.0.2.2:8081")?, "one");
         assert!(tracked(&story.host, 8081)? > 0);
         remove(&mut runtime, &one).await?;
@@ -189,10 +152,10 @@ fn a_port_that_is_taken_is_a_clear_error() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn pods_have_addresses_of_both_families() -> Result<()> {
-    let story = Host::start(&["--pod-cidr", "10.85.0.0/16,fd00:85::/64"])?;
+    let story = CriServer::podwright_with(TestHost::new()?, &["--pod-cidr", "10.85.0.0/16,fd00:85::/64"])?;
     block_on(async {
         use cri::v1::Protocol::Tcp;
-        let mut runtime = story.runtime().await?;
+        let mut runtime = story.clients().await?.0;
         let (one, in_one) = serve(&mut runtime, &story.host, "one", vec![mapping(Tcp, 8081)]).await?;
         let (two, in_two) = serve(&mut runtime, &story.host, "two", vec![]).await?;
         let request = cri::v1::PodSandboxStatusRequest { pod_sandbox_id: one.clone(), verbose: false };
@@ -219,16 +182,16 @@ fn pods_have_addresses_of_both_families() -> Result<()> {
         assert!(rules.contains("-s fd00:85::/64 -j PODWRIGHT-MASQUERADE"), "{rules}");
         remove(&mut runtime, &one).await?;
         remove(&mut runtime, &two).await?;
-        eventually("every lease is free", || story.leases().is_empty().then_some(()))
+        eventually("every lease is free", || leases(&story).is_empty().then_some(()))
     })
 }
 
 #[test]
 #[ignore = "needs root"]
 fn an_exhausted_range_is_told_and_recovers() -> Result<()> {
-    let story = Host::start(&["--pod-cidr", "10.85.0.0/29"])?;
+    let story = CriServer::podwright_with(TestHost::new()?, &["--pod-cidr", "10.85.0.0/29"])?;
     block_on(async {
-        let mut runtime = story.runtime().await?;
+        let mut runtime = story.clients().await?.0;
         let mut ids = Vec::new();
         for number in 0..5 {
             ids.push(run_pod(&mut runtime, &pod(story.host.path(), &format!("p{number}"))).await?);
@@ -237,7 +200,7 @@ fn an_exhausted_range_is_told_and_recovers() -> Result<()> {
             run_pod(&mut runtime, &pod(story.host.path(), "late")).await.expect_err("no address is left");
         let error = format!("{error:?}");
         assert!(error.contains("no free address in 10.85.0.0/29"), "{error}");
-        assert_eq!(story.leases().len(), 5, "a failed sandbox holds none");
+        assert_eq!(leases(&story).len(), 5, "a failed sandbox holds none");
         remove(&mut runtime, &ids.remove(0)).await?;
         let late = pod(story.host.path(), "late");
         let mut last = None;
@@ -260,10 +223,10 @@ fn an_exhausted_range_is_told_and_recovers() -> Result<()> {
 #[test]
 #[ignore = "needs root"]
 fn leases_survive_crashes_and_never_leak() -> Result<()> {
-    let mut story = Host::start(&["--pod-cidr", "10.85.0.0/27"])?;
+    let mut story = CriServer::podwright_with(TestHost::new()?, &["--pod-cidr", "10.85.0.0/27"])?;
     for round in 0..3 {
         block_on(async {
-            let runtime = story.runtime().await?;
+            let runtime = story.clients().await?.0;
             let path = story.host.path().to_owned();
             let mut tasks = tokio::task::JoinSet::new();
             for number in 0..6 {
@@ -278,13 +241,13 @@ fn leases_survive_crashes_and_never_leak() -> Result<()> {
             }
             // In the middle: some have begun, none need have ended.
             let _ = tasks.join_next().await;
-            story.node.as_mut().context("the node")?.crash();
+            story.node().context("ours")?.crash();
             while tasks.join_next().await.is_some() {}
             Ok(())
         })?;
-        story.node.as_mut().context("the node")?.restart(&story.host)?;
+        story.restart()?;
         block_on(async {
-            let mut runtime = story.runtime().await?;
+            let mut runtime = story.clients().await?.0;
             let pods =
                 runtime.list_pod_sandbox(cri::v1::ListPodSandboxRequest::default()).await?.into_inner().items;
             let mut held = BTreeSet::new();
@@ -295,11 +258,11 @@ fn leases_survive_crashes_and_never_leak() -> Result<()> {
                     runtime.pod_sandbox_status(request).await?.into_inner().status.context("a status")?;
                 assert!(held.insert(status.network.context("a network")?.ip), "an address was given twice");
             }
-            eventually("leases are those of the pods", || (story.leases() == held).then_some(()))?;
+            eventually("leases are those of the pods", || (leases(&story) == held).then_some(()))?;
             for pod in pods {
                 remove(&mut runtime, &pod.id).await?;
             }
-            eventually("every lease is free", || story.leases().is_empty().then_some(()))
+            eventually("every lease is free", || leases(&story).is_empty().then_some(()))
         })?;
     }
     Ok(())

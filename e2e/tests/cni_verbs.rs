@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use e2e::requests::{self, pod, run_pod};
 use e2e::test_host::eventually;
-use e2e::{Node, TestHost, cri_server, image, parts};
+use e2e::{CriServer, TestHost, parts};
 use serde_json::{Value, json};
 
 /// Notes what it is called with; STATUS fails while `tired` exists beside it, ADD never ends while `asleep` does.
@@ -32,9 +32,8 @@ esac
 
 /// A runtime whose network is that plugin alone.
 struct Moody {
-    node: Option<Node>,
+    server: CriServer,
     bin: tempfile::TempDir,
-    host: TestHost,
 }
 
 impl Moody {
@@ -47,21 +46,12 @@ impl Moody {
         std::fs::create_dir_all(&net_d)?;
         let conflist = json!({ "cniVersion": "1.1.0", "name": "moods", "plugins": [{ "type": "moody" }] });
         std::fs::write(net_d.join("10-net.conflist"), conflist.to_string())?;
-        let layout = image::busybox(host.path())?;
-        let node = Node::runtime_with(&host, &["--cni-bin-dir", &bin.path().display().to_string()])?;
-        node.import(&host, &layout)?;
-        Ok(Self { node: Some(node), bin, host })
+        let flags = ["--cni-bin-dir", &bin.path().display().to_string()];
+        Ok(Self { server: CriServer::podwright_with(host, &flags)?, bin })
     }
 
     async fn runtime(&self) -> Result<requests::Runtime> {
-        let socket = self.node.as_ref().context("the node")?.socket.clone();
-        Ok(cri_server::clients(&socket).await?.0)
-    }
-
-    fn crash_and_restart(&mut self) -> Result<()> {
-        let node = self.node.as_mut().context("the node")?;
-        node.crash();
-        node.restart(&self.host)
+        Ok(self.server.clients().await?.0)
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -76,14 +66,6 @@ impl Moody {
     fn calls(&self) -> Vec<String> {
         let calls = std::fs::read_to_string(self.file("calls")).unwrap_or_default();
         calls.lines().map(str::to_owned).collect()
-    }
-}
-
-impl Drop for Moody {
-    fn drop(&mut self) {
-        if let Some(node) = self.node.take() {
-            node.reset(&self.host);
-        }
     }
 }
 
@@ -130,7 +112,7 @@ fn plugins_are_told_what_is_still_attached_when_an_agent_starts() -> Result<()> 
         let mut runtime = story.runtime().await?;
         let mut ids = Vec::new();
         for name in ["one", "two"] {
-            ids.push(run_pod(&mut runtime, &pod(story.host.path(), name)).await?);
+            ids.push(run_pod(&mut runtime, &pod(story.server.host.path(), name)).await?);
         }
         Ok(ids)
     })?;
@@ -145,14 +127,14 @@ fn plugins_are_told_what_is_still_attached_when_an_agent_starts() -> Result<()> 
         valid.sort_by_key(Value::to_string);
         Some(valid)
     };
-    story.crash_and_restart()?;
+    story.server.crash_and_restart()?;
     let both = told(&[&ids[0], &ids[1]]);
     eventually("GC names both", || (valid(&story)? == both).then_some(()))?;
     block_on(async {
         let mut runtime = story.runtime().await?;
         remove(&mut runtime, &ids[0]).await
     })?;
-    story.crash_and_restart()?;
+    story.server.crash_and_restart()?;
     let one = told(&[&ids[1]]);
     eventually("GC names the one that is left", || (valid(&story)? == one).then_some(()))?;
     ensure!(
@@ -170,7 +152,7 @@ fn a_plugin_that_never_answers_is_told_and_leaves_nothing() -> Result<()> {
     std::fs::write(story.file("asleep"), "")?;
     block_on(async {
         let mut runtime = story.runtime().await?;
-        let failed = run_pod(&mut runtime, &pod(story.host.path(), "web")).await;
+        let failed = run_pod(&mut runtime, &pod(story.server.host.path(), "web")).await;
         let text = format!("{:?}", failed.err().context("a failure")?);
         ensure!(text.contains("moody ADD did not end within 60 s and was killed"), "{text}");
         let sandboxes = runtime.list_pod_sandbox(cri::v1::ListPodSandboxRequest::default()).await?;
@@ -186,16 +168,16 @@ fn a_plugin_that_never_answers_is_told_and_leaves_nothing() -> Result<()> {
         stat.rsplit_once(')').is_some_and(|(_, state)| !state.trim_start().starts_with('Z'))
     };
     eventually("what it started is gone", || (!alive()).then_some(()))?;
-    let root = story.host.path().join("root");
+    let root = story.server.host.path().join("root");
     ensure!(
         is_empty(&root.join("cni/cache/results"))?
-            && is_empty(&story.node.as_ref().context("the node")?.state().join("sandboxes"))?
+            && is_empty(&story.server.host.path().join("state/sandboxes"))?
     );
     // The next one is not in its way.
     std::fs::remove_file(story.file("asleep"))?;
     block_on(async {
         let mut runtime = story.runtime().await?;
-        let id = run_pod(&mut runtime, &pod(story.host.path(), "web")).await?;
+        let id = run_pod(&mut runtime, &pod(story.server.host.path(), "web")).await?;
         remove(&mut runtime, &id).await
     })
 }
