@@ -44,6 +44,25 @@ impl Story {
         Ok(story)
     }
 
+    /// Starts a node with one manifest, in which `SHARED` is a directory of the host, empty at first.
+    ///
+    /// # Errors
+    /// When the node does not come up.
+    pub fn sharing(manifest: &str) -> Result<Self> {
+        let host = TestHost::new()?;
+        let shared = host.path().join("shared");
+        std::fs::create_dir(&shared)?;
+        let text = manifest.replace("SHARED", &shared.display().to_string());
+        Self::start_on(host, &[("pod.yaml", &text)], &[])
+    }
+
+    /// The lines that containers wrote to `log` in that directory.
+    #[must_use]
+    pub fn shared_log(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.host.path().join("shared/log")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
     /// Writes a manifest, or replaces it.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! Hooks and probes that ask over HTTP, of servers that write down who asked; and hooks that only wait.
 
 use anyhow::{Context, Result};
-use e2e::TestHost;
 use e2e::story::{Story, condition};
 use e2e::test_host::eventually;
 use serde_json::Value;
@@ -70,19 +69,6 @@ fn container(name: &str, extra: &str) -> String {
     )
 }
 
-fn start(text: &str) -> Result<Story> {
-    let host = TestHost::new()?;
-    let shared = host.path().join("shared");
-    std::fs::create_dir(&shared)?;
-    let text = text.replace("SHARED", &shared.display().to_string());
-    Story::start_on(host, &[("pod.yaml", &text)], &[])
-}
-
-fn log(story: &Story) -> Vec<String> {
-    let text = std::fs::read_to_string(story.host.path().join("shared/log")).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
-}
-
 fn delete(story: &Story, pod: &str) -> Result<()> {
     std::fs::remove_file(story.manifests.join("pod.yaml"))?;
     eventually("the pod is gone", || story.object("Pod", pod).is_none().then_some(()))
@@ -105,14 +91,15 @@ fn hooks_ask_over_http_after_the_start_and_before_the_end() -> Result<()> {
           path: /cgi-bin/hook?ended
           port: 8080
 ";
-    let story = start(&pod("asking", "", &container("c", hooks)))?;
+    let story = Story::sharing(&pod("asking", "", &container("c", hooks)))?;
     story.ready("asking")?;
-    let mut begun =
-        eventually("hook and container have begun", || Some(log(&story)).filter(|log| log.len() == 2))?;
+    let mut begun = eventually("hook and container have begun", || {
+        Some(story.shared_log()).filter(|log| log.len() == 2)
+    })?;
     begun.sort();
     assert_eq!(begun, ["c", "started kube-lifecycle"]);
     delete(&story, "asking")?;
-    assert_eq!(log(&story)[2..], ["ended kube-lifecycle", "c ends"]);
+    assert_eq!(story.shared_log()[2..], ["ended kube-lifecycle", "c ends"]);
     Ok(())
 }
 
@@ -125,7 +112,7 @@ fn a_hook_that_nobody_answers_fails() -> Result<()> {
         "  terminationGracePeriodSeconds: 5\n",
         &[container("post", &hook("postStart")), container("pre", &hook("preStop"))].concat(),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     let pod = story.pod_until("unheard", "the reason is told", |pod| {
         let status = &pod["status"]["containerStatuses"];
         status[0]["state"]["waiting"]["reason"] == "PostStartHookError"
@@ -136,7 +123,11 @@ fn a_hook_that_nobody_answers_fails() -> Result<()> {
     let refused = format!("dial tcp {ip}:9: connect: connection refused");
     assert!(message.contains("HTTP lifecycle hook") && message.contains(&refused), "{message}");
     delete(&story, "unheard")?;
-    assert!(log(&story).contains(&"pre ends".to_owned()), "it still got its signal: {:?}", log(&story));
+    assert!(
+        story.shared_log().contains(&"pre ends".to_owned()),
+        "it still got its signal: {:?}",
+        story.shared_log()
+    );
     let events = story.events("unheard")?;
     for reason in ["FailedPostStartHook", "FailedPreStopHook"] {
         assert!(events.iter().any(|(found, _)| found == reason), "{reason}: {events:?}");
@@ -155,7 +146,7 @@ fn hooks_may_only_wait() -> Result<()> {
         sleep:
           seconds: 2
 ";
-    let story = start(&pod("patient", "", &[container("c", waiting), container("d", "")].concat()))?;
+    let story = Story::sharing(&pod("patient", "", &[container("c", waiting), container("d", "")].concat()))?;
     let pod = story.ready("patient")?;
     let started = |index: usize| -> Result<u128> {
         let id = pod["status"]["containerStatuses"][index]["containerID"].as_str().context("an id")?;
@@ -167,10 +158,10 @@ fn hooks_may_only_wait() -> Result<()> {
     // In hundredths of a second since the boot.
     let apart = started(1)? - started(0)?;
     assert!(apart >= 99, "the next container waits for the hook: {apart}");
-    eventually("both have begun", || (log(&story).len() == 2).then_some(()))?;
+    eventually("both have begun", || (story.shared_log().len() == 2).then_some(()))?;
     delete(&story, "patient")?;
     // The one without a hook is asked at once.
-    assert_eq!(log(&story)[2..], ["d ends", "c ends"]);
+    assert_eq!(story.shared_log()[2..], ["d ends", "c ends"]);
     Ok(())
 }
 
@@ -212,12 +203,12 @@ fn probes_and_hooks_may_name_the_host_that_they_ask() -> Result<()> {
         "  hostNetwork: true\n",
         &[container("c", fields), container("unknown", unknown)].concat(),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     story.pod_until("naming", "the first container is ready", |pod| {
         pod["status"]["containerStatuses"][0]["ready"] == true
     })?;
-    assert!(log(&story).contains(&"started kube-lifecycle".to_owned()), "{:?}", log(&story));
-    assert!(log(&story).contains(&"ready kube-probe".to_owned()), "{:?}", log(&story));
+    assert!(story.shared_log().contains(&"started kube-lifecycle".to_owned()), "{:?}", story.shared_log());
+    assert!(story.shared_log().contains(&"ready kube-probe".to_owned()), "{:?}", story.shared_log());
     let failed = "Readiness probe failed: Get \"http://nobody.invalid:8080/\": dial tcp: lookup nobody.invalid: no such host";
     let mut events = Vec::new();
     eventually("a name that nobody knows is a failed probe", || {

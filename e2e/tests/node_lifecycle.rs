@@ -40,20 +40,6 @@ fn ending(name: &str) -> String {
     format!("trap 'echo {name} >> /w/log; exit 0' TERM; touch /w/{name}-up; while :; do sleep 0.05; done")
 }
 
-fn start(text: &str) -> Result<Story> {
-    let host = TestHost::new()?;
-    let shared = host.path().join("shared");
-    std::fs::create_dir(&shared)?;
-    let text = text.replace("SHARED", &shared.display().to_string());
-    Story::start_on(host, &[("pod.yaml", &text)], &[])
-}
-
-/// The lines that containers wrote to `/w/log`.
-fn log(story: &Story) -> Vec<String> {
-    let text = std::fs::read_to_string(story.host.path().join("shared/log")).unwrap_or_default();
-    text.lines().map(str::to_owned).collect()
-}
-
 fn event_until(story: &Story, pod: &str, reason: &str, message: &str) -> Result<()> {
     let mut last = Vec::new();
     let found = eventually(message, || {
@@ -84,9 +70,9 @@ fn init_containers_run_in_order_and_are_tried_again() -> Result<()> {
             container("main", &format!("echo main >> /w/log; {}", ending("end")), ""),
         ),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     let pod = story.ready("prepared")?;
-    assert_eq!(log(&story), ["one", "one", "two", "main"]);
+    assert_eq!(story.shared_log(), ["one", "one", "two", "main"]);
     assert_eq!(condition(&pod, "Initialized"), Some("True"));
     let init = &pod["status"]["initContainerStatuses"];
     assert_eq!(init[0]["restartCount"], 1, "{init}");
@@ -108,7 +94,7 @@ fn a_failed_init_container_fails_a_pod_that_is_never_restarted() -> Result<()> {
             container("main", "true", ""),
         ),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     let pod = story.pod_until("broken", "it has failed", |pod| pod["status"]["phase"] == "Failed")?;
     assert_eq!(condition(&pod, "Initialized"), Some("False"), "{}", pod["status"]);
     let waiting = &pod["status"]["containerStatuses"][0]["state"]["waiting"]["reason"];
@@ -136,7 +122,7 @@ fn sidecars_start_first_and_end_last_in_reverse_order() -> Result<()> {
             container("main", main, ""),
         ),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     let shared = story.host.path().join("shared");
     let pod = story.pod_until("accompanied", "the first sidecar runs", |pod| {
         pod["status"]["initContainerStatuses"][0]["state"]["running"].is_object()
@@ -148,7 +134,7 @@ fn sidecars_start_first_and_end_last_in_reverse_order() -> Result<()> {
 
     std::fs::write(shared.join("go"), "")?;
     let pod = story.ready("accompanied")?;
-    assert!(shared.join("s2-up").exists() && log(&story) == ["main"], "{:?}", log(&story));
+    assert!(shared.join("s2-up").exists() && story.shared_log() == ["main"], "{:?}", story.shared_log());
     let id = pod["status"]["initContainerStatuses"][1]["containerID"].as_str().context("an id")?.to_owned();
     let (pid, _) = story.facts(id.trim_start_matches("podwright://"))?;
     story.host.run("kill", &["-KILL", &pid.to_string()])?;
@@ -159,7 +145,7 @@ fn sidecars_start_first_and_end_last_in_reverse_order() -> Result<()> {
 
     std::fs::write(shared.join("finish"), "")?;
     story.pod_until("accompanied", "it has succeeded", |pod| pod["status"]["phase"] == "Succeeded")?;
-    assert_eq!(log(&story), ["main", "s2", "s1"]);
+    assert_eq!(story.shared_log(), ["main", "s2", "s1"]);
     Ok(())
 }
 
@@ -175,11 +161,11 @@ fn a_deleted_pod_ends_its_sidecars_after_its_containers() -> Result<()> {
             container("main", slow, ""),
         ),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     story.ready("ended")?;
     std::fs::remove_file(story.manifests.join("pod.yaml"))?;
     gone(&story, "ended")?;
-    assert_eq!(log(&story), ["main", "s"]);
+    assert_eq!(story.shared_log(), ["main", "s"]);
     Ok(())
 }
 
@@ -198,7 +184,7 @@ fn a_startup_probe_holds_the_others_back() -> Result<()> {
       failureThreshold: 1
 ";
     let text = pod("slow", &format!("  containers:\n{}", container("c", &ending("c"), probes)));
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     let shared = story.host.path().join("shared");
     event_until(&story, "slow", "Unhealthy", "Startup probe failed: ")?;
     let pod = story.object("Pod", "slow").context("the pod")?;
@@ -234,7 +220,7 @@ fn a_failed_startup_probe_kills_within_its_own_grace() -> Result<()> {
         "stubborn",
         &format!("  terminationGracePeriodSeconds: 600\n  containers:\n{}", container("c", stubborn, probe)),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     event_until(&story, "stubborn", "Killing", "Container c failed startup probe, will be restarted")?;
     let pod = story.pod_until("stubborn", "it was killed", |pod| {
         pod["status"]["containerStatuses"][0]["restartCount"].as_i64() > Some(0)
@@ -256,7 +242,7 @@ fn a_probe_speaks_https_and_verifies_nothing() -> Result<()> {
       periodSeconds: 1
 ";
     let text = pod("tls", &format!("  containers:\n{}", container("c", &ending("c"), probe)));
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     let refused = "Readiness probe failed: Get \"https://192.0.2.2:8443/\": dial tcp 192.0.2.2:8443: connect: connection refused";
     event_until(&story, "tls", "Unhealthy", refused)?;
     let (key, cert) = (story.host.path().join("key.pem"), story.host.path().join("cert.pem"));
@@ -287,13 +273,13 @@ fn hooks_run_after_the_start_and_before_the_end() -> Result<()> {
             container("d", "echo d >> /w/log; trap 'exit 0' TERM; while :; do sleep 0.05; done", ""),
         ),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     story.ready("hooked")?;
-    eventually("d has started", || (log(&story).len() == 2).then_some(()))?;
-    assert_eq!(log(&story), ["post", "d"], "the next container waits for the hook");
+    eventually("d has started", || (story.shared_log().len() == 2).then_some(()))?;
+    assert_eq!(story.shared_log(), ["post", "d"], "the next container waits for the hook");
     std::fs::remove_file(story.manifests.join("pod.yaml"))?;
     gone(&story, "hooked")?;
-    assert_eq!(log(&story), ["post", "d", "pre", "end"]);
+    assert_eq!(story.shared_log(), ["post", "d", "pre", "end"]);
     Ok(())
 }
 
@@ -306,7 +292,7 @@ fn a_failed_post_start_hook_kills_the_container() -> Result<()> {
           command: [/bin/sh, -c, echo why; exit 7]
 ";
     let text = pod("unhooked", &format!("  containers:\n{}", container("c", &ending("end"), hook)));
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     event_until(&story, "unhooked", "FailedPostStartHook", "PostStartHook failed")?;
     let pod = story.pod_until("unhooked", "the reason is told", |pod| {
         let status = &pod["status"]["containerStatuses"][0];
@@ -316,7 +302,7 @@ fn a_failed_post_start_hook_kills_the_container() -> Result<()> {
     let message = pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"].to_string();
     assert!(message.contains("Exec lifecycle hook ([/bin/sh -c echo why; exit 7])"), "{message}");
     assert!(message.contains("why"), "{message}");
-    assert_eq!(log(&story).first().map(String::as_str), Some("end"), "it was asked to end");
+    assert_eq!(story.shared_log().first().map(String::as_str), Some("end"), "it was asked to end");
     Ok(())
 }
 
@@ -335,11 +321,11 @@ fn a_pre_stop_hook_ends_with_the_grace() -> Result<()> {
             container("c", &ending("end"), hook)
         ),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     story.ready("lingering")?;
     std::fs::remove_file(story.manifests.join("pod.yaml"))?;
     gone(&story, "lingering")?;
-    assert_eq!(log(&story), ["end"], "it still got its signal");
+    assert_eq!(story.shared_log(), ["end"], "it still got its signal");
     let events = story.events("lingering")?;
     assert!(events.iter().any(|(reason, _)| reason == "FailedPreStopHook"), "{events:?}");
     Ok(())
@@ -359,7 +345,7 @@ fn last_words_come_from_the_file_or_the_log() -> Result<()> {
             container("own", "echo -n own > /w-words; exit 1", "    terminationMessagePath: /w-words\n"),
         ),
     );
-    let story = start(&text)?;
+    let story = Story::sharing(&text)?;
     let pod = story.pod_until("words", "it has ended", |pod| pod["status"]["phase"] == "Failed")?;
     let statuses = pod["status"]["containerStatuses"].as_array().context("statuses")?;
     let words: Vec<&Value> = statuses.iter().map(|one| &one["state"]["terminated"]["message"]).collect();
@@ -473,7 +459,7 @@ fn log_collectors_find_each_container_s_log_as_long_as_it_is_there() -> Result<(
             container("main", &format!("echo hello; {}", ending("end")), ""),
         ),
     );
-    let mut story = start(&text)?;
+    let mut story = Story::sharing(&text)?;
     let links = story.host.path().join("root/logs/containers");
     let names = || -> Vec<String> {
         let entries = std::fs::read_dir(&links).into_iter().flatten();
