@@ -256,7 +256,8 @@ impl Manager {
             }
         }
         listening.abort();
-        self.running.abort_all();
+        // What a worker is at right now it still does: nobody is told that we have ended before.
+        self.running.shutdown().await;
     }
 
     /// Nothing of a pod is left, or its task has broken.

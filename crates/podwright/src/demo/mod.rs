@@ -10,6 +10,7 @@ mod times;
 mod traffic;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
@@ -23,6 +24,9 @@ use isolation::Isolation;
 
 /// The manifest inside the binary; `deploy/examples/hello.yaml` is the same text.
 const HELLO: &str = include_str!("../../../../deploy/examples/hello.yaml");
+
+/// How long what is under way may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Shows the node and cleans up, whatever happened.
 pub(crate) fn main(args: &DemoArgs) -> anyhow::Result<()> {
@@ -47,11 +51,28 @@ fn in_isolation(isolation: &Isolation, args: &DemoArgs, manifest: Option<&Path>)
             path
         }
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let node = node(isolation.dir())?;
-    let shown = runtime.block_on(demo(&node, manifest, args));
-    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
-    shown
+    let shown = until_nothing_runs(demo(&node, manifest, args))?;
+    output::note("cleaning up");
+    let cleaned = until_nothing_runs(async { reset::wipe(&node, Images::Remove).await.context("clean up") })?;
+    match (shown, cleaned) {
+        (Ok(Ended::Interrupted), Ok(())) if args.once => bail!("interrupted"),
+        (Ok(_), cleaned) => cleaned,
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(cleaning)) => {
+            output::error(&cleaning);
+            Err(error)
+        }
+    }
+}
+
+/// Does `work` with threads of its own, and what it had under way has ended with them: as if a process had ended. What a node still
+/// makes while it is told to stop would be made behind the back of those who clean up.
+fn until_nothing_runs<T>(work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_timeout(PATIENCE);
+    Ok(done)
 }
 
 /// A node that shares nothing with one that may run on this machine.
@@ -67,22 +88,11 @@ fn node(dir: &Path) -> anyhow::Result<Node> {
     Ok(Node::resolve(&args, "demo")?)
 }
 
-async fn demo(node: &Node, manifest: PathBuf, args: &DemoArgs) -> anyhow::Result<()> {
+async fn demo(node: &Node, manifest: PathBuf, args: &DemoArgs) -> anyhow::Result<Ended> {
     let stop = signals::stop_token(signals::Again::KeepCleaning)?;
     network::set_up().await.context("set up the demo's network")?;
     show::rules().await.context("the node needs iptables")?;
-    let shown = run(node, manifest, args, &stop).await;
-    output::note("cleaning up");
-    let cleaned = reset::wipe(node, Images::Remove).await.context("clean up");
-    match (shown, cleaned) {
-        (Ok(Ended::Interrupted), Ok(())) if args.once => bail!("interrupted"),
-        (Ok(_), cleaned) => cleaned,
-        (Err(error), Ok(())) => Err(error),
-        (Err(error), Err(cleaning)) => {
-            output::error(&cleaning);
-            Err(error)
-        }
-    }
+    run(node, manifest, args, &stop).await
 }
 
 /// How a demo came to its end.
@@ -147,6 +157,24 @@ mod tests {
         let loaded = manifest::load(&[path]);
         assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
         assert_eq!((loaded.objects.pods.len(), loaded.objects.services.len()), (3, 2));
+    }
+
+    #[test]
+    fn what_is_under_way_has_ended_before_the_cleaning_up() {
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let under_way = std::sync::Arc::new(());
+        let theirs = std::sync::Arc::clone(&under_way);
+        until_nothing_runs(async {
+            tokio::spawn(async move {
+                begun.send(()).unwrap();
+                // As the making of cgroups: it is not left in the middle.
+                std::thread::sleep(Duration::from_millis(50));
+                drop(theirs);
+            });
+            begins.await.unwrap();
+        })
+        .unwrap();
+        assert_eq!(std::sync::Arc::strong_count(&under_way), 1);
     }
 
     #[test]
