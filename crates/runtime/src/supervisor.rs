@@ -312,17 +312,39 @@ async fn spawn_and_set_up(exe: PathBuf, setup: Setup) -> Result<Supervisor, Spaw
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
     let label = sandbox.get(..12).unwrap_or(&sandbox).to_owned();
     let spawning = tokio::task::spawn_blocking(move || spawn_process(&exe, &label, theirs.into()));
-    let pidfd = spawning.await.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)?;
-    let (connection, outcome) = Connection::set_up(ours, pidfd.as_fd(), &setup).await.map_err(failed)?;
+    let started = spawning.await.map_err(|error| failed(io::Error::other(error)))?.map_err(failed)?;
+    let set_up = Connection::set_up(ours, started.pidfd.as_fd(), &setup);
+    let (connection, outcome) = set_up.await.map_err(failed)?;
     match outcome {
-        Ok(ready) => Supervisor::run(connection, ready, pidfd, setup.directory).map_err(failed),
+        Ok(ready) => {
+            let pidfd = process_of(&ready, started).map_err(failed)?;
+            Supervisor::run(connection, ready, pidfd, setup.directory).map_err(failed)
+        }
         Err(failure) => Err(SpawnError::Setup { sandbox: sandbox.clone(), failure }),
     }
 }
 
+/// The supervisor's process: where cgroups are v2 it is a clone of the one that was started, which then ends.
+fn process_of(ready: &Ready, started: StartedProcess) -> io::Result<OwnedFd> {
+    if ready.process.pid == started.pid {
+        return Ok(started.pidfd);
+    }
+    connection::collect(started.pidfd);
+    match ready.process.pidfd()? {
+        Some(pidfd) if ready.process.is_alive() => Ok(pidfd),
+        _ => Err(io::Error::new(io::ErrorKind::NotFound, "the supervisor ended right after its set-up")),
+    }
+}
+
+/// A process that this agent started and has not yet collected.
+struct StartedProcess {
+    pid: i32,
+    pidfd: OwnedFd,
+}
+
 /// Starts the process. The standard library uses posix_spawn here, so the agent is never forked.
 #[expect(clippy::disallowed_methods, reason = "the one place where supervisors are started")]
-fn spawn_process(exe: &Path, label: &str, stdin: OwnedFd) -> io::Result<OwnedFd> {
+fn spawn_process(exe: &Path, label: &str, stdin: OwnedFd) -> io::Result<StartedProcess> {
     let child = std::process::Command::new(exe)
         .arg0(ARGV0)
         .arg(label)
@@ -332,5 +354,7 @@ fn spawn_process(exe: &Path, label: &str, stdin: OwnedFd) -> io::Result<OwnedFd>
         .stderr(Stdio::null())
         .spawn()?;
     // The child is ours and not yet waited for, so the pid cannot be another process's.
-    host::process::pidfd_open(child.id() as i32)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    let pid = child.id() as i32;
+    let pidfd = host::process::pidfd_open(pid)?.ok_or(io::ErrorKind::NotFound)?;
+    Ok(StartedProcess { pid, pidfd })
 }

@@ -2,16 +2,18 @@
 //! it everything that earlier steps made.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use host::cgroup::{CgroupManager, Limits};
 use host::namespace::{self, Namespace};
-use host::process::ProcessId;
+use host::process::{ProcessId, wait};
+use host::sys::{Forked, exit_now, fork_into};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
-use rustix::process::DumpableBehavior;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{DumpableBehavior, getpid, set_child_subreaper};
 
 use super::frame::{FrameReader, Payload, encode_json};
 use super::owned;
@@ -45,12 +47,13 @@ pub(super) fn run() -> Option<Pod> {
         return None;
     }
     match build(&setup) {
-        Ok(Built { ready, pause, user_namespace, listener, cgroups }) => {
+        Ok(Built { ready, pause, user_namespace, listener, cgroups, first }) => {
             // An agent that is gone never learns of this supervisor, so nobody would ever end it.
             if send(&agent, &ServerMessage::Ready(ready.clone())).is_err() {
                 remove_socket(&setup.directory);
                 return None;
             }
+            first.into_iter().for_each(First::leave);
             Some(Pod { setup, ready, pause, user_namespace, cgroups, agent, listener, children })
         }
         Err(failure) => {
@@ -68,12 +71,9 @@ fn isolate_process() -> io::Result<(OwnedFd, OwnedFd)> {
     sys::close_from(4)?;
     sys::null_stdio()?;
     let children = sys::install_signal_handlers()?;
-    // Fails only for a process that leads its group already, which is as good.
-    let _ = rustix::process::setsid();
     rustix::process::chdir("/")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let _ = rustix::thread::set_name(c"podwright-sup");
     Ok((agent, children))
 }
@@ -126,13 +126,18 @@ struct Built {
     user_namespace: Option<OwnedFd>,
     listener: OwnedFd,
     cgroups: CgroupManager,
+    first: Option<First>,
 }
 
 fn build(setup: &Setup) -> Result<Built, SetupFailure> {
     let cgroups = step("find cgroups", CgroupManager::detect().map_err(io::Error::other))?;
-    if let Some(path) = &setup.cgroup {
-        step(&format!("enter cgroup {path}"), enter_cgroup(&cgroups, path))?;
-    }
+    let first = match &setup.cgroup {
+        Some(path) => step(&format!("enter cgroup {path}"), enter_cgroup(&cgroups, path))?,
+        None => None,
+    };
+    // Not before: a clone has neither. The session is refused only to a process that leads its group already, which is as good.
+    let _ = rustix::process::setsid();
+    step("adopt orphans", set_child_subreaper(Some(getpid())).map_err(io::Error::from))?;
     if let Some(score) = setup.oom_score_adj {
         // Lowering it needs CAP_SYS_RESOURCE, which nested machines lack; a supervisor without it is only less protected.
         let _ = write_file(Path::new("/proc/self/oom_score_adj"), score.to_string().as_bytes());
@@ -143,14 +148,14 @@ fn build(setup: &Setup) -> Result<Built, SetupFailure> {
         None => (unshared(setup)?, None),
         Some(user) => owned::make(setup, user).map(|owned| (owned.pause, Some(owned.user_namespace)))?,
     };
-    let process = step("read own identity", ProcessId::of(rustix::process::getpid().as_raw_nonzero().get()))?;
+    let process = step("read own identity", ProcessId::of(getpid().as_raw_nonzero().get()))?;
     let opened_at = |fd: &OwnedFd| format!("/proc/{}/fd/{}", process.pid, fd.as_raw_fd()).into();
     let ready = Ready {
         pause_pid: pause.as_ref().map(|pause| pause.pid),
         user_namespace: user_namespace.as_ref().map(opened_at),
         process,
     };
-    Ok(Built { ready, pause, user_namespace, listener, cgroups })
+    Ok(Built { ready, pause, user_namespace, listener, cgroups, first })
 }
 
 /// Namespaces that belong to the supervisor's own user namespace.
@@ -188,9 +193,45 @@ pub(super) fn own_namespaces(setup: &Setup) -> Vec<Namespace> {
     own.into_iter().filter_map(|(namespace, own)| own.then_some(namespace)).collect()
 }
 
-fn enter_cgroup(cgroups: &CgroupManager, path: &str) -> io::Result<()> {
+/// Goes into the cgroup. Into one of v2 goes a clone, and the caller of this is the clone: for a process that moves, the kernel waits
+/// until every CPU has come to rest once, which takes 8 to 25 ms; for one that is made there it does not.
+fn enter_cgroup(cgroups: &CgroupManager, path: &str) -> io::Result<Option<First>> {
     let cgroup = cgroups.create(path, &Limits::default()).map_err(io::Error::other)?;
-    cgroup.entry().map_err(io::Error::other)?.join()
+    let entry = cgroup.entry().map_err(io::Error::other)?;
+    let first = entry.into.as_ref().map(|into| First::stay_behind(into.as_fd())).transpose()?;
+    entry.join_tasks()?;
+    entry.join_cpu()?;
+    Ok(first)
+}
+
+/// The process that the agent started, for its clone. Until it leaves, it ends when the clone has ended: the agent, which knows no other
+/// process before [`Ready`], then knows that nothing is left.
+#[derive(Debug)]
+struct First {
+    word: OwnedFd,
+}
+
+impl First {
+    /// Clones the caller into the cgroup. Only the clone returns.
+    fn stay_behind(into: BorrowedFd<'_>) -> io::Result<Self> {
+        let (told, word) = pipe_with(PipeFlags::CLOEXEC)?;
+        let clone = match fork_into(0, Some(into))? {
+            Forked::Child => return Ok(Self { word }),
+            Forked::Parent { pidfd, .. } => pidfd,
+        };
+        drop(word);
+        let is_set_up = rustix::io::read(&told, &mut [0]) == Ok(1);
+        if !is_set_up {
+            let _ = wait(clone.as_fd());
+        }
+        exit_now(i32::from(!is_set_up))
+    }
+
+    /// Lets it end.
+    fn leave(self) {
+        // It may have been killed, and then it has left.
+        let _ = rustix::io::write(&self.word, b"+");
+    }
 }
 
 pub(super) fn step<T>(phase: &str, result: io::Result<T>) -> Result<T, SetupFailure> {

@@ -379,6 +379,15 @@ async fn reap_when_dead(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Collects a child at its end, in the background.
+pub(super) fn collect(pidfd: OwnedFd) {
+    tokio::spawn(async move {
+        if let Err(error) = reap_when_dead(pidfd.as_fd()).await {
+            tracing::debug!(%error, "a process that has ended is not collected");
+        }
+    });
+}
+
 /// Collects the process if it is this agent's child; one that an earlier agent started is not.
 fn reap(pidfd: BorrowedFd<'_>) {
     let _ = rustix::process::waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use host::cgroup::CgroupManager;
 use host::namespace::Namespace;
 use host::process::ProcessId;
 use oci::plan::Capabilities;
@@ -19,6 +20,7 @@ type Story = fn();
 pub(crate) const ALL: &[(&str, Story)] = &[
     ("namespaces_host_name_and_sysctls_are_the_pods_own", || run(namespaces())),
     ("a_setup_step_that_goes_wrong_is_named_and_leaves_nothing", || run(setup_failure())),
+    ("a_supervisor_lives_in_its_cgroup_and_one_that_fails_leaves_it_empty", || run(own_cgroup())),
     ("output_is_logged_and_the_exit_file_written_before_anyone_is_told", || run(output_and_exit())),
     ("a_user_other_than_root_can_open_its_output_by_name", || run(other_user())),
     ("a_container_over_its_memory_limit_is_reported_as_such", || run(out_of_memory())),
@@ -84,6 +86,30 @@ async fn setup_failure() {
         }
     }
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    assert_eq!(children(), Vec::<i32>::new());
+}
+
+async fn own_cgroup() {
+    let path = format!("/podwright-supervisor-test-{}", std::process::id());
+    let manager = CgroupManager::detect().unwrap();
+    let pod = Pod::with(|setup| setup.cgroup = Some(path.clone())).await;
+    let cgroup = manager.open(&path).unwrap();
+    let mut hierarchies = 0;
+    for (hierarchy, directory) in cgroup.directories() {
+        let procs = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap();
+        assert_eq!(procs.trim(), pod.supervisor.process().pid.to_string(), "{hierarchy}");
+        hierarchies += 1;
+    }
+    assert!(hierarchies > 0);
+    pod.end().await;
+    assert_eq!(cgroup.pids_below().unwrap(), Vec::<i32>::new());
+
+    let directory = tempfile::tempdir().unwrap();
+    let mut fails = setup(&directory.path().join("missing"));
+    fails.cgroup = Some(path);
+    assert!(matches!(Supervisor::spawn(&exe(), &fails).await, Err(SpawnError::Setup { .. })));
+    // At once, not a moment later: whoever made the cgroup removes it now.
+    cgroup.remove().unwrap();
     assert_eq!(children(), Vec::<i32>::new());
 }
 
