@@ -295,6 +295,31 @@ pub(crate) fn forget_pages(mapping: std::ops::Range<usize>) -> io::Result<()> {
     check(unsafe { libc::madvise(start, mapping.len(), libc::MADV_DONTNEED) }.into()).map(drop)
 }
 
+/// Lets go of a part of the main thread's stack.
+pub(crate) fn forget_left_stack(left: std::ops::Range<usize>) -> io::Result<()> {
+    let start = std::ptr::without_provenance_mut(left.start);
+    // SAFETY: the caller passes what lies a page or more beyond its own frame: nothing is there, and what is put there next is written before
+    // it is read.
+    check(unsafe { libc::madvise(start, left.len(), libc::MADV_DONTNEED) }.into()).map(drop)
+}
+
+/// Lets go of memory that the program has written, and sleeps until a signal kills the process. For a process of one thread without
+/// handlers of signals. Empty ranges are passed over.
+pub(crate) fn sleep_without(memory: [std::ops::Range<usize>; 16]) -> ! {
+    for range in &memory {
+        if range.is_empty() {
+            continue;
+        }
+        let start = std::ptr::without_provenance_mut(range.start);
+        // SAFETY: from here on nothing runs but these two loops, whose frames and arguments are on the part of the stack that stays: no
+        // memory that is let go of is read or written again. These calls are the kernel's own and touch no errno, which is in that memory.
+        let _ = unsafe { rustix::mm::madvise(start, range.len(), rustix::mm::Advice::LinuxDontNeed) };
+    }
+    loop {
+        rustix::event::pause();
+    }
+}
+
 /// Gives free pages of the heap back to the kernel.
 pub fn trim_heap() {
     // SAFETY: malloc_trim may be called whenever malloc may be.

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
+use host::memory::OwnMappings;
 use host::mount::{self, MountAttributes, Parameter};
 use host::namespace::Namespace;
 use host::process::{pidfd_send_signal, try_wait, wait_ended};
@@ -84,15 +85,21 @@ pub(super) fn run(failure: std::os::fd::RawFd, ids: Ids) -> ! {
     sys::reset_signal_handlers();
     // Number 3 is the only descriptor kept besides the null device on 0, 1 and 2.
     let Ok(failure) = keep_only(failure) else { host::sys::exit_now(1) };
-    if let Err(error) = isolate(ids) {
-        let _ = rustix::io::write(&failure, &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
-        host::sys::exit_now(1);
+    match isolate(ids) {
+        Ok(memory) => {
+            drop(failure);
+            memory.sleep_without()
+        }
+        Err(error) => {
+            let _ = rustix::io::write(&failure, &error.raw_os_error().unwrap_or(libc::EIO).to_ne_bytes());
+            host::sys::exit_now(1)
+        }
     }
-    drop(failure);
-    sys::sleep_for_ever()
 }
 
-fn isolate(ids: Ids) -> io::Result<()> {
+fn isolate(ids: Ids) -> io::Result<OwnMappings> {
+    // While there is a /proc.
+    let memory = OwnMappings::open()?;
     host::namespace::unshare(&[Namespace::Mnt])?;
     let old = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let private = MountAttributes { propagation: libc::MS_PRIVATE, ..MountAttributes::default() };
@@ -110,7 +117,8 @@ fn isolate(ids: Ids) -> io::Result<()> {
     mount::pivot_to_working_directory()?;
     let _ = rustix::thread::set_name(c"pause");
     sys::drop_privileges(ids.of_pause())?;
-    sys::die_with_parent()
+    sys::die_with_parent()?;
+    Ok(memory)
 }
 
 fn keep_only(failure: std::os::fd::RawFd) -> io::Result<OwnedFd> {

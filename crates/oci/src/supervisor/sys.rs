@@ -118,14 +118,6 @@ pub(super) fn die_with_parent() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) }).map(drop)
 }
 
-/// Sleeps until a signal kills the process.
-pub(super) fn sleep_for_ever() -> ! {
-    loop {
-        // SAFETY: pause takes nothing and touches nothing.
-        unsafe { libc::pause() };
-    }
-}
-
 /// Moves a descriptor of the parent's to number 3, in a forked child that then closes all others above it.
 pub(super) fn move_to_three(descriptor: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the child never returns into code that owns either number, so nothing else closes or uses them.
