@@ -254,7 +254,8 @@ impl Runtime {
             }
             supervisor.died().await;
             if let Some(runtime) = runtime.upgrade() {
-                runtime.mourn(&sandbox).await;
+                // Boxed, as it is a part of each pod's task otherwise, from its start on.
+                Box::pin(runtime.mourn(&sandbox)).await;
             }
         });
     }

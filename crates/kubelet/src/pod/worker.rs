@@ -243,7 +243,8 @@ impl Worker {
                 }
                 self.wait(Some(BootTime::now().after(Duration::from_secs(1)))).await;
             } else {
-                self.execute(plan, &seen).await;
+                // Boxed, or each pod's task would be three times as large while nothing is done.
+                Box::pin(self.execute(plan, &seen)).await;
             }
         }
     }

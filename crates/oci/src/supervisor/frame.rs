@@ -60,16 +60,22 @@ impl FrameReader {
             self.buffer.drain(..self.consumed);
             self.consumed = 0;
         }
-        if self.buffer.is_empty() && self.buffer.capacity() > RETAINED_CAPACITY {
-            self.buffer = Vec::new();
-        }
         self.buffer.extend_from_slice(bytes);
+    }
+
+    fn give_back(&mut self) {
+        if self.consumed == self.buffer.len() && self.buffer.capacity() > RETAINED_CAPACITY {
+            (self.buffer, self.consumed) = (Vec::new(), 0);
+        }
     }
 
     /// Next complete payload, if there is one.
     pub fn next_payload(&mut self) -> Result<Option<Payload<'_>>, FrameError> {
         let rest = &self.buffer[self.consumed..];
-        let Some((header, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
+        let Some((header, rest)) = rest.split_first_chunk::<4>() else {
+            self.give_back();
+            return Ok(None);
+        };
         let length = u32::from_le_bytes(*header) as usize;
         if length > MAX_FRAME {
             return Err(FrameError::TooLarge(length));
@@ -83,8 +89,8 @@ impl FrameReader {
     }
 }
 
-/// Buffers above this size are given back once they are empty.
-const RETAINED_CAPACITY: usize = 16 << 10;
+/// Buffers above this size are given back once they are empty: there is one for each pod, on both sides.
+const RETAINED_CAPACITY: usize = 1 << 10;
 
 fn parse_payload(payload: &[u8]) -> Result<Payload<'_>, FrameError> {
     let stream = match payload.first() {

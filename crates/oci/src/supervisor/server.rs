@@ -113,7 +113,6 @@ impl Server {
     /// Serves until a shutdown is complete, or the agent vanishes before it has asked for anything: then nobody may ever have
     /// learned of this supervisor.
     pub(super) fn run(mut self) {
-        let mut scratch = vec![0; SCRATCH];
         loop {
             if std::mem::take(&mut self.heap_is_loose) {
                 // After the answer, before the wait: a pod's share of memory is what it needs at rest.
@@ -122,14 +121,26 @@ impl Server {
             }
             let ready = self.wait();
             let now = Millis::now();
-            for source in ready {
-                self.serve(source, now, &mut scratch);
+            self.work(ready, now);
+            if self.rests_at.is_some_and(|at| at <= now) {
+                self.rests_at = None;
+                // Where it fails the pod costs more memory, that is all.
+                let _ = host::memory::release();
             }
-            self.advance(now, &mut scratch);
             if self.shutdown_is_complete(now) || (!self.adopted && self.peers.is_empty()) {
                 return self.end();
             }
         }
+    }
+
+    /// What has come. Not inlined: the scratch memory lies on a part of the stack that is given back at rest.
+    #[inline(never)]
+    fn work(&mut self, ready: Vec<Source>, now: Millis) {
+        let mut scratch = [0; SCRATCH];
+        for source in ready {
+            self.serve(source, now, &mut scratch);
+        }
+        self.advance(now, &mut scratch);
     }
 
     fn end(mut self) {
@@ -282,11 +293,6 @@ impl Server {
     fn advance(&mut self, now: Millis, scratch: &mut [u8]) {
         if self.accept_again.is_some_and(|at| at <= now) {
             self.accept_again = None;
-        }
-        if self.rests_at.is_some_and(|at| at <= now) {
-            self.rests_at = None;
-            // Where it fails the pod costs more memory, that is all.
-            let _ = host::memory::release();
         }
         let mut exited = Vec::new();
         for (id, container) in &mut self.containers {

@@ -14,7 +14,7 @@ use oci::supervisor::protocol::{
 };
 use rustix::process::{WaitId, WaitIdOptions};
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -171,15 +171,23 @@ impl Connection {
         }
     }
 
-    /// Reads once. The end of the stream is an error here.
+    /// Waits for something to read, and reads once. The end of the stream is an error here.
     async fn fill(&mut self) -> io::Result<()> {
+        self.stream.readable().await?;
+        self.take()
+    }
+
+    /// Reads once what is there, if anything is. No future itself: the buffer would be a part of each pod's task for as long as that lives.
+    fn take(&mut self) -> io::Result<()> {
         let mut buffer = [0; 16 << 10];
-        match self.stream.read(&mut buffer).await? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            length => {
+        match self.stream.try_read(&mut buffer) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(length) => {
                 self.frames.push(&buffer[..length]);
                 Ok(())
             }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
@@ -199,13 +207,7 @@ impl Connection {
             }
         }
         if ready.is_readable() || ready.is_read_closed() {
-            let mut buffer = [0; 16 << 10];
-            match self.stream.try_read(&mut buffer) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(length) => self.frames.push(&buffer[..length]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error),
-            }
+            self.take()?;
         }
         Ok(())
     }
