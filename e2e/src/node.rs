@@ -101,6 +101,18 @@ impl Node {
         self.directory.join("state")
     }
 
+    /// The process that supervises a sandbox, as its record names it.
+    ///
+    /// # Errors
+    /// When there is no such record, or no supervisor in it.
+    pub fn supervisor(&self, sandbox: &str) -> Result<u32> {
+        let path = self.state().join("sandboxes").join(sandbox).join("record.json");
+        let text = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        let record: Value = serde_json::from_slice(&text)?;
+        let pid = record["supervisor"]["pid"].as_u64().context("a supervisor")?;
+        Ok(u32::try_from(pid)?)
+    }
+
     /// Imports an OCI layout as `podwright image import` does it. Pinned: this machine's disk may be full enough for images to go.
     ///
     /// # Errors

@@ -204,9 +204,7 @@ fn what_died_with_the_agent_is_given_back_to_the_plugins() -> Result<()> {
     story.node().crash();
     // As a boot leaves it: no process, no record below the state directory, but what the disk keeps.
     let state = story.node().state();
-    let record: Value =
-        serde_json::from_slice(&std::fs::read(state.join("sandboxes").join(&id).join("record.json"))?)?;
-    let supervisor = record["supervisor"]["pid"].as_i64().context("a supervisor")?;
+    let supervisor = story.node().supervisor(&id)?;
     story.host.run("kill", &["-KILL", &supervisor.to_string()])?;
     std::fs::remove_file(state.join("sandboxes").join(&id).join("record.json"))?;
     let Host { node, host } = &mut story;

@@ -12,9 +12,10 @@ use cri::v1::{
     AttachRequest, ContainerConfig, ExecRequest, ExecSyncRequest, PortForwardRequest, StopPodSandboxRequest,
 };
 use e2e::cri_server::{CriServer, Implementation};
-use e2e::parts;
+
 use e2e::requests::{self, container, create, exec, pod, run_pod, start, status};
 use e2e::test_host::{eventually, text_of};
+use e2e::{Node, parts};
 use tonic::Code;
 
 /// Declares each story once per implementation.
@@ -351,9 +352,9 @@ fn port_forward_reaches_ipv6_and_tells_of_closed_ports(server: &mut CriServer) -
 fn cve_2025_64329_sessions_whose_client_disappears_leave_nothing() -> Result<()> {
     let server = &mut CriServer::start(Implementation::Podwright)?;
     let config = ContainerConfig { stdin: true, ..unlimited("c", &IDLE) };
-    let (_, id) = started(server, "gone", &config)?;
-    let node = server.node().context("podwright")?.pid();
-    let before = Footprint::of(node)?;
+    let (pod_id, id) = started(server, "gone", &config)?;
+    let footprint = |server: &mut CriServer| Footprint::of(server.node().context("podwright")?, &pod_id);
+    let before = footprint(server)?;
     let fifo = server.host.path().join("silence");
     shell(server, &format!("mkfifo {}", fifo.display()))?;
     let fifo = fifo.display();
@@ -378,12 +379,12 @@ fn cve_2025_64329_sessions_whose_client_disappears_leave_nothing() -> Result<()>
     })?;
     assert!(rest.contains("sleep 1000"), "the container lives: {rest}");
     eventually("every descriptor and thread of the sessions is gone", || {
-        let now = Footprint::of(node).ok()?;
+        let now = footprint(server).ok()?;
         (now.descriptors <= before.descriptors + 4
             && now.supervisor_descriptors <= before.supervisor_descriptors)
             .then_some(())
     })
-    .with_context(|| format!("before {before:?}, now {:?}", Footprint::of(node)))
+    .with_context(|| format!("before {before:?}, now {:?}", footprint(server)))
 }
 
 /// What a node holds open.
@@ -394,25 +395,10 @@ struct Footprint {
 }
 
 impl Footprint {
-    fn of(agent: u32) -> Result<Self> {
+    fn of(node: &Node, pod: &str) -> Result<Self> {
         let open = |pid: u32| Ok::<_, std::io::Error>(std::fs::read_dir(format!("/proc/{pid}/fd"))?.count());
-        Ok(Self { descriptors: open(agent)?, supervisor_descriptors: open(supervisor_of(agent)?)? })
+        Ok(Self { descriptors: open(node.pid())?, supervisor_descriptors: open(node.supervisor(pod)?)? })
     }
-}
-
-/// The supervisor of a node's only pod.
-fn supervisor_of(agent: u32) -> Result<u32> {
-    let children = std::fs::read_to_string(format!("/proc/{agent}/task/{agent}/children"))?;
-    let mut pids: Vec<u32> = children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect();
-    for task in std::fs::read_dir(format!("/proc/{agent}/task"))? {
-        let more = std::fs::read_to_string(task?.path().join("children")).unwrap_or_default();
-        pids.extend(more.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-    }
-    let is_supervisor = |pid: &u32| {
-        std::fs::read(format!("/proc/{pid}/cmdline"))
-            .is_ok_and(|text| text.starts_with(b"podwright-supervisor"))
-    };
-    pids.into_iter().find(is_supervisor).context("a supervisor")
 }
 
 /// CVE-2022-1708 and CVE-2026-53495 too.
@@ -453,14 +439,14 @@ fn cve_2022_31030_an_exec_sync_is_capped_and_does_not_wait_for_background_childr
 fn a_killed_agent_ends_its_sessions_and_nothing_else() -> Result<()> {
     let mut server = CriServer::start(Implementation::Podwright)?;
     let config = ContainerConfig { stdin: true, ..unlimited("c", &["sh", "-c", "echo up; exec sleep 1000"]) };
-    let (_, id) = started(&server, "crash", &config)?;
+    let (pod_id, id) = started(&server, "crash", &config)?;
     let sessions = ["exec -i ID sleep 803", "exec ID sh -c 'sleep 804 & yes'"]
         .map(|session| spawn(&server, &format!("sleep 900 | $CRICTL {}", session.replace("ID", &id))));
     eventually("the sessions run", || {
         let running = shell(&server, &format!("$CRICTL exec -s {id} ps")).ok()?;
         (running.contains("sleep 803") && running.contains("yes")).then_some(())
     })?;
-    let supervisor = supervisor_of(server.node().context("podwright")?.pid())?;
+    let supervisor = server.node().context("podwright")?.supervisor(&pod_id)?;
     server.crash_and_restart()?;
     eventually("the sessions have ended", || {
         let left = children_of(supervisor);
@@ -487,7 +473,7 @@ fn a_killed_supervisor_ends_its_pod_and_its_sessions() -> Result<()> {
     eventually("the session runs", || {
         shell(&server, &format!("$CRICTL exec -s {id} ps")).ok().filter(|text| text.contains("sleep 805"))
     })?;
-    let supervisor = supervisor_of(server.node().context("podwright")?.pid())?;
+    let supervisor = server.node().context("podwright")?.supervisor(&pod_id)?;
     let pid = rustix::process::Pid::from_raw(i32::try_from(supervisor)?).context("a pid")?;
     rustix::process::kill_process(pid, rustix::process::Signal::KILL)?;
     let text = session.wait_and_read()?;
