@@ -33,6 +33,7 @@ use crate::pod::plan::{
 };
 use crate::pod::status::{StatusFacts, render_status};
 use crate::pod::termination;
+use crate::probe::http::HookAnswer;
 use crate::report::{Reporter, StartTimes};
 use crate::time::{BootTime, api_time, boot_of_wall, wall_ns};
 use crate::tokens::{Answers, Tokens};
@@ -110,7 +111,7 @@ enum News {
     /// A probe was answered.
     Probe(probing::Verdict),
     /// A preStop hook is over; why, if it failed.
-    PreStop { id: String, name: String, failure: Option<String> },
+    PreStop { id: String, name: String, done: Result<HookAnswer, String> },
     /// A container was stopped, or could not be.
     Stopped { id: String },
     /// What was said to requests for tokens.
@@ -294,7 +295,7 @@ impl Worker {
     fn hear(&mut self, news: News) {
         match news {
             News::Probe(verdict) => self.judge(verdict),
-            News::PreStop { id, name, failure } => self.pre_stopped(id, &name, failure),
+            News::PreStop { id, name, done } => self.pre_stopped(id, &name, done),
             News::Stopped { id } => drop(self.memory.busy.remove(&id)),
             News::Tokens(answers) => {
                 self.tokens.take(answers);

@@ -24,6 +24,8 @@ pub(super) const USER_AGENT: &str = "kube-probe/1.36";
 /// How hooks call themselves.
 const HOOK_AGENT: &str = "kube-lifecycle/1.36";
 const MAX_REDIRECTS: usize = 10;
+/// What is said of a server that does not speak TLS.
+const NOT_TLS: &str = "tls: first record does not look like a TLS handshake";
 /// How much of a body is read.
 const MAX_BODY: usize = 10 << 10;
 
@@ -51,16 +53,51 @@ fn answer_of(status: u16, body: &str) -> Answer {
     }
 }
 
-/// The request of a hook: any answer will do.
+/// How a hook was answered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum HookAnswer {
+    /// As it was asked for.
+    AsAsked,
+    /// Over HTTP, by whom was asked over HTTPS; with host and port.
+    WithoutTls(String),
+}
+
+/// The request of a hook: any answer will do. Who does not speak TLS is asked again over HTTP. Upstream: pkg/kubelet/lifecycle,
+/// `runHTTPHandler`.
 ///
 /// # Errors
-/// When there is none.
-pub(crate) async fn hook(get: &HTTPGetAction, target: &Target, timeout: Duration) -> Result<(), String> {
+/// When there is no answer.
+pub(crate) async fn hook(
+    get: &HTTPGetAction,
+    target: &Target,
+    timeout: Duration,
+) -> Result<HookAnswer, String> {
     let uri = uri_of(get, target)?;
-    match tokio::time::timeout(timeout, follow(&uri, get, HOOK_AGENT, timeout)).await {
-        Err(_) => Err(format!("Get \"{uri}\": context deadline exceeded")),
-        Ok(answer) => answer.map(drop),
-    }
+    let asked = async {
+        match follow(&uri, get, HOOK_AGENT, timeout).await {
+            Ok(_) => Ok(HookAnswer::AsAsked),
+            Err(error) if error.ends_with(NOT_TLS) => {
+                let plain = without_tls(get);
+                let uri = uri_of(&plain, target)?;
+                let answered = follow(&uri, &plain, HOOK_AGENT, timeout).await;
+                let host = uri.authority().map(ToString::to_string).unwrap_or_default();
+                answered.map_or(Err(error), |_| Ok(HookAnswer::WithoutTls(host)))
+            }
+            Err(error) => Err(error),
+        }
+    };
+    let answer = tokio::time::timeout(timeout, asked).await;
+    answer.unwrap_or_else(|_| Err(format!("Get \"{uri}\": context deadline exceeded")))
+}
+
+/// The same over HTTP, where nobody may read a password. Pure.
+fn without_tls(get: &HTTPGetAction) -> HTTPGetAction {
+    let mut plain = HTTPGetAction { scheme: Some("HTTP".to_owned()), ..get.clone() };
+    plain
+        .http_headers
+        .iter_mut()
+        .for_each(|own| own.retain(|own| !own.name.eq_ignore_ascii_case("authorization")));
+    plain
 }
 
 fn uri_of(get: &HTTPGetAction, target: &Target) -> Result<Uri, String> {
@@ -131,10 +168,20 @@ async fn send(
             Host::Name(name) => ServerName::try_from(name).map_err(|error| error.to_string())?,
         };
         let connector = TlsConnector::from(Arc::new(trusting()?));
-        let stream = connector.connect(name, stream).await.map_err(|error| error.to_string())?;
+        let stream = connector.connect(name, stream).await.map_err(|error| describe(&error))?;
         exchange(TokioIo::new(stream), uri, get, agent).await
     } else {
         exchange(TokioIo::new(stream), uri, get, agent).await
+    }
+}
+
+/// Of a TLS connection that could not be made.
+fn describe(error: &std::io::Error) -> String {
+    use rustls::{Error, InvalidMessage};
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match tls {
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => NOT_TLS.to_owned(),
+        _ => error.to_string(),
     }
 }
 
@@ -303,6 +350,43 @@ mod tests {
             let message = format!("HTTP probe failed with statuscode: {status}");
             assert_eq!(answer_of(status, ""), Answer::Failure(message));
         }
+    }
+
+    /// A server that answers every request alike, in the clear, and gives the requests.
+    async fn plain_server() -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let port = listener.local_addr().expect("an address").port();
+        let (told, requests) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap_or(0);
+                let _ = told.send(String::from_utf8_lossy(&request[..length]).into_owned());
+                let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+            }
+        });
+        (port, requests)
+    }
+
+    #[tokio::test]
+    async fn a_hook_over_https_asks_again_over_http_who_speaks_no_tls() {
+        let (port, mut requests) = plain_server().await;
+        let target =
+            Target { container_id: String::new(), ip: Some([127, 0, 0, 1].into()), ports: Vec::new() };
+        let own = [("Authorization", "Basic c2VjcmV0"), ("X-Mine", "kept")];
+        let get = HTTPGetAction { port: IntOrString::Int(i32::from(port)), ..get("/x", &own) };
+        let secure = HTTPGetAction { scheme: Some("HTTPS".to_owned()), ..get.clone() };
+        let patience = Duration::from_secs(10);
+        let answer = hook(&secure, &target, patience).await;
+        assert_eq!(answer, Ok(HookAnswer::WithoutTls(format!("127.0.0.1:{port}"))));
+        assert!(requests.recv().await.is_some_and(|hello| !hello.contains("HTTP/1.1")));
+        let request = requests.recv().await.expect("a second request").to_lowercase();
+        assert!(request.contains("x-mine: kept") && !request.contains("authorization"), "{request}");
+        // A probe does not, and over HTTP there is nothing to ask again.
+        assert!(
+            matches!(ask(&secure, &target, patience).await, Answer::Failure(text) if text.ends_with(NOT_TLS))
+        );
+        assert_eq!(hook(&get, &target, patience).await, Ok(HookAnswer::AsAsked));
     }
 
     #[tokio::test]

@@ -13,7 +13,8 @@ use super::{News, Worker};
 use crate::events::Kind;
 use crate::pod::model::{Container, Pod};
 use crate::pod::plan::{Kill, ObservedPod, StopReason};
-use crate::probe::{Target, http};
+use crate::probe::Target;
+use crate::probe::http::{self, HookAnswer};
 use crate::time::BootTime;
 
 /// How long a request of a hook may take that nothing else bounds.
@@ -26,13 +27,21 @@ impl Worker {
         let Some(handler) = lifecycle.and_then(|lifecycle| lifecycle.post_start.clone()) else { return };
         let target = target(container, id, self.pod_ip(seen));
         let done = run(&handler, &target, &self.node.cri, NO_LIMIT).await;
-        if let Err(error) = done {
-            let message = describe("PostStart", &self.pod, &container.name, &handler, &error);
-            self.node.reporter.event(&self.pod, Kind::Warning, "FailedPostStartHook", "PostStartHook failed");
-            self.waiting.insert(container.name.clone(), ("PostStartHookError".to_owned(), message));
-            let deadline = BootTime::now().after(self.pod.grace);
-            let kill = Kill { deadline, why: StopReason::FailedPostStart };
-            self.memory.kills.insert(id.to_owned(), kill);
+        match done {
+            Ok(answer) => self.tell_fallback(&answer),
+            Err(error) => {
+                let message = describe("PostStart", &self.pod, &container.name, &handler, &error);
+                self.node.reporter.event(
+                    &self.pod,
+                    Kind::Warning,
+                    "FailedPostStartHook",
+                    "PostStartHook failed",
+                );
+                self.waiting.insert(container.name.clone(), ("PostStartHookError".to_owned(), message));
+                let deadline = BootTime::now().after(self.pod.grace);
+                let kill = Kill { deadline, why: StopReason::FailedPostStart };
+                self.memory.kills.insert(id.to_owned(), kill);
+            }
         }
         self.memory.post_start.remove(id);
     }
@@ -51,20 +60,33 @@ impl Worker {
                 Err(_) => Err("not completed in the grace period".to_owned()),
                 Ok(done) => done,
             };
-            let failure = done.err().map(|error| describe("PreStop", &pod, &name, &handler, &error));
+            let done = done.map_err(|error| describe("PreStop", &pod, &name, &handler, &error));
             // The worker is gone: so is what it would do about it.
-            let _ = news.send(News::PreStop { id, name, failure }).await;
+            let _ = news.send(News::PreStop { id, name, done }).await;
         });
     }
 
     /// The hook is over, however: the signal may follow.
-    pub(super) fn pre_stopped(&mut self, id: String, name: &str, failure: Option<String>) {
-        if let Some(failure) = failure {
-            tracing::debug!(pod = self.pod.name, container = name, failure, "a preStop hook failed");
-            self.node.reporter.event(&self.pod, Kind::Warning, "FailedPreStopHook", "PreStopHook failed");
+    pub(super) fn pre_stopped(&mut self, id: String, name: &str, done: Result<HookAnswer, String>) {
+        match done {
+            Ok(answer) => self.tell_fallback(&answer),
+            Err(failure) => {
+                tracing::debug!(pod = self.pod.name, container = name, failure, "a preStop hook failed");
+                self.node.reporter.event(&self.pod, Kind::Warning, "FailedPreStopHook", "PreStopHook failed");
+            }
         }
         self.memory.busy.remove(&id);
         self.memory.pre_stopped.insert(id);
+    }
+
+    /// In upstream's words.
+    fn tell_fallback(&self, answer: &HookAnswer) {
+        if let HookAnswer::WithoutTls(host) = answer {
+            let message = format!(
+                "request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded"
+            );
+            self.node.reporter.event(&self.pod, Kind::Warning, "LifecycleHTTPFallback", &message);
+        }
     }
 }
 
@@ -74,7 +96,7 @@ async fn run(
     target: &Target,
     cri: &Channel,
     limit: Duration,
-) -> Result<(), String> {
+) -> Result<HookAnswer, String> {
     if let Some(exec) = &handler.exec {
         let request = ExecSyncRequest {
             container_id: target.container_id.clone(),
@@ -86,7 +108,7 @@ async fn run(
         let done =
             client.exec_sync(request).await.map_err(|status| status.message().to_owned())?.into_inner();
         if done.exit_code == 0 {
-            return Ok(());
+            return Ok(HookAnswer::AsAsked);
         }
         let output = [done.stdout, done.stderr].concat();
         let output = String::from_utf8_lossy(&output[..output.len().min(10 << 10)]).into_owned();
@@ -99,7 +121,7 @@ async fn run(
         http::hook(get, target, limit).await
     } else if let Some(sleep) = &handler.sleep {
         tokio::time::sleep(Duration::from_secs(u64::try_from(sleep.seconds).unwrap_or(0)).min(limit)).await;
-        Ok(())
+        Ok(HookAnswer::AsAsked)
     } else {
         Err("invalid handler".to_owned())
     }
