@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Taint;
 
-use crate::config::GoDuration;
+use crate::config::{GoDuration, KubeletFlags};
 
 /// Turns this Linux machine into a Kubernetes node: kubelet, container runtime (CRI v1), CNI and service proxy.
 #[derive(Debug, Parser)]
@@ -127,7 +127,7 @@ pub(crate) struct NodeArgs {
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub(crate) service_cidr: Vec<IpNet>,
     /// The name of this node [default: the host's name, in lower case]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", alias = "hostname-override")]
     pub(crate) node_name: Option<String>,
     /// The address of this node as pods report it; one, or one of each family: 192.0.2.7,2001:db8::7 [default: the source address
     /// of the default route]
@@ -178,15 +178,14 @@ pub(crate) struct AgentArgs {
     /// [default: our own runtime]
     #[arg(long, value_name = "ENDPOINT")]
     pub(crate) container_runtime_endpoint: Option<String>,
-    /// Containers that name no seccomp profile have the runtime's, as with seccompDefault: true
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(crate) seccomp_default: Option<bool>,
     /// Labels of the node, as KEY=VALUE with commas between
     #[arg(long, value_name = "LABELS", value_delimiter = ',', value_parser = label)]
     pub(crate) node_labels: Vec<(String, String)>,
     /// Taints that the node registers with, as KEY[=VALUE]:EFFECT with commas between; they replace registerWithTaints
     #[arg(long, value_name = "TAINTS", value_delimiter = ',', value_parser = taint)]
     pub(crate) register_with_taints: Vec<Taint>,
+    #[command(flatten)]
+    pub(crate) kubelet: KubeletFlags,
     #[command(flatten)]
     pub(crate) node: NodeArgs,
 }

@@ -36,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::cli::{AgentArgs, PodNetwork, RunArgs, RuntimeArgs};
+use crate::config::KubeletFlags;
 use crate::lock::NodeLock;
 use crate::node::Node;
 use crate::{admin, config, image, signals};
@@ -61,7 +62,7 @@ pub(crate) enum Role {
 
 /// `podwright run`: until a signal ends it; the pods stay.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let file = config::kubelet(args.config.as_deref())?;
+    let file = config::kubelet(args.config.as_deref(), &KubeletFlags::default())?;
     // Before anything is made: a name with a typo changes nothing.
     for path in &args.files {
         std::fs::metadata(path).with_context(|| format!("read manifests at {}", path.display()))?;
@@ -79,8 +80,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
 
 /// `podwright agent`: until a signal ends it; the pods stay.
 pub(crate) fn agent(args: &AgentArgs) -> anyhow::Result<()> {
-    let mut file = config::kubelet(args.config.as_deref())?;
-    file.settings.seccomp_default = args.seccomp_default.unwrap_or(file.settings.seccomp_default);
+    let file = config::kubelet(args.config.as_deref(), &args.kubelet)?;
     let mut node = Node::here(&file.complete(&args.node))?;
     file.apply(&mut node);
     if let Some(endpoint) = &args.container_runtime_endpoint {

@@ -7,8 +7,8 @@ mod runtime;
 
 pub(crate) use duration::GoDuration;
 pub(crate) use kubelet::{
-    Authentication, Authorization, Capacity, HeldCgroup, Machine, Settings, Threshold, TlsVersion, kubelet,
-    kubelet_text,
+    Authentication, Authorization, Capacity, HeldCgroup, KubeletFlags, Machine, Settings, Threshold,
+    TlsVersion, kubelet, kubelet_text,
 };
 pub(crate) use runtime::runtime;
 
@@ -47,6 +47,9 @@ pub(crate) enum ConfigError {
         /// The Services' range.
         services: IpNet,
     },
+    /// The kubelet's flags ask for what cannot be.
+    #[error("the kubelet's flags: {0}")]
+    KubeletFlags(String),
     /// The machine is one on which the KubeletConfiguration lets no node start.
     #[error("the KubeletConfiguration lets no node start here: {0}")]
     Machine(String),

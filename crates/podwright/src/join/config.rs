@@ -63,6 +63,9 @@ pub(super) struct ExtraArg {
     pub(super) value: String,
 }
 
+/// Flags that give the node's name.
+const NAMES: [&str; 2] = ["node-name", "hostname-override"];
+
 impl File {
     /// Reads the text.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
@@ -76,14 +79,19 @@ impl File {
 
     /// The node's name, if it is given.
     pub(super) fn name(&self) -> Option<String> {
-        Some(self.node_registration.name.clone()).filter(|name| !name.is_empty())
+        let registration = &self.node_registration;
+        let overridden =
+            registration.kubelet_extra_args.iter().find(|arg| NAMES.contains(&arg.name.as_str()));
+        let name = Some(registration.name.clone()).filter(|name| !name.is_empty());
+        name.or_else(|| overridden.map(|arg| arg.value.clone()))
     }
 }
 
 impl NodeRegistration {
     /// As flags of `podwright agent`, which has the kubelet's where they mean the same.
     pub(super) fn flags(&self) -> Vec<(String, String)> {
-        let given = self.kubelet_extra_args.iter().map(|arg| (arg.name.clone(), arg.value.clone()));
+        let others = self.kubelet_extra_args.iter().filter(|arg| !NAMES.contains(&arg.name.as_str()));
+        let given = others.map(|arg| (arg.name.clone(), arg.value.clone()));
         let taints = self.taints.iter().map(|taint| ("register-with-taints".to_owned(), taint_flag(taint)));
         given.chain(taints).collect()
     }
@@ -124,6 +132,8 @@ nodeRegistration:
   - {key: new, effect: NoExecute}
   kubeletExtraArgs:
   - {name: node-labels, value: 'pool=edge'}
+  - {name: hostname-override, value: 'edge-2'}
+  - {name: max-pods, value: '30'}
 ",
         )
         .expect("a JoinConfiguration");
@@ -139,6 +149,7 @@ nodeRegistration:
             flags,
             [
                 "node-labels=pool=edge",
+                "max-pods=30",
                 "register-with-taints=edge=yes:NoSchedule",
                 "register-with-taints=new:NoExecute",
             ]

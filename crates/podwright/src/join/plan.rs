@@ -143,7 +143,7 @@ pub(super) fn agent_flags(arguments: &[OsString], file: &File) -> Vec<OsString> 
         }
     }
     let from_file = file.node_registration.flags().into_iter();
-    let from_file = from_file.filter(|(name, _)| !names.contains(&name.as_str()) && name != "node-name");
+    let from_file = from_file.filter(|(name, _)| !names.contains(&name.as_str()));
     flags.extend(from_file.map(|(name, value)| OsString::from(format!("--{name}={value}"))));
     flags
 }

@@ -3,6 +3,7 @@
 
 mod eviction;
 mod file;
+mod flags;
 mod in_force;
 mod keys;
 mod machine;
@@ -13,6 +14,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 pub(crate) use eviction::Threshold;
+pub(crate) use flags::KubeletFlags;
 pub(crate) use machine::Machine;
 pub(crate) use settings::*;
 
@@ -35,16 +37,39 @@ pub(crate) struct KubeletConfig {
     of_clusters: Vec<(&'static str, &'static str)>,
 }
 
-/// Reads a KubeletConfiguration; without a file everything is as by default.
-pub(crate) fn kubelet(file: Option<&Path>) -> Result<KubeletConfig, ConfigError> {
-    let Some(path) = file else { return Ok(KubeletConfig::default()) };
-    kubelet_text(&read(path)?).map_err(|message| ConfigError::Parse { path: path.to_owned(), message })
+/// Reads a KubeletConfiguration, over which the flags win; without both everything is as by default.
+pub(crate) fn kubelet(file: Option<&Path>, flags: &KubeletFlags) -> Result<KubeletConfig, ConfigError> {
+    let text = file.map(read).transpose()?;
+    let fault = |message| match file {
+        Some(path) => ConfigError::Parse { path: path.to_owned(), message },
+        None => ConfigError::KubeletFlags(message),
+    };
+    if flags.is_empty() {
+        return text.map_or_else(|| Ok(KubeletConfig::default()), |text| kubelet_text(&text).map_err(fault));
+    }
+    let mut document = match text {
+        // By itself first: its mistakes are not the flags'.
+        Some(text) => kubelet_text(&text).and_then(|_| parse(&text)).map_err(fault)?,
+        None => [("apiVersion", API_VERSION), ("kind", KIND)]
+            .map(|(key, value)| (key.to_owned(), value.into()))
+            .into_iter()
+            .collect(),
+    };
+    flags.put_into(&mut document);
+    kubelet_document(document).map_err(ConfigError::KubeletFlags)
 }
 
 /// The same from a text, for instance of the ConfigMap kube-system/kubelet-config.
 pub(crate) fn kubelet_text(text: &str) -> Result<KubeletConfig, String> {
+    kubelet_document(parse(text)?)
+}
+
+fn parse(text: &str) -> Result<Map<String, Value>, String> {
     let document: Map<String, Value> = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
-    let mut document = without_nulls(document);
+    Ok(without_nulls(document))
+}
+
+fn kubelet_document(mut document: Map<String, Value>) -> Result<KubeletConfig, String> {
     let head = |key: &str| document.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     if (head("apiVersion").as_str(), head("kind").as_str()) != (API_VERSION, KIND) {
         let what = format!("apiVersion {:?}, kind {:?}", head("apiVersion"), head("kind"));

@@ -249,6 +249,6 @@ fn a_wrong_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("kubelet.yaml");
     std::fs::write(&path, "kind: Pod\n").unwrap();
-    let message = kubelet(Some(&path)).expect_err("a pod").to_string();
+    let message = kubelet(Some(&path), &KubeletFlags::default()).expect_err("a pod").to_string();
     assert!(message.contains(&path.display().to_string()), "{message}");
 }
