@@ -377,7 +377,9 @@ discovery:
 nodeRegistration:
   name: by-file
   taints: [{{key: edge, value: 'yes', effect: NoSchedule}}]
-  kubeletExtraArgs: [{{name: node-labels, value: 'pool=edge,tier=one'}}]
+  kubeletExtraArgs:
+  - {{name: node-labels, value: 'pool=edge,tier=one'}}
+  - {{name: max-pods, value: '30'}}
 {more}",
             discovery.display(),
             new.token
@@ -392,10 +394,14 @@ nodeRegistration:
     assert_eq!(new.files()?, "");
     write("")?;
     let agent = new.start(&["join", &argument])?;
-    let node = eventually("the node registers", || new.cluster.get(&["node/by-file"]).ok())
-        .with_context(|| agent.log())?;
+    let node = eventually("the node registers", || {
+        let node = new.cluster.get(&["node/by-file"]).ok()?;
+        node["status"]["capacity"]["pods"].is_string().then_some(node)
+    })
+    .with_context(|| agent.log())?;
     assert_eq!(node["metadata"]["labels"]["pool"], "edge");
     assert_eq!(node["metadata"]["labels"]["tier"], "one");
+    assert_eq!(node["status"]["capacity"]["pods"], "30");
     let taints = node["spec"]["taints"].as_array().context("taints")?;
     assert!(taints.iter().any(|taint| taint["key"] == "edge" && taint["value"] == "yes"), "{taints:?}");
     Ok(())
