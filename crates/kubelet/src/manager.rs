@@ -447,7 +447,8 @@ impl Manager {
     async fn end_orphans(&self) -> Result<(), KubeletError> {
         let desired = self.node.desired.borrow().clone();
         let pods = desired.objects.pods.values();
-        let wanted: BTreeSet<String> = pods.filter_map(|pod| pod.metadata.uid.clone()).collect();
+        let wanted = pods.filter_map(|pod| pod.metadata.uid.clone());
+        let wanted: BTreeSet<String> = wanted.chain(desired.awaited.iter().cloned()).collect();
         let is_orphan = |uid: &String| !wanted.contains(uid) && !self.workers.contains_key(uid);
         // A pod may have volumes and no sandbox yet.
         let mut orphans: BTreeSet<String> = self.node.volumes.uids().into_iter().collect();

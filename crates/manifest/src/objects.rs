@@ -78,4 +78,6 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
     /// Uids of pods that run already while it is not known yet whether what they refer to is there. Files leave no such doubt.
     pub pending: BTreeSet<String>,
+    /// Uids of pods that are wanted and not among the objects yet, until it is known whether what they refer to is there.
+    pub awaited: BTreeSet<String>,
 }

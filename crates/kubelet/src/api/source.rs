@@ -67,6 +67,7 @@ pub(super) async fn follow(
         pods: remembered,
         statics: Arc::default(),
         listing: None,
+        is_listed: false,
         followed: BTreeMap::new(),
         known: Loaded::default(),
         answered: BTreeSet::new(),
@@ -85,7 +86,7 @@ pub(super) async fn follow(
             Some(event) = pods.next() => match event {
                 Ok(event) => {
                     trouble.is_over();
-                    source.hear(event, &outputs.synced);
+                    source.hear(event);
                 }
                 Err(error) => trouble.meet(&error),
             },
@@ -192,6 +193,8 @@ struct Source {
     statics: Arc<Pods>,
     /// A list that is not complete yet.
     listing: Option<Pods>,
+    /// Whether one ever was.
+    is_listed: bool,
     followed: BTreeMap<Reference, AbortHandle>,
     /// What was found of what is followed; `pods` is filled when it is published.
     known: Loaded,
@@ -219,7 +222,7 @@ impl Source {
         outputs.statics.send_replace(Arc::clone(&self.statics));
     }
 
-    fn hear(&mut self, event: Event<v1::Pod>, synced: &watch::Sender<bool>) {
+    fn hear(&mut self, event: Event<v1::Pod>) {
         match event {
             Event::Init => self.listing = Some(BTreeMap::new()),
             Event::InitApply(pod) => {
@@ -227,7 +230,7 @@ impl Source {
             }
             Event::InitDone => {
                 self.pods = self.listing.take().unwrap_or_default();
-                synced.send_if_modified(|synced| !std::mem::replace(synced, true));
+                self.is_listed = true;
             }
             Event::Apply(pod) => drop(self.pods.insert(key_of(&pod), Arc::new(pod))),
             Event::Delete(pod) => {
@@ -262,7 +265,7 @@ impl Source {
             .iter()
             .map(|(key, pod)| (key.clone(), pod.clone()))
             .partition(|(_, pod)| is_mirror(pod));
-        if *outputs.synced.borrow() {
+        if self.is_listed {
             outputs.mirrors.send_if_modified(|known| {
                 let changed = known.as_deref() != Some(&mirrors);
                 *known = Some(Arc::new(mirrors));
@@ -306,7 +309,8 @@ impl Source {
                 || self.running.contains(&uid_of(pod))
                 || is_answered(key)
         };
-        let ready: Vec<(&ObjectKey, &Arc<v1::Pod>)> = pods.iter().filter(ready).collect();
+        let (ready, awaited): (Vec<(&ObjectKey, &Arc<v1::Pod>)>, Vec<_>) = pods.iter().partition(ready);
+        self.known.awaited = awaited.into_iter().map(|(_, pod)| uid_of(pod)).collect();
         let pending = ready.iter().filter(|(key, _)| !is_answered(key)).map(|(_, pod)| uid_of(pod));
         self.known.pending = pending.collect();
         // What static pods refer to is not the API server's to give.
@@ -315,6 +319,8 @@ impl Source {
         if *before != self.known {
             outputs.desired.send_replace(Arc::new(self.known.clone()));
         }
+        // Last: who hears it finds every pod that it was heard with.
+        outputs.synced.send_if_modified(|synced| self.is_listed && !std::mem::replace(synced, true));
     }
 }
 
@@ -433,5 +439,42 @@ mod tests {
         assert_eq!((bad.metadata.uid.as_deref(), &bad.spec), (Some("u"), &None));
         let problems = crate::pod::model::admit(&Arc::new(bad)).expect_err("refused");
         assert!(problems[0].starts_with("the pod cannot be read: "), "{problems:?}");
+    }
+
+    /// An API server that gives one pod, which refers to a ConfigMap, and says nothing of that.
+    async fn silent_about_config_maps(
+        request: hyper::Request<kube::client::Body>,
+    ) -> Result<hyper::Response<kube::client::Body>, std::convert::Infallible> {
+        let uri = request.uri();
+        if !uri.path().ends_with("/pods") || uri.query().is_some_and(|query| query.contains("watch=true")) {
+            return std::future::pending().await;
+        }
+        let source = json!({ "configMapRef": { "name": "m" } });
+        let pod = json!({
+            "metadata": { "name": "p", "namespace": "n", "uid": "u" },
+            "spec": { "containers": [{ "name": "c", "envFrom": [source] }] },
+        });
+        let list = json!({ "kind": "PodList", "apiVersion": "v1", "metadata": { "resourceVersion": "7" }, "items": [pod] });
+        Ok(hyper::Response::new(kube::client::Body::from(list.to_string().into_bytes())))
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_waits_for_what_it_refers_to_is_known_to_be_wanted() {
+        let (desired, loaded) = watch::channel(Arc::default());
+        let (synced, mut is_synced) = watch::channel(false);
+        let outputs = Outputs {
+            desired,
+            synced,
+            statics: watch::channel(Arc::default()).0,
+            mirrors: watch::channel(None).0,
+        };
+        let client = Client::new(tower::service_fn(silent_about_config_maps), "default");
+        let (_manifests, manifests) = watch::channel(Arc::default());
+        let following = tokio::spawn(follow(client, "node".to_owned(), Vec::new(), manifests, outputs));
+        is_synced.wait_for(|synced| *synced).await.unwrap();
+        let loaded = loaded.borrow().clone();
+        assert!(loaded.objects.pods.is_empty());
+        assert_eq!(loaded.awaited, BTreeSet::from(["u".to_owned()]));
+        following.abort();
     }
 }
