@@ -20,6 +20,7 @@ use super::pause::Pause;
 use super::peer::Peer;
 use super::protocol::{Event, Ready, Reply, ServerMessage, Setup};
 use super::setup::Pod;
+use super::sys;
 
 /// Full buffers taken from one busy pipe before anything else gets its turn.
 const OUTPUT_TURNS: usize = 4;
@@ -35,6 +36,8 @@ const ACCEPT_PAUSE_MS: u64 = 200;
 const SHUTDOWN_MS: u64 = 10_000;
 /// How long after a start or an end the code for it is kept: what comes next may need it.
 const REST_MS: u64 = 2000;
+/// How long containers have where the machine goes down and nobody has ended them before.
+const LAST_GRACE_MS: u64 = 10_000;
 /// Both streams, in the order they are served.
 const STREAMS: [OutputStream; 2] = [OutputStream::Stdout, OutputStream::Stderr];
 
@@ -230,6 +233,9 @@ impl Server {
                 let mut count = [0; 8];
                 let _ = rustix::io::read(&self.children, &mut count);
                 self.orphans = Orphans::Behind;
+                if sys::machine_goes_down() && self.shutdown.is_none() {
+                    self.go_down(now);
+                }
             }
             Source::Peer(key) => self.serve_peer(key, now, scratch),
             Source::Container(id) => {
@@ -348,6 +354,15 @@ impl Server {
         }
         let until = now.after(SHUTDOWN_MS);
         self.shutdown.get_or_insert(Shutdown { waiting: Vec::new(), until }).waiting.push((peer, request));
+    }
+
+    /// Init has told every process of the machine to end. What has not in a while is killed: the machine would wait for it, and for us.
+    fn go_down(&mut self, now: Millis) {
+        let deadline = now.after(LAST_GRACE_MS);
+        for container in self.containers.values_mut() {
+            container.kill_not_later_than(deadline);
+        }
+        self.shutdown = Some(Shutdown { waiting: Vec::new(), until: deadline.after(SHUTDOWN_MS) });
     }
 
     fn shutdown_is_complete(&self, now: Millis) -> bool {

@@ -6,13 +6,16 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 /// Written to by the handler of SIGCHLD; -1 before there is one.
 static CHILD_EVENT: AtomicI32 = AtomicI32::new(-1);
+
+/// Whether init has sent SIGTERM.
+static IS_TOLD_BY_INIT: AtomicBool = AtomicBool::new(false);
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -41,27 +44,36 @@ pub(super) fn null_stdio() -> io::Result<()> {
     Ok(())
 }
 
-/// Survives what a terminal or a mistyped `kill` sends, and turns SIGCHLD into an event to poll for. Handlers, unlike
-/// ignored signals and blocked ones, do not carry over into the programs that containers run.
+/// Survives what a terminal or a mistyped `kill` sends, and turns SIGCHLD, and SIGTERM from init, into an event to poll for. Handlers,
+/// unlike ignored signals and blocked ones, do not carry over into the programs that containers run.
 pub(super) fn install_signal_handlers() -> io::Result<OwnedFd> {
     let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
     CHILD_EVENT.store(event.as_raw_fd(), Ordering::Relaxed);
-    let handler: extern "C" fn(libc::c_int) = on_signal;
+    let handler: extern "C" fn(libc::c_int, *const libc::siginfo_t, *const libc::c_void) = on_signal;
     for signal in [libc::SIGCHLD, libc::SIGPIPE, libc::SIGHUP, libc::SIGINT, libc::SIGTERM, libc::SIGQUIT] {
         // SAFETY: a zeroed sigaction is valid; the handler is async-signal-safe.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = handler as libc::sighandler_t;
-            action.sa_flags = libc::SA_RESTART;
+            action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
             check(libc::sigaction(signal, &action, std::ptr::null_mut()))?;
         }
     }
     Ok(event)
 }
 
-extern "C" fn on_signal(signal: libc::c_int) {
-    if signal != libc::SIGCHLD {
-        return;
+/// Whether the machine goes down: then init sends SIGTERM to whatever still runs, and SIGKILL 90 s later (systemd-shutdown).
+pub(super) fn machine_goes_down() -> bool {
+    IS_TOLD_BY_INIT.load(Ordering::Relaxed)
+}
+
+extern "C" fn on_signal(signal: libc::c_int, info: *const libc::siginfo_t, _context: *const libc::c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo; the pid is there for a signal that a process has sent.
+    let is_inits = unsafe { (*info).si_code == libc::SI_USER && (*info).si_pid() == 1 };
+    match signal {
+        libc::SIGCHLD => {}
+        libc::SIGTERM if is_inits => IS_TOLD_BY_INIT.store(true, Ordering::Relaxed),
+        _ => return,
     }
     // SAFETY: write and errno are async-signal-safe; the descriptor lives as long as the process, and in a forked child,
     // where it may be closed, the write fails without effect because nothing is opened under its number there.
