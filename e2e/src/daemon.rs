@@ -113,13 +113,21 @@ impl Daemon {
     /// When it does not end within 30 s.
     pub fn terminate(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
+        self.wait_ended()
+    }
+
+    /// Waits for the end, which somebody has asked it for.
+    ///
+    /// # Errors
+    /// When it does not end within 30 s.
+    pub fn wait_ended(&mut self) -> Result<ExitStatus> {
         let deadline = now() + Duration::from_secs(30);
         loop {
             if let Some(status) = self.child.try_wait().context("look at the daemon")? {
                 return Ok(status);
             }
             if now() > deadline {
-                bail!("{} did not end 30 s after SIGTERM:\n{}", self.name, self.log());
+                bail!("{} did not end in 30 s:\n{}", self.name, self.log());
             }
             std::thread::sleep(Duration::from_millis(5));
         }

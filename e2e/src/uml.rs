@@ -1,18 +1,19 @@
 //! A whole machine of its own: user-mode Linux, an ordinary program that boots a kernel with cgroup v2 in two seconds.
 //!
-//! Its root is a small directory: busybox, and this machine's `/usr` to look at. It has no network to anywhere, and what runs in it
-//! is gone with it. One slow processor: for what is right, never for how long it takes.
+//! Its root is a small directory: busybox, and this machine's `/usr` to look at. It has no network but the one that a machine of a lab
+//! lends it, and what runs in it is gone with it. One slow processor: for what is right, never for how long it takes.
 
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::bundle::busybox_root;
-use crate::test_host::program;
+use crate::lab::Machine;
+use crate::test_host::{Daemon, program};
 
-/// What makes a machine of the kernel: file systems, the modules a node needs, a loopback device. Then the story.
+/// What makes a machine of the kernel: file systems, the modules a node needs, a loopback device.
 const INIT: &str = "#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -25,13 +26,38 @@ mount -t hostfs -o /usr/lib/uml/modules hostfs /lib/modules
 hostname guest
 ip link set lo up
 export PATH=/legacy:/bin:/programs:/usr/sbin:/usr/bin HOME=/
-sh -e /story >/output 2>&1
+";
+
+/// Then the story, and nothing else.
+const STORY: &str = "sh -e /story >/output 2>&1
 echo $? >/status
 poweroff -f
 ";
 
+/// Or systemd, with what lies in `/keep` at its place in `/var/lib` also after the next boot.
+const SYSTEMD: &str = "mkdir -p /var/lib /keep
+for directory in /keep/*; do
+  mkdir -p /var/lib/${directory##*/}
+  mount --bind $directory /var/lib/${directory##*/}
+done
+exec /usr/lib/systemd/systemd
+";
+
+/// Units of this machine's Debian that need a bus, a terminal or devices.
+const MASKED: [&str; 9] = [
+    "dbus.service",
+    "dbus.socket",
+    "getty.target",
+    "systemd-logind.service",
+    "systemd-udev-trigger.service",
+    "systemd-udevd.service",
+    "systemd-udevd-control.socket",
+    "systemd-udevd-kernel.socket",
+    "systemd-user-sessions.service",
+];
+
 /// Seconds after which a guest is given up.
-const PATIENCE: &str = "120";
+const PATIENCE: &str = "180";
 
 /// A machine that is off.
 pub struct Guest {
@@ -51,7 +77,7 @@ impl Guest {
         for directory in ["usr", "run", "var", "sbin", "programs", "legacy", "lib/modules"] {
             std::fs::create_dir_all(guest.path().join(directory)).context("create a directory")?;
         }
-        guest.write("init", INIT)?;
+        guest.write("init", &format!("{INIT}{STORY}"))?;
         guest.link("/bin/busybox", "sbin/modprobe")?;
         guest.link_libraries()?;
         for name in ["iptables", "iptables-save", "iptables-restore"] {
@@ -106,18 +132,60 @@ impl Guest {
         Ok(output)
     }
 
+    /// Makes systemd the guest's first process. Directories of `/var/lib` that are named are kept over boots.
+    ///
+    /// # Errors
+    /// When this machine has no systemd, or the files cannot be written.
+    pub fn with_systemd(&self, kept: &[&str]) -> Result<()> {
+        ensure!(Path::new("/usr/lib/systemd/systemd").exists(), "systemd is not installed");
+        let units = self.path().join("etc/systemd/system");
+        for directory in kept.iter().map(|name| self.path().join("keep").join(name)).chain([units]) {
+            std::fs::create_dir_all(directory).context("create a directory")?;
+        }
+        for unit in MASKED {
+            self.link("/dev/null", &format!("etc/systemd/system/{unit}"))?;
+        }
+        self.link("/usr/lib/systemd", "lib/systemd")?;
+        self.link("/usr/lib/systemd/system/multi-user.target", "etc/systemd/system/default.target")?;
+        self.link("/usr/lib/os-release", "etc/os-release")?;
+        self.write("etc/machine-id", "")?;
+        self.write("etc/passwd", "root:x:0:0:root:/:/bin/sh\n")?;
+        self.write("etc/group", "root:x:0:\n")?;
+        self.write("init", &format!("{INIT}{SYSTEMD}"))
+    }
+
+    /// Boots it where a machine of a lab is: `vec0` has that machine's cable, and may have its address.
+    ///
+    /// # Errors
+    /// When the machine's link cannot be lent, or the kernel does not start.
+    pub fn boot_at(&self, machine: &Machine) -> Result<Daemon> {
+        let lend = "set -e
+            ! ip link show guest0 >/dev/null 2>&1 || exit 0
+            ip link add guest0 type bridge
+            ip tuntap add dev guest1 mode tap
+            ip address flush dev up0
+            for link in up0 guest1; do ip link set $link master guest0 up; done
+            ip link set guest0 up";
+        machine.host.run("sh", &["-c", lend]).context("lend the machine's link")?;
+        let mut command = machine.host.command("timeout");
+        self.kernel(&mut command).arg("vec0:transport=tap,ifname=guest1,depth=64,gro=0");
+        machine.host.spawn("guest", &mut command)
+    }
+
+    fn boot(&self) -> Result<Output> {
+        self.kernel(&mut program("timeout")).output().context("start linux.uml (user-mode-linux)")
+    }
+
     /// The kernel keeps the guest's memory in a file of TMPDIR, which must be on a tmpfs. In a pid namespace, as each of the guest's
     /// processes is one of this machine, and none of them may outlive the guest.
-    fn boot(&self) -> Result<Output> {
-        program("timeout")
+    fn kernel<'a>(&self, timeout: &'a mut Command) -> &'a mut Command {
+        timeout
             .args(["--signal=KILL", PATIENCE, "unshare", "--pid", "--fork", "--kill-child", "linux.uml"])
             .args(["mem=1G", "rootfstype=hostfs", "root=none", "rw"])
             .arg(format!("rootflags={}", self.path().display()))
             .args(["init=/init", "quiet", "con=null", "con0=fd:0,fd:1"])
             .env("TMPDIR", "/dev/shm")
             .stdin(Stdio::null())
-            .output()
-            .context("start linux.uml (user-mode-linux)")
     }
 
     /// Programs of this machine find their loader and libraries where they expect them.

@@ -8,13 +8,14 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::certificates::Period;
 use e2e::cluster::control_plane::member;
-use e2e::cluster::images::BUSYBOX;
+use e2e::cluster::images::{self, BUSYBOX};
 use e2e::cluster::kubeconfig;
 use e2e::cluster::story::{shared, text};
 use e2e::cluster::{Cluster, objects};
-use e2e::lab::Machine;
+use e2e::lab::{Machine, ROUTER};
 use e2e::parts;
 use e2e::test_host::{Daemon, eventually, text_of};
+use e2e::uml::Guest;
 use serde_json::Value;
 
 const SECRET: &str = "0123456789abcdef";
@@ -91,12 +92,13 @@ impl Newcomer {
     }
 
     fn wait_ready(&self, agent: &Daemon) -> Result<()> {
+        self.wait_ready_with(|| agent.log())
+    }
+
+    fn wait_ready_with(&self, log: impl Fn() -> String) -> Result<()> {
         let node = format!("node/{}", self.name());
         let wait = |condition: &str| self.cluster.kubectl(&["wait", condition, &node, "--timeout=90s"]);
-        wait("--for=create")
-            .and_then(|_| wait("--for=condition=Ready"))
-            .map(drop)
-            .with_context(|| agent.log())
+        wait("--for=create").and_then(|_| wait("--for=condition=Ready")).map(drop).with_context(log)
     }
 
     /// A `podwright join` that must not work.
@@ -124,6 +126,7 @@ metadata: {{name: {name}}}
 spec:
   nodeName: {}
   terminationGracePeriodSeconds: 1
+  volumes: [{{name: kept, emptyDir: {{}}}}]
   containers: [{{name: c, image: '{BUSYBOX}', command: [sleep, '100000']}}]
 ",
             self.name()
@@ -131,6 +134,11 @@ spec:
         self.cluster.apply(&pod)?;
         let wait = ["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=90s"];
         self.cluster.kubectl(&wait).map(drop)
+    }
+
+    /// What is known of a pod's container.
+    fn container(&self, pod: &str) -> Result<Value> {
+        Ok(self.cluster.get(&[&format!("pod/{pod}")])?["status"]["containerStatuses"][0].clone())
     }
 
     /// Requests of the node that are for that signer, newest last.
@@ -404,6 +412,96 @@ nodeRegistration:
     assert_eq!(node["status"]["capacity"]["pods"], "30");
     let taints = node["spec"]["taints"].as_array().context("taints")?;
     assert!(taints.iter().any(|taint| taint["key"] == "edge" && taint["value"] == "yes"), "{taints:?}");
+    Ok(())
+}
+
+/// A guest of user-mode Linux that systemd boots, on cgroup v2.
+#[test]
+#[ignore = "needs a cluster"]
+fn join_systemd_makes_a_node_that_is_one_again_after_a_boot() -> Result<()> {
+    let new = Newcomer::new("booted")?;
+    let guest = Guest::new()?;
+    guest.install(&parts::podwright())?;
+    // Not podwright's own: no writable layer can lie on the file system that a guest has of this machine.
+    guest.with_systemd(&["kubelet"])?;
+    let certs_d = guest.path().join("etc/certs.d");
+    images::write_mirrors(&certs_d)?;
+    let unit = |name: &str, text: &str| -> Result<()> {
+        guest.write(&format!("etc/systemd/system/{name}"), text)?;
+        let wants = guest.path().join("etc/systemd/system/multi-user.target.wants");
+        std::fs::create_dir_all(&wants)?;
+        std::os::unix::fs::symlink(format!("../{name}"), wants.join(name))?;
+        Ok(())
+    };
+    unit(
+        "cable.service",
+        &format!(
+            "[Unit]\nBefore=network-online.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
+             ExecStart=/bin/sh -ec 'ip address add {}/24 dev vec0; ip link set vec0 up; ip route add default via {ROUTER}; \
+             echo 1 >/proc/sys/net/ipv4/ip_forward; echo nameserver {ROUTER} >/etc/resolv.conf'\n",
+            new.machine.address
+        ),
+    )?;
+    // The guest's kernel has legacy iptables only.
+    std::fs::create_dir(guest.path().join("etc/systemd/system/podwright.service.d"))?;
+    let path = "[Service]\nEnvironment=PATH=/legacy:/bin:/usr/sbin:/usr/bin\n";
+    guest.write("etc/systemd/system/podwright.service.d/path.conf", path)?;
+    // Whoever asks for it gets an order from outside done, and what it said.
+    unit(
+        "orders.service",
+        "[Unit]\nAfter=cable.service\n[Service]\nEnvironment=PATH=/legacy:/bin:/programs:/usr/sbin:/usr/bin HOME=/\n\
+         ExecStart=/bin/sh -c 'while :; do if mv /order /doing 2>/dev/null; then sh -e /doing >/said 2>&1; echo $? >/done; fi; sleep 0.2; done'\n",
+    )?;
+    let give = |script: &str| -> Result<()> {
+        let _ = std::fs::remove_file(guest.path().join("done"));
+        guest.write("order.new", script)?;
+        Ok(std::fs::rename(guest.path().join("order.new"), guest.path().join("order"))?)
+    };
+    let order = |script: &str| -> Result<String> {
+        give(script)?;
+        let code = eventually(script, || {
+            std::fs::read_to_string(guest.path().join("done")).ok().filter(|code| code.ends_with('\n'))
+        })?;
+        let said = std::fs::read_to_string(guest.path().join("said"))?;
+        ensure!(code.trim() == "0", "{script} ended with {code}{said}");
+        Ok(said)
+    };
+    let mut kernel = guest.boot_at(&new.machine)?;
+    let join = format!(
+        "podwright join {} --token {} --discovery-token-ca-cert-hash {} --systemd --node-name=booted --node-ip={} \
+         --pod-network=builtin --registry-config-dir=/etc/certs.d",
+        new.endpoint(),
+        new.token,
+        new.hash(),
+        new.machine.address
+    );
+    let said = order(&join).with_context(|| kernel.log())?;
+    assert!(said.contains("podwright.service runs the agent"), "{said}");
+    let log = || {
+        order("journalctl -u podwright --no-pager | tail -n 50").unwrap_or_else(|error| format!("{error:#}"))
+    };
+    new.wait_ready_with(log)?;
+    new.run_pod("on-systemd").with_context(log)?;
+    assert_eq!(order("systemctl is-enabled podwright; systemctl is-active podwright")?, "enabled\nactive\n");
+    // The agent may be started again under its pods; systemd takes nothing of theirs down.
+    order("systemctl restart podwright")?;
+    new.wait_ready_with(log)?;
+    assert_eq!(restarts(new.cluster, "on-systemd")?, 0);
+    let before = new.container("on-systemd")?["containerID"].clone();
+    order("echo once >$(echo /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/kept)/it")?;
+    // Its last word before the machine goes down, which waits for nobody for long.
+    give("systemctl poweroff")?;
+    kernel.wait_ended()?;
+    let wait = ["wait", "--for=condition=Ready=false", "node/booted", "--timeout=60s"];
+    new.cluster.kubectl(&wait)?;
+    let _kernel = guest.boot_at(&new.machine)?;
+    new.wait_ready_with(log)?;
+    let runs_again = || {
+        let container = new.container("on-systemd").ok()?;
+        (container["ready"] == true && container["containerID"] != before).then_some(())
+    };
+    eventually("the pod runs again", runs_again).with_context(log)?;
+    assert_eq!(order("cat /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/kept/it")?, "once\n");
     Ok(())
 }
 
