@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::bundle::busybox_root;
 use crate::lab::Machine;
-use crate::test_host::{Daemon, program};
+use crate::test_host::{Daemon, eventually, program};
 
 /// What makes a machine of the kernel: file systems, the modules a node needs, a loopback device.
 const INIT: &str = "#!/bin/busybox sh
@@ -41,6 +41,15 @@ for directory in /keep/*; do
   mount --bind $directory /var/lib/${directory##*/}
 done
 exec /usr/lib/systemd/systemd
+";
+
+/// Where the guest's own units are.
+const UNITS: &str = "etc/systemd/system";
+
+/// Does what [`Guest::order`] gives, one after the other.
+const ORDERS: &str = "[Service]
+Environment=PATH=/legacy:/bin:/programs:/usr/sbin:/usr/bin HOME=/
+ExecStart=/bin/sh -c 'while :; do if mv /order /doing 2>/dev/null; then sh -e /doing >/said 2>&1; echo $? >/done; fi; sleep 0.2; done'
 ";
 
 /// Units of this machine's Debian that need a bus, a terminal or devices.
@@ -138,20 +147,53 @@ impl Guest {
     /// When this machine has no systemd, or the files cannot be written.
     pub fn with_systemd(&self, kept: &[&str]) -> Result<()> {
         ensure!(Path::new("/usr/lib/systemd/systemd").exists(), "systemd is not installed");
-        let units = self.path().join("etc/systemd/system");
+        let units = self.path().join(UNITS).join("multi-user.target.wants");
         for directory in kept.iter().map(|name| self.path().join("keep").join(name)).chain([units]) {
             std::fs::create_dir_all(directory).context("create a directory")?;
         }
         for unit in MASKED {
-            self.link("/dev/null", &format!("etc/systemd/system/{unit}"))?;
+            self.link("/dev/null", &format!("{UNITS}/{unit}"))?;
         }
         self.link("/usr/lib/systemd", "lib/systemd")?;
-        self.link("/usr/lib/systemd/system/multi-user.target", "etc/systemd/system/default.target")?;
+        self.link("/usr/lib/systemd/system/multi-user.target", &format!("{UNITS}/default.target"))?;
         self.link("/usr/lib/os-release", "etc/os-release")?;
         self.write("etc/machine-id", "")?;
         self.write("etc/passwd", "root:x:0:0:root:/:/bin/sh\n")?;
         self.write("etc/group", "root:x:0:\n")?;
+        self.unit("orders.service", ORDERS)?;
         self.write("init", &format!("{INIT}{SYSTEMD}"))
+    }
+
+    /// A unit that starts with each boot.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn unit(&self, name: &str, text: &str) -> Result<()> {
+        self.write(&format!("{UNITS}/{name}"), text)?;
+        self.link(&format!("../{name}"), &format!("{UNITS}/multi-user.target.wants/{name}"))
+    }
+
+    /// Lets a guest that systemd has booted run a shell script (`sh -e`), and does not wait for it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn give(&self, script: &str) -> Result<()> {
+        let _ = std::fs::remove_file(self.path().join("done"));
+        self.write("order.new", script)?;
+        std::fs::rename(self.path().join("order.new"), self.path().join("order")).context("give an order")
+    }
+
+    /// The same to its end; gives what the script wrote.
+    ///
+    /// # Errors
+    /// When it does not end in time, or fails: with what it wrote.
+    pub fn order(&self, script: &str) -> Result<String> {
+        self.give(script)?;
+        let read = |name: &str| std::fs::read_to_string(self.path().join(name)).unwrap_or_default();
+        let code = eventually(script, || Some(read("done")).filter(|code| code.ends_with('\n')))?;
+        let said = read("said");
+        ensure!(code.trim() == "0", "{script} ended with {code}{said}");
+        Ok(said)
     }
 
     /// Boots it where a machine of a lab is: `vec0` has that machine's cable, and may have its address.

@@ -1,6 +1,7 @@
 //! Each half of the node with the field's other half: our kubelet on containerd, and the stock kubelet on our CRI socket.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::images::{AGNHOST, BUSYBOX};
@@ -13,6 +14,13 @@ use serde_json::{Value, json};
 e2e::half_stories![twenty_pods_outlive_a_crash_of_either_half, logins_of_the_node_reach_the_runtime];
 
 const PODS: usize = 20;
+
+/// One story at a time: each crashes halves, and what is being started on that node just then is started again.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn web(replicas: usize) -> String {
     format!(
@@ -71,6 +79,7 @@ fn everything_answers(story: &ClusterStory, pods: &BTreeMap<String, (String, i64
 }
 
 fn twenty_pods_outlive_a_crash_of_either_half(story: &ClusterStory) -> Result<()> {
+    let _alone = alone();
     story.apply(&web(PODS))?;
     story.kubectl(&["rollout", "status", "deployment/web", "--timeout=180s"])?;
     let before = containers(story)?;
@@ -98,6 +107,7 @@ fn twenty_pods_outlive_a_crash_of_either_half(story: &ClusterStory) -> Result<()
 
 /// The kubelet finds them in docker's file and sends each in turn, that of the longest name first.
 fn logins_of_the_node_reach_the_runtime(story: &ClusterStory) -> Result<()> {
+    let _alone = alone();
     private_registry(story.node)?;
     let pod = |name: &str| {
         let image = BUSYBOX.replace("docker.io", "private.example");

@@ -426,14 +426,7 @@ fn join_systemd_makes_a_node_that_is_one_again_after_a_boot() -> Result<()> {
     guest.with_systemd(&["kubelet"])?;
     let certs_d = guest.path().join("etc/certs.d");
     images::write_mirrors(&certs_d)?;
-    let unit = |name: &str, text: &str| -> Result<()> {
-        guest.write(&format!("etc/systemd/system/{name}"), text)?;
-        let wants = guest.path().join("etc/systemd/system/multi-user.target.wants");
-        std::fs::create_dir_all(&wants)?;
-        std::os::unix::fs::symlink(format!("../{name}"), wants.join(name))?;
-        Ok(())
-    };
-    unit(
+    guest.unit(
         "cable.service",
         &format!(
             "[Unit]\nBefore=network-online.target\n[Service]\nType=oneshot\nRemainAfterExit=yes\n\
@@ -446,26 +439,6 @@ fn join_systemd_makes_a_node_that_is_one_again_after_a_boot() -> Result<()> {
     std::fs::create_dir(guest.path().join("etc/systemd/system/podwright.service.d"))?;
     let path = "[Service]\nEnvironment=PATH=/legacy:/bin:/usr/sbin:/usr/bin\n";
     guest.write("etc/systemd/system/podwright.service.d/path.conf", path)?;
-    // Whoever asks for it gets an order from outside done, and what it said.
-    unit(
-        "orders.service",
-        "[Unit]\nAfter=cable.service\n[Service]\nEnvironment=PATH=/legacy:/bin:/programs:/usr/sbin:/usr/bin HOME=/\n\
-         ExecStart=/bin/sh -c 'while :; do if mv /order /doing 2>/dev/null; then sh -e /doing >/said 2>&1; echo $? >/done; fi; sleep 0.2; done'\n",
-    )?;
-    let give = |script: &str| -> Result<()> {
-        let _ = std::fs::remove_file(guest.path().join("done"));
-        guest.write("order.new", script)?;
-        Ok(std::fs::rename(guest.path().join("order.new"), guest.path().join("order"))?)
-    };
-    let order = |script: &str| -> Result<String> {
-        give(script)?;
-        let code = eventually(script, || {
-            std::fs::read_to_string(guest.path().join("done")).ok().filter(|code| code.ends_with('\n'))
-        })?;
-        let said = std::fs::read_to_string(guest.path().join("said"))?;
-        ensure!(code.trim() == "0", "{script} ended with {code}{said}");
-        Ok(said)
-    };
     let mut kernel = guest.boot_at(&new.machine)?;
     let join = format!(
         "podwright join {} --token {} --discovery-token-ca-cert-hash {} --systemd --node-name=booted --node-ip={} \
@@ -475,22 +448,27 @@ fn join_systemd_makes_a_node_that_is_one_again_after_a_boot() -> Result<()> {
         new.hash(),
         new.machine.address
     );
-    let said = order(&join).with_context(|| kernel.log())?;
+    let said = guest.order(&join).with_context(|| kernel.log())?;
     assert!(said.contains("podwright.service runs the agent"), "{said}");
     let log = || {
-        order("journalctl -u podwright --no-pager | tail -n 50").unwrap_or_else(|error| format!("{error:#}"))
+        guest
+            .order("journalctl -u podwright --no-pager | tail -n 50")
+            .unwrap_or_else(|error| format!("{error:#}"))
     };
     new.wait_ready_with(log)?;
     new.run_pod("on-systemd").with_context(log)?;
-    assert_eq!(order("systemctl is-enabled podwright; systemctl is-active podwright")?, "enabled\nactive\n");
+    assert_eq!(
+        guest.order("systemctl is-enabled podwright; systemctl is-active podwright")?,
+        "enabled\nactive\n"
+    );
     // The agent may be started again under its pods; systemd takes nothing of theirs down.
-    order("systemctl restart podwright")?;
+    guest.order("systemctl restart podwright")?;
     new.wait_ready_with(log)?;
     assert_eq!(restarts(new.cluster, "on-systemd")?, 0);
     let before = new.container("on-systemd")?["containerID"].clone();
-    order("echo once >$(echo /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/kept)/it")?;
+    guest.order("echo once >$(echo /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/kept)/it")?;
     // Its last word before the machine goes down, which waits for nobody for long.
-    give("systemctl poweroff")?;
+    guest.give("systemctl poweroff")?;
     kernel.wait_ended()?;
     let wait = ["wait", "--for=condition=Ready=false", "node/booted", "--timeout=60s"];
     new.cluster.kubectl(&wait)?;
@@ -501,7 +479,7 @@ fn join_systemd_makes_a_node_that_is_one_again_after_a_boot() -> Result<()> {
         (container["ready"] == true && container["containerID"] != before).then_some(())
     };
     eventually("the pod runs again", runs_again).with_context(log)?;
-    assert_eq!(order("cat /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/kept/it")?, "once\n");
+    assert_eq!(guest.order("cat /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/kept/it")?, "once\n");
     Ok(())
 }
 
