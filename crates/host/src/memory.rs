@@ -43,6 +43,7 @@ impl OwnMappings {
         let _ = self.0.read_to_string(&mut maps);
         drop(self.0);
         let left = left_stack(&maps);
+        // As many as a program like this has, and room to spare: what does not fit is kept.
         let mut all = written(&maps).into_iter().chain(left);
         sys::sleep_without(std::array::from_fn(|_| all.next().unwrap_or_default()))
     }
@@ -50,7 +51,7 @@ impl OwnMappings {
 
 const MAPS: &str = "/proc/self/maps";
 
-/// The part of the main thread's stack that lies two pages or more beyond the caller; none for other threads.
+/// The part of the main thread's stack that lies a page or more beyond the caller; none for other threads.
 fn left_stack(maps: &str) -> Option<Range<usize>> {
     const PAGE: usize = 4096;
     let on_stack = 0_u8;
