@@ -26,8 +26,8 @@ enum Kind {
 
 use Kind::{List, Map as Texts, Number, Switch, Switches, Text, Thresholds};
 
-/// Without those that are flags of podwright's own: --cgroup-root, --pod-cidr, --container-runtime-endpoint, --node-labels,
-/// --register-with-taints.
+/// Without those that are flags of podwright's own (--cgroup-root, --pod-cidr, --container-runtime-endpoint, --register-with-taints), and
+/// those of logs, --manifest-url-header and --reserved-memory, which are refused as unknown.
 const FLAGS: &[Flag] = &[
     Flag("address", "address", Text),
     Flag("allowed-unsafe-sysctls", "allowedUnsafeSysctls", List),
@@ -48,6 +48,8 @@ const FLAGS: &[Flag] = &[
     Flag("cpu-cfs-quota", "cpuCFSQuota", Switch),
     Flag("cpu-cfs-quota-period", "cpuCFSQuotaPeriod", Text),
     Flag("cpu-manager-policy", "cpuManagerPolicy", Text),
+    Flag("cpu-manager-policy-options", "cpuManagerPolicyOptions", Texts),
+    Flag("cpu-manager-reconcile-period", "cpuManagerReconcilePeriod", Text),
     Flag("enable-controller-attach-detach", "enableControllerAttachDetach", Switch),
     Flag("enable-debugging-handlers", "enableDebuggingHandlers", Switch),
     Flag("enable-server", "enableServer", Switch),
@@ -73,6 +75,7 @@ const FLAGS: &[Flag] = &[
     Flag("image-service-endpoint", "imageServiceEndpoint", Text),
     Flag("kernel-memcg-notification", "kernelMemcgNotification", Switch),
     Flag("kube-api-burst", "kubeAPIBurst", Number),
+    Flag("kube-api-content-type", "contentType", Text),
     Flag("kube-api-qps", "kubeAPIQPS", Number),
     Flag("kube-reserved", "kubeReserved", Texts),
     Flag("kube-reserved-cgroup", "kubeReservedCgroup", Text),
@@ -92,6 +95,7 @@ const FLAGS: &[Flag] = &[
     Flag("pods-per-core", "podsPerCore", Number),
     Flag("port", "port", Number),
     Flag("protect-kernel-defaults", "protectKernelDefaults", Switch),
+    Flag("provider-id", "providerID", Text),
     Flag("qos-reserved", "qosReserved", Texts),
     Flag("read-only-port", "readOnlyPort", Number),
     Flag("register-node", "registerNode", Switch),
@@ -101,6 +105,7 @@ const FLAGS: &[Flag] = &[
     Flag("resolv-conf", "resolvConf", Text),
     Flag("rotate-certificates", "rotateCertificates", Switch),
     Flag("rotate-server-certificates", "serverTLSBootstrap", Switch),
+    Flag("runonce", "runOnce", Switch),
     Flag("runtime-request-timeout", "runtimeRequestTimeout", Text),
     Flag("seccomp-default", "seccompDefault", Switch),
     Flag("serialize-image-pulls", "serializeImagePulls", Switch),
@@ -114,6 +119,7 @@ const FLAGS: &[Flag] = &[
     Flag("tls-min-version", "tlsMinVersion", Text),
     Flag("tls-private-key-file", "tlsPrivateKeyFile", Text),
     Flag("topology-manager-policy", "topologyManagerPolicy", Text),
+    Flag("topology-manager-policy-options", "topologyManagerPolicyOptions", Texts),
     Flag("topology-manager-scope", "topologyManagerScope", Text),
     Flag("volume-plugin-dir", "volumePluginDir", Text),
     Flag("volume-stats-agg-period", "volumeStatsAggPeriod", Text),
