@@ -130,8 +130,7 @@ impl Guest {
     pub fn run(&self, script: &str) -> Result<String> {
         self.write("story", script)?;
         let console = self.boot()?;
-        let read = |name: &str| std::fs::read_to_string(self.path().join(name)).unwrap_or_default();
-        let (output, status) = (read("output"), read("status"));
+        let (output, status) = (self.read("output"), self.read("status"));
         ensure!(
             status.trim() == "0",
             "the guest's script ended with {status:?}:\n{output}\n--- console ---\n{}{}",
@@ -189,9 +188,8 @@ impl Guest {
     /// When it does not end in time, or fails: with what it wrote.
     pub fn order(&self, script: &str) -> Result<String> {
         self.give(script)?;
-        let read = |name: &str| std::fs::read_to_string(self.path().join(name)).unwrap_or_default();
-        let code = eventually(script, || Some(read("done")).filter(|code| code.ends_with('\n')))?;
-        let said = read("said");
+        let code = eventually(script, || Some(self.read("done")).filter(|code| code.ends_with('\n')))?;
+        let said = self.read("said");
         ensure!(code.trim() == "0", "{script} ended with {code}{said}");
         Ok(said)
     }
@@ -212,6 +210,11 @@ impl Guest {
         let mut command = machine.host.command("timeout");
         self.kernel(&mut command).arg("vec0:transport=tap,ifname=guest1,depth=64,gro=0");
         machine.host.spawn("guest", &mut command)
+    }
+
+    /// What the guest has written there so far.
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path().join(name)).unwrap_or_default()
     }
 
     fn boot(&self) -> Result<Output> {

@@ -141,6 +141,10 @@ spec:
         Ok(self.cluster.get(&[&format!("pod/{pod}")])?["status"]["containerStatuses"][0].clone())
     }
 
+    fn restarts(&self, pod: &str) -> Result<Value> {
+        Ok(self.container(pod)?["restartCount"].clone())
+    }
+
     /// Requests of the node that are for that signer, newest last.
     fn requests(&self, signer: &str) -> Result<Vec<Value>> {
         let all = self.cluster.get(&["csr", "--sort-by=.metadata.creationTimestamp"])?;
@@ -170,11 +174,6 @@ fn token_id() -> String {
 #[expect(clippy::disallowed_methods, reason = "certificates hold by the wall clock")]
 fn now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn restarts(cluster: &Cluster, pod: &str) -> Result<Value> {
-    let pod = cluster.get(&[&format!("pod/{pod}")])?;
-    Ok(pod["status"]["containerStatuses"][0]["restartCount"].clone())
 }
 
 #[test]
@@ -220,7 +219,7 @@ fn a_machine_joins_runs_pods_and_comes_back_after_a_restart() -> Result<()> {
     let lease = || new.cluster.get(&["-n", "kube-node-lease", "lease/joiner"]);
     let before = lease()?["spec"]["renewTime"].clone();
     eventually("the lease is renewed", || (lease().ok()?["spec"]["renewTime"] != before).then_some(()))?;
-    assert_eq!(restarts(new.cluster, "joined")?, 0);
+    assert_eq!(new.restarts("joined")?, 0);
     Ok(())
 }
 
@@ -464,7 +463,7 @@ fn join_systemd_makes_a_node_that_is_one_again_after_a_boot() -> Result<()> {
     // The agent may be started again under its pods; systemd takes nothing of theirs down.
     guest.order("systemctl restart podwright")?;
     new.wait_ready_with(log)?;
-    assert_eq!(restarts(new.cluster, "on-systemd")?, 0);
+    assert_eq!(new.restarts("on-systemd")?, 0);
     let before = new.container("on-systemd")?["containerID"].clone();
     guest.order("echo once >$(echo /var/lib/kubelet/pods/*/volumes/kubernetes.io~empty-dir/kept)/it")?;
     // Its last word before the machine goes down, which waits for nobody for long.
@@ -542,7 +541,7 @@ fn pods_outlive_credentials_that_have_expired() -> Result<()> {
     let forgotten = "--for=condition=Ready=Unknown";
     new.cluster.kubectl(&["wait", forgotten, "node/expiring", "--timeout=120s"])?;
     let agent = new.joined()?;
-    assert_eq!(restarts(new.cluster, "survivor")?, 0);
+    assert_eq!(new.restarts("survivor")?, 0);
     assert_eq!(new.shell("pgrep -fc '^sleep 100000'")?, "1\n");
     drop(agent);
     Ok(())
@@ -596,7 +595,7 @@ fn an_agent_gets_its_first_certificate_by_a_bootstrap_kubeconfig() -> Result<()>
     .with_context(|| agent.log())?;
     new.run_pod("with-another-certificate")?;
     new.wait_ready(&agent)?;
-    assert_eq!(restarts(new.cluster, "stays")?, 0);
+    assert_eq!(new.restarts("stays")?, 0);
     Ok(())
 }
 

@@ -12,7 +12,6 @@ use cri::v1::{
     AttachRequest, ContainerConfig, ExecRequest, ExecSyncRequest, PortForwardRequest, StopPodSandboxRequest,
 };
 use e2e::cri_server::{CriServer, Implementation};
-
 use e2e::requests::{self, container, create, exec, pod, run_pod, start, status};
 use e2e::test_host::{eventually, text_of};
 use e2e::{Node, parts};

@@ -134,10 +134,7 @@ impl Supervisor {
         let pid = expected.pid;
         let gone = ConnectError::Gone { pid };
         let failed = |source| ConnectError::Connect { pid, source };
-        let pidfd = match (expected.pidfd().map_err(failed)?, expected.is_alive()) {
-            (Some(pidfd), true) => pidfd,
-            _ => return Err(gone),
-        };
+        let Some(pidfd) = alive(expected).map_err(failed)? else { return Err(gone) };
         let mut connection = Connection::dial(directory).await.map_err(failed)?;
         let hello = connection.greet().await.map_err(failed)?;
         if hello.ready.process != *expected {
@@ -330,10 +327,13 @@ fn process_of(ready: &Ready, started: StartedProcess) -> io::Result<OwnedFd> {
         return Ok(started.pidfd);
     }
     connection::collect(started.pidfd);
-    match ready.process.pidfd()? {
-        Some(pidfd) if ready.process.is_alive() => Ok(pidfd),
-        _ => Err(io::Error::new(io::ErrorKind::NotFound, "the supervisor ended right after its set-up")),
-    }
+    let ended = || io::Error::new(io::ErrorKind::NotFound, "the supervisor ended right after its set-up");
+    alive(&ready.process)?.ok_or_else(ended)
+}
+
+/// Opens the process if it still runs.
+fn alive(process: &ProcessId) -> io::Result<Option<OwnedFd>> {
+    Ok(process.pidfd()?.filter(|_| process.is_alive()))
 }
 
 /// A process that this agent started and has not yet collected.

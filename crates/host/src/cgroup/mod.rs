@@ -190,18 +190,6 @@ impl Entry {
         }
         Ok(())
     }
-
-    /// Moves the calling, single-threaded process in through every door.
-    pub fn join(&self) -> io::Result<()> {
-        use rustix::fs::{Mode, OFlags};
-        if let Some(into) = &self.into {
-            let procs =
-                rustix::fs::openat(into, "cgroup.procs", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-            rustix::io::write(&procs, b"0")?;
-        }
-        self.join_tasks()?;
-        self.join_cpu()
-    }
 }
 
 impl CgroupManager {

@@ -143,11 +143,9 @@ impl KubeletFlags {
             let mut fields = &mut *document;
             for part in parts {
                 let inner = fields.entry(part).or_insert_with(|| Value::Object(Map::new()));
-                if !inner.is_object() {
-                    *inner = Value::Object(Map::new());
-                }
-                let Some(object) = inner.as_object_mut() else { return };
-                fields = object;
+                // The file was good by itself: what has keys there is an object.
+                let Some(inner) = inner.as_object_mut() else { return };
+                fields = inner;
             }
             fields.insert(last.to_owned(), value.clone());
         }
