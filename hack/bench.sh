@@ -4,7 +4,7 @@
 #   hack/bench.sh [NAME…] [--json FILE]      an unknown NAME prints the list
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PATH:$HOME/.cargo/bin:/usr/local/go/bin"
+export PATH="$HOME/.cargo/bin:/usr/local/go/bin:$PATH"
 
 [ "$(id -u)" = 0 ] || { echo "bench: containers need root; run it as root" >&2; exit 3; }
 hack/setup.sh test

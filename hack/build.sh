@@ -3,6 +3,7 @@
 # Without PIE a pod supervisor costs 60 kB instead of 400; stack, heap and maps stay randomised.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PATH="$HOME/.cargo/bin:$PATH"
 
 triple=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static -C relocation-model=static"

@@ -7,7 +7,7 @@
 #   hack/cluster.sh down                                       ends it; nothing is left
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PATH:$HOME/.cargo/bin:/usr/local/go/bin"
+export PATH="$HOME/.cargo/bin:/usr/local/go/bin:$PATH"
 state="${XDG_CACHE_HOME:-$HOME/.cache}/podwright/cluster"
 
 usage() { sed -n '4,7s/^#   //p' "$0" >&2; exit 2; }

@@ -3,7 +3,7 @@
 # `hack/e2e.sh` runs all, `hack/e2e.sh on_podwright` those whose names contain it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PATH:$HOME/.cargo/bin:/usr/local/go/bin"
+export PATH="$HOME/.cargo/bin:/usr/local/go/bin:$PATH"
 
 [ "$(id -u)" = 0 ] || { echo "e2e: these tests make namespaces; run it as root" >&2; exit 3; }
 hack/setup.sh test

@@ -3,7 +3,7 @@
 # Arguments go to `podwright demo`: `hack/run.sh --once` ends by itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PATH:$HOME/.cargo/bin"
+export PATH="$HOME/.cargo/bin:$PATH"
 
 [ "$(id -u)" = 0 ] || { echo "run: containers need root; run it as root" >&2; exit 3; }
 hack/setup.sh build

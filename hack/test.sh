@@ -4,7 +4,7 @@
 # On a new machine with 2 cores: 35 to 65 minutes: building Rust three times and the Go tools once, and 12 of stories.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PATH="$PATH:$HOME/.cargo/bin:/usr/local/go/bin"
+export PATH="$HOME/.cargo/bin:/usr/local/go/bin:$PATH"
 
 not_run=()
 step() { printf '\n== %s (%s)\n' "$1" "$(date +%T)"; }

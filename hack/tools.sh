@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-export PATH="$PATH:/usr/local/go/bin"
+export PATH="/usr/local/go/bin:$PATH"
 command -v go >/dev/null || { echo "tools: Go is not installed; install Go 1.26 or later (https://go.dev/dl), then run this again" >&2; exit 3; }
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/podwright/tools"

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cri::v1::{ContainerState, ListContainersRequest, ListPodSandboxRequest, RemovePodSandboxRequest};
+use cri::v1::{
+    ContainerState, ContainerStatusRequest, ListContainersRequest, ListPodSandboxRequest,
+    RemovePodSandboxRequest,
+};
 use e2e::cri_server::{CriServer, Implementation};
 use e2e::requests::{self, Runtime};
 use e2e::test_host::eventually;
@@ -170,4 +173,57 @@ fn killing_the_agent_while_it_starts_a_container_starts_it_once() -> Result<()> 
         }
         Ok(())
     })
+}
+
+/// Records of another version, a supervisor that does not answer: what they stand for is ended, never forgotten while it runs.
+#[test]
+#[ignore = "needs root"]
+fn what_a_new_agent_cannot_take_over_is_ended() -> Result<()> {
+    let (tokio, mut server) = start()?;
+    tokio.block_on(async {
+        let mut runtime = server.clients().await?.0;
+        let container = requests::container("c", &["/bin/sleep", "1000"]);
+        let mut pods = Vec::new();
+        for name in ["kept", "sandbox-record", "container-record", "silent"] {
+            let pod = requests::pod(server.host.path(), name);
+            let sandbox = requests::run_pod(&mut runtime, &pod).await?;
+            let id = requests::create(&mut runtime, &sandbox, &pod, &container).await?;
+            requests::start(&mut runtime, &id).await?;
+            let pid = pid_of(&mut runtime, &id).await?;
+            pods.push((sandbox, id, pid));
+        }
+        let node = server.node().context("our node")?;
+        let sandboxes = node.state().join("sandboxes");
+        let directory = |sandbox: &str| sandboxes.join(sandbox);
+        let silent = node.supervisor(&pods[3].0)?;
+        node.crash();
+        let foreign = r#"{"version":"of another age"}"#;
+        std::fs::write(directory(&pods[1].0).join("record.json"), foreign)?;
+        std::fs::write(
+            directory(&pods[2].0).join("containers").join(&pods[2].1).join("record.json"),
+            foreign,
+        )?;
+        let silent = rustix::process::Pid::from_raw(silent.cast_signed()).context("a pid")?;
+        rustix::process::kill_process(silent, rustix::process::Signal::STOP)?;
+        server.restart()?;
+
+        let mut runtime = server.clients().await?.0;
+        assert_eq!(pid_of(&mut runtime, &pods[0].1).await?, pods[0].2, "the others go on");
+        for (sandbox, _, pid) in &pods[1..] {
+            let gone = || (!std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(());
+            eventually("its container has ended", gone).with_context(|| format!("sandbox {sandbox}"))?;
+            remove(&mut runtime, sandbox).await?;
+        }
+        let left = check_held(&mut server, &mut runtime).await?;
+        assert_eq!(left.into_iter().collect::<Vec<_>>(), [pods[0].0.clone()]);
+        remove(&mut runtime, &pods[0].0).await
+    })
+}
+
+/// The process of a running container.
+async fn pid_of(runtime: &mut Runtime, id: &str) -> Result<i64> {
+    let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+    let info = runtime.container_status(request).await?.into_inner().info;
+    let info: serde_json::Value = serde_json::from_str(info.get("info").context("verbose facts")?)?;
+    info["pid"].as_i64().context("a pid")
 }

@@ -179,3 +179,36 @@ fn a_pod_whose_manifest_goes_while_no_agent_is_there_ends_in_good_order() -> Res
     assert_eq!(std::fs::read_to_string(shared.join("log")).context("the hook's log")?, "pre\n");
     Ok(())
 }
+
+/// As after a downgrade: the record means nothing to the agent that finds it.
+#[test]
+#[ignore = "needs root"]
+fn a_pod_with_a_record_that_nobody_understands_leaves_nothing() -> Result<()> {
+    let mut story = Story::start(&[])?;
+    let volume = "    volumeMounts:
+    - name: cache
+      mountPath: /cache
+  volumes:
+  - name: cache
+    emptyDir: {}
+";
+    story.write("pod.yaml", &web_pod("orphan", volume))?;
+    let pod = story.ready("orphan")?;
+    let uid = pod["metadata"]["uid"].as_str().context("a uid")?;
+    // Its logs, links to them, volumes, records: all that is named after it.
+    let find = format!("find {} -name '*{uid}*' -o -lname '*{uid}*'", story.host.path().display());
+    let traces = |story: &Story| story.host.run("sh", &["-c", &find]);
+    let kinds = ["/kubelet/", "/pods/", "log/containers/"];
+    let before = traces(&story)?;
+    assert!(kinds.iter().all(|kind| before.contains(kind)), "{before}");
+    let record = before.lines().find(|path| path.ends_with(&format!("/kubelet/{uid}.json")));
+    story.node().crash();
+    std::fs::write(record.context("a record")?, r#"{"version":"of another age"}"#)?;
+    std::fs::remove_file(story.manifests.join("pod.yaml"))?;
+    story.restart()?;
+    eventually("nothing of it is left", || {
+        let gone = story.crictl(&["pods", "-q"]).ok()?.trim().is_empty();
+        (gone && traces(&story).ok()?.is_empty()).then_some(())
+    })?;
+    Ok(())
+}

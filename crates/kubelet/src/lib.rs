@@ -24,6 +24,7 @@ mod manager;
 mod meminfo;
 mod names;
 mod node_logins;
+mod orphans;
 pub mod pod;
 mod probe;
 mod probe_counts;

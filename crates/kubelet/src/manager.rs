@@ -14,12 +14,13 @@ use tonic::transport::Channel;
 
 use crate::admission::{self, NodeFacts, Rejection, preempt};
 use crate::cgroups::{PodCgroups, hold_reserved};
-use crate::cri_requests::{GRACE, POD_UID};
+use crate::cri_requests::POD_UID;
 use crate::downward::Capacity;
 use crate::events::Kind;
 use crate::eviction::{Evictor, storage};
 use crate::image_gc::Collector;
 use crate::log_rotation::Rotator;
+use crate::orphans;
 use crate::pod::model::{Pod, admit};
 use crate::pod::plan::Failure;
 use crate::pod::status::render_rejected;
@@ -443,36 +444,13 @@ impl Manager {
         }
     }
 
-    /// The same for pods of which there is no record that we understand, as well as it can be done without one.
+    /// The same for pods of which there is no record that we understand.
     async fn end_orphans(&self) -> Result<(), KubeletError> {
         let desired = self.node.desired.borrow().clone();
         let pods = desired.objects.pods.values();
-        let wanted = pods.filter_map(|pod| pod.metadata.uid.clone());
-        let wanted: BTreeSet<String> = wanted.chain(desired.awaited.iter().cloned()).collect();
-        let is_orphan = |uid: &String| !wanted.contains(uid) && !self.workers.contains_key(uid);
-        // A pod may have volumes and no sandbox yet.
-        let mut orphans: BTreeSet<String> = self.node.volumes.uids().into_iter().collect();
-        let sandboxes = sandboxes(&self.node.cri).await?;
-        orphans.extend(sandboxes.iter().filter_map(|sandbox| sandbox.labels.get(POD_UID).cloned()));
-        orphans.retain(is_orphan);
-        for uid in orphans {
-            tracing::info!(uid, "ending a pod that no manifest asks for any more");
-            let node = self.node.clone();
-            tokio::spawn(async move {
-                if let Err(error) = end_pod(&node.cri, &uid).await {
-                    tracing::warn!(
-                        uid,
-                        error = error.message(),
-                        "a pod that nobody wants could not be ended"
-                    );
-                }
-                let _ = node.volumes.remove(&uid);
-                let _ = node.cgroups.remove(&uid);
-                let _ = std::fs::remove_file(node.config.state_dir.join(format!("{uid}.json")));
-                node.cgroups.remove_empty_classes();
-            });
-        }
-        Ok(())
+        let wanted = pods.filter_map(|pod| pod.metadata.uid.as_ref());
+        let wanted: BTreeSet<&String> = wanted.chain(&desired.awaited).collect();
+        orphans::end(&self.node, |uid| !wanted.contains(uid) && !self.workers.contains_key(uid)).await
     }
 }
 
@@ -519,46 +497,4 @@ async fn runtime_name(cri: &Channel) -> Result<String, KubeletError> {
     let failed =
         |status| KubeletError::Runtime { what: "ask the runtime who it is", source: Box::new(status) };
     Ok(version.map_err(failed)?.into_inner().runtime_name)
-}
-
-async fn sandboxes(cri: &Channel) -> Result<Vec<crv1::PodSandbox>, KubeletError> {
-    let mut client = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
-    let listed = client.list_pod_sandbox(crv1::ListPodSandboxRequest::default()).await;
-    let listed = listed.map_err(|status| KubeletError::Runtime {
-        what: "list the pod sandboxes",
-        source: Box::new(status),
-    })?;
-    Ok(listed.into_inner().items)
-}
-
-/// Stops the pod's containers together, then removes its sandboxes.
-async fn end_pod(cri: &Channel, uid: &str) -> Result<(), tonic::Status> {
-    let mut client = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
-    let selector = std::collections::HashMap::from([(POD_UID.to_owned(), uid.to_owned())]);
-    let filter = crv1::ContainerFilter { label_selector: selector.clone(), ..Default::default() };
-    let listed =
-        client.list_containers(crv1::ListContainersRequest { filter: Some(filter) }).await?.into_inner();
-    let mut stops = JoinSet::new();
-    for container in listed.containers {
-        let grace = container.annotations.get(GRACE).and_then(|seconds| seconds.parse().ok());
-        let timeout = grace.unwrap_or(30);
-        let mut client = client.clone();
-        stops.spawn(async move {
-            client
-                .stop_container(crv1::StopContainerRequest { container_id: container.id, timeout })
-                .await
-                .map(drop)
-        });
-    }
-    while let Some(stopped) = stops.join_next().await {
-        stopped.unwrap_or(Ok(()))?;
-    }
-    let filter = crv1::PodSandboxFilter { label_selector: selector, ..Default::default() };
-    let listed =
-        client.list_pod_sandbox(crv1::ListPodSandboxRequest { filter: Some(filter) }).await?.into_inner();
-    for sandbox in listed.items {
-        client.stop_pod_sandbox(crv1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
-        client.remove_pod_sandbox(crv1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id }).await?;
-    }
-    Ok(())
 }

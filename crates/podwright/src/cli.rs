@@ -72,7 +72,7 @@ pub(crate) enum Command {
     Reset(ResetArgs),
     /// Import, pull, list and remove images
     Image(ImageArgs),
-    /// Run one container from an OCI bundle: create, start, run, state, kill, delete (runc's command line)
+    /// Run containers from OCI bundles, with runc's command line: create, start, run, state, exec, kill, delete and more
     Oci {
         /// As runc takes them; `podwright oci --help`
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -34,7 +34,10 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let argv0 = args.next().unwrap_or_default();
     match program(&argv0) {
-        "podwright-supervisor" => oci::supervisor::main(),
+        "podwright-supervisor" => {
+            abort_on_panic();
+            oci::supervisor::main()
+        }
         oci::probe::ARGV0 => return oci::probe::main(&args.collect::<Vec<_>>()),
         name => {
             if let Some(code) = cni::plugin_main(name) {
@@ -44,9 +47,23 @@ fn main() -> ExitCode {
     }
     let args: Vec<OsString> = args.collect();
     if args.first().is_some_and(|first| first == "oci") {
-        return oci::cli::main(args.into_iter().skip(1).collect());
+        return oci(args.into_iter().skip(1).collect());
     }
     command(Cli::parse())
+}
+
+fn oci(args: Vec<OsString>) -> ExitCode {
+    abort_on_panic();
+    oci::cli::main(args)
+}
+
+/// In a program that clones itself nothing may unwind: a child would go on as its parent. In the agent a mistake ends the task that
+/// made it, and the node goes on.
+fn abort_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        output::note(&format!("podwright: {panic}"));
+        std::process::abort()
+    }));
 }
 
 /// The last path component of `argv[0]`; empty when it is not text.
@@ -70,7 +87,8 @@ fn command(cli: Cli) -> ExitCode {
             Ok(())
         }
         Command::Web(args) => web::main(&args),
-        Command::Oci { .. } => unreachable!("answered before the command line is parsed"),
+        // With flags before it; else it was answered before the command line was parsed.
+        Command::Oci { args } => return oci(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

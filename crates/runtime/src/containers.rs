@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cri::v1;
 use cri::v1::{ContainerEventType, NamespaceMode};
+use host::error::chain;
 use oci::plan::{
     ExecPlan, InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, UserPlan, plan_exec, plan_launch,
 };
@@ -27,6 +28,11 @@ const SIGTERM: i32 = 15;
 const SIGKILL: i32 = 9;
 /// Output of both streams that fits into the 16 MiB of a message, which no client of CRI takes more of (CVE-2022-1708).
 const MAX_RESPONSE: usize = (16 << 20) - (4 << 10);
+
+/// The cgroup of a container.
+pub(crate) fn container_cgroup(parent: &str, id: &str) -> String {
+    format!("{parent}/{id}")
+}
 
 /// What a container takes from images.
 struct Images<'a> {
@@ -66,9 +72,16 @@ impl Runtime {
                 Ok(id)
             }
             Err(error) => {
+                for directory in [sandbox.container_directory(&id), self.config.layer(&id)] {
+                    if let Err(left) = remove_all(&directory) {
+                        tracing::warn!(
+                            container = id,
+                            error = left.chain(),
+                            "a container that was not made left files"
+                        );
+                    }
+                }
                 self.index().release(&id);
-                remove_all(&sandbox.container_directory(&id))?;
-                remove_all(&self.config.layer(&id))?;
                 Err(error)
             }
         }
@@ -100,7 +113,7 @@ impl Runtime {
             volume_layers,
             log_path,
             stop_signal: stop_signal(&config, image)?,
-            cgroup: format!("{parent}/{id}"),
+            cgroup: container_cgroup(&parent, id),
             user: v1::LinuxContainerUser {
                 uid: user.uid.into(),
                 gid: user.gid.into(),
@@ -343,7 +356,7 @@ impl Runtime {
         }
         let cgroup = container.record().cgroup;
         let removed = self.remove_cgroup(&cgroup).await;
-        removed.map_err(|error| Error::Teardown { what: cgroup, problems: error.to_string() })?;
+        removed.map_err(|error| Error::Teardown { what: cgroup, problems: chain(&error) })?;
         remove_all(&self.config.layer(&container.id))?;
         remove_all(&container.directory)?;
         self.index().remove_container(&container.id);

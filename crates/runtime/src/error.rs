@@ -104,7 +104,7 @@ pub enum Error {
         source: cni::CniError,
     },
     /// A record cannot be kept.
-    #[error("keep a record")]
+    #[error("keep or read a record")]
     Record(#[from] RecordError),
     /// A file or directory.
     #[error("{what} {}", path.display())]

@@ -9,10 +9,11 @@ use host::process::ProcessId;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Why a record could not be kept.
+/// Why a record could not be kept, or not be understood.
 #[derive(Debug, thiserror::Error)]
-#[error("write {}", path.display())]
+#[error("{action} {}", path.display())]
 pub struct RecordError {
+    action: &'static str,
     path: PathBuf,
     source: std::io::Error,
 }
@@ -123,6 +124,23 @@ pub struct Exit {
 }
 
 impl SandboxRecord {
+    /// What there is to know of a sandbox by its directory alone: enough for the teardown to find what it holds.
+    pub(crate) fn of_directory(id: &str, cgroup_parent: String) -> Self {
+        let metadata = v1::PodSandboxMetadata { name: id.to_owned(), ..Default::default() };
+        Self {
+            id: id.to_owned(),
+            boot_id: String::new(),
+            created_at: 0,
+            phase: SandboxPhase::Creating,
+            config: v1::PodSandboxConfig { metadata: Some(metadata), ..Default::default() },
+            handler: String::new(),
+            cgroup_parent,
+            owns_cgroup_parent: true,
+            supervisor: None,
+            network: None,
+        }
+    }
+
     /// Replaces the record on disk.
     pub(crate) fn write(&self, directory: &Path) -> Result<(), RecordError> {
         write(&directory.join("record.json"), self)
@@ -142,12 +160,21 @@ impl ContainerRecord {
 }
 
 fn write(path: &Path, record: &impl Serialize) -> Result<(), RecordError> {
-    let fail = |source| RecordError { path: path.to_owned(), source };
+    let fail = |source| RecordError { action: "write", path: path.to_owned(), source };
     let text = serde_json::to_vec_pretty(record).map_err(|error| fail(error.into()))?;
     host::state_file::write_atomic(path, &text, 0o600).map_err(fail)
 }
 
-/// Reads a record; nothing when there is none or it is torn (then what it described was not acquired yet).
-pub(crate) fn read<T: DeserializeOwned>(directory: &Path) -> Option<T> {
-    serde_json::from_slice(&std::fs::read(directory.join("record.json")).ok()?).ok()
+/// Reads a record; nothing when there is none: then what it would describe was not acquired yet.
+///
+/// # Errors
+/// When there is one and it cannot be read, or not understood: it may be another version's.
+pub(crate) fn read<T: DeserializeOwned>(directory: &Path) -> Result<Option<T>, RecordError> {
+    let path = directory.join("record.json");
+    let text = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        read => read,
+    };
+    let record = text.and_then(|text| Ok(serde_json::from_slice(&text)?));
+    record.map(Some).map_err(|source| RecordError { action: "read", path, source })
 }

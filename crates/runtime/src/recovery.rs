@@ -4,21 +4,31 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use host::error::chain;
+
 use crate::error::{Error, OpenError};
 use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord, read};
 use crate::runtime::Runtime;
 use crate::sandboxes::sandbox_name;
 use crate::state::{Container, Sandbox};
-use crate::supervisor::Supervisor;
+use crate::supervisor::{ConnectError, Supervisor};
 
 impl Runtime {
     /// Compares the records with reality. What cannot be recovered is logged, and does not keep the rest from working.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<(), OpenError> {
         for directory in directories(&self.config.sandboxes()) {
-            let Some(record) = read::<SandboxRecord>(&directory) else {
+            let record = match read::<SandboxRecord>(&directory) {
+                Ok(Some(record)) => record,
                 // Nothing was acquired before the first record.
-                remove_orphan(&directory);
-                continue;
+                Ok(None) => {
+                    remove_orphan(&directory);
+                    continue;
+                }
+                Err(error) => {
+                    let id = directory.file_name().unwrap_or_default().to_string_lossy();
+                    tracing::error!(sandbox = %id, error = chain(&error), "ending a sandbox whose record is not understood");
+                    SandboxRecord::of_directory(&id, self.config.cgroup_parent("", &id))
+                }
             };
             let id = record.id.clone();
             if let Err(error) = self.recover_sandbox(&directory, record).await {
@@ -50,15 +60,19 @@ impl Runtime {
         let name = sandbox_name(&record.config)?;
         self.index().reserve("sandbox", &name, &record.id)?;
         self.index().add_sandbox(sandbox.clone());
-        self.recover_containers(&sandbox)?;
-        let same_boot = record.boot_id == self.boot_id;
-        let supervisor = match &record.supervisor {
-            Some(process) if same_boot => Supervisor::connect(&sandbox.directory, process).await.ok(),
-            _ => None,
-        };
+        let understood = self.recover_containers(&sandbox);
+        if let Err(error) = &understood {
+            let error = error.chain();
+            tracing::error!(
+                sandbox = record.id,
+                error,
+                "ending a sandbox with a container that is not understood"
+            );
+        }
+        let supervisor = self.find_supervisor(&record, directory).await;
         sandbox.set_supervisor(supervisor.clone());
         match (record.phase, supervisor) {
-            (SandboxPhase::Ready, Some(supervisor)) => {
+            (SandboxPhase::Ready, Some(supervisor)) if understood.is_ok() => {
                 self.adopt(&sandbox, &supervisor).await?;
                 tracing::info!(sandbox = record.id, "took over a running sandbox");
             }
@@ -75,9 +89,32 @@ impl Runtime {
         Ok(())
     }
 
+    /// The supervisor of a sandbox, if it lives. One of which the record does not tell yet is found by its socket.
+    async fn find_supervisor(&self, record: &SandboxRecord, directory: &Path) -> Option<Supervisor> {
+        let known = match &record.supervisor {
+            Some(process) if record.boot_id == self.boot_id => Some(process),
+            None if record.phase == SandboxPhase::Creating => None,
+            _ => return None,
+        };
+        match Supervisor::connect(directory, known).await {
+            Ok(supervisor) => return Some(supervisor),
+            Err(ConnectError::Gone { pid }) => {
+                tracing::info!(sandbox = record.id, pid, "the supervisor is gone")
+            }
+            Err(error) => {
+                tracing::warn!(
+                    sandbox = record.id,
+                    error = chain(&error),
+                    "a supervisor does not answer, and is ended"
+                );
+            }
+        }
+        None
+    }
+
     fn recover_containers(&self, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
         for directory in directories(&sandbox.directory.join("containers")) {
-            let Some(record) = read::<ContainerRecord>(&directory) else {
+            let Some(record) = read::<ContainerRecord>(&directory)? else {
                 remove_orphan(&directory);
                 continue;
             };
@@ -134,7 +171,8 @@ impl Runtime {
     }
 }
 
-fn directories(parent: &Path) -> Vec<std::path::PathBuf> {
+/// The directories in a directory, in order; none where it cannot be read.
+pub(crate) fn directories(parent: &Path) -> Vec<std::path::PathBuf> {
     let mut found: Vec<_> =
         std::fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
     found.retain(|path| path.is_dir());

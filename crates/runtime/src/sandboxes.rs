@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use cri::v1;
 use cri::v1::{ContainerEventType, NamespaceMode as CriMode};
+use host::error::chain;
 use oci::plan::UserPlan;
 use oci::supervisor::protocol::{NamespaceMode, PidMode, PodNamespaces, Setup};
 
-use crate::containers::make_directories;
+use crate::containers::{container_cgroup, make_directories};
 use crate::error::Error;
 use crate::network;
 use crate::record::{SandboxPhase, SandboxRecord};
+use crate::recovery::directories;
 use crate::runtime::{Runtime, now_ns};
 use crate::spec::{namespace_options, shares_host_uts, user_namespace};
 use crate::state::{Sandbox, new_id};
@@ -20,7 +22,8 @@ use crate::supervisor::{Supervisor, kill_pod};
 use crate::{files, handlers};
 
 impl Runtime {
-    /// All or nothing: on an error nothing of the sandbox is left.
+    /// All or nothing: on an error nothing of the sandbox is left. What cannot be taken back is listed as a sandbox that is not ready,
+    /// so that its removal can be asked for again.
     #[tracing::instrument(skip_all, fields(pod))]
     pub(crate) async fn run_sandbox(
         self: &Arc<Self>,
@@ -35,10 +38,17 @@ impl Runtime {
         let sandbox = Arc::new(self.new_sandbox(&id, config, handler));
         let made = self.make_sandbox(&sandbox).await;
         if let Err(error) = made {
-            let torn = self.tear_down(&sandbox).await;
-            self.index().release(&id);
-            torn?;
-            discard(&sandbox.directory)?;
+            match self.tear_down(&sandbox).await.and_then(|()| discard(&sandbox.directory)) {
+                Ok(()) => self.index().release(&id),
+                Err(left) => {
+                    tracing::warn!(
+                        sandbox = id,
+                        error = left.chain(),
+                        "a sandbox that did not come up is not gone"
+                    );
+                    self.index().add_sandbox(sandbox);
+                }
+            }
             return Err(error);
         }
         self.index().add_sandbox(sandbox.clone());
@@ -176,19 +186,19 @@ impl Runtime {
             // A pid that is another process's by now leads to another network namespace.
             let process = record.supervisor.as_ref().filter(|process| process.is_alive());
             let released = self.cni.del(&network::attachment(&record, process)).await;
-            note("network", released.err().map(|error| error.to_string()));
+            note("network", released.err().map(|error| chain(&error)));
         }
         let containers = self.index().containers_of(&sandbox.id);
         match sandbox.supervisor() {
             Some(supervisor) if !supervisor.is_dead() => {
                 let ended = supervisor.shutdown().await;
-                note("supervisor", ended.err().map(|error| error.to_string()));
+                note("supervisor", ended.err().map(|error| chain(&error)));
             }
-            _ => note("processes", self.kill_unsupervised(&record).await.err().map(|error| error.chain())),
+            _ => note("processes", self.kill_unsupervised(sandbox).await.err().map(|error| error.chain())),
         }
         sandbox.set_supervisor(None);
         for container in &containers {
-            self.settle_exit(container)?;
+            note(&container.id, self.settle_exit(container).err().map(|error| error.chain()));
         }
         note("shared memory", files::release(&sandbox.directory).err().map(|error| error.chain()));
         let mut cgroups: Vec<String> = containers.iter().map(|container| container.record().cgroup).collect();
@@ -197,7 +207,7 @@ impl Runtime {
         }
         cgroups.push(self.config.supervisor_cgroup(&sandbox.id));
         for cgroup in cgroups {
-            note(&cgroup, self.remove_cgroup(&cgroup).await.err().map(|error| error.to_string()));
+            note(&cgroup, self.remove_cgroup(&cgroup).await.err().map(|error| chain(&error)));
         }
         if problems.is_empty() {
             return Ok(());
@@ -207,17 +217,20 @@ impl Runtime {
 
     /// A supervisor that is not reachable may still live (a crash between its start and its record), and its containers
     /// do when it is dead.
-    async fn kill_unsupervised(&self, record: &SandboxRecord) -> Result<(), Error> {
+    async fn kill_unsupervised(&self, sandbox: &Sandbox) -> Result<(), Error> {
+        let record = sandbox.record();
         let mut cgroups = vec![self.config.supervisor_cgroup(&record.id)];
         if record.owns_cgroup_parent {
             cgroups.push(record.cgroup_parent.clone());
         }
-        cgroups
-            .extend(self.index().containers_of(&record.id).iter().map(|container| container.record().cgroup));
+        // By their directories: also of those whose records say nothing.
+        let containers = directories(&sandbox.directory.join("containers"));
+        let names = containers.iter().filter_map(|directory| directory.file_name()?.to_str());
+        cgroups.extend(names.map(|id| container_cgroup(&record.cgroup_parent, id)));
         for path in cgroups {
             let fail = |error: host::cgroup::CgroupError| Error::Teardown {
                 what: path.clone(),
-                problems: error.to_string(),
+                problems: chain(&error),
             };
             let cgroup = self.cgroups.open(&path).map_err(fail)?;
             if cgroup.exists() {

@@ -27,6 +27,9 @@ pub use self::session::{Attached, RunningExec, Shown, Streams};
 
 use self::connection::{Command, Connection, Exits};
 
+/// How long a supervisor that an earlier agent started gets to answer: they answer at once, also on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A live, or once live, supervisor. Clones share one connection.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
@@ -82,11 +85,11 @@ pub enum ConnectError {
         /// Its process id.
         pid: i32,
     },
-    /// It lives and does not answer as it must.
-    #[error("connect to supervisor with pid {pid}")]
+    /// It does not answer as it must.
+    #[error("connect to the supervisor in {}", directory.display())]
     Connect {
-        /// Its process id.
-        pid: i32,
+        /// Where its socket lies.
+        directory: PathBuf,
         /// Cause.
         source: io::Error,
     },
@@ -129,18 +132,26 @@ impl Supervisor {
         }
     }
 
-    /// Finds the supervisor that an earlier agent started. Exits that happened meanwhile come as events.
-    pub async fn connect(directory: &Path, expected: &ProcessId) -> Result<Self, ConnectError> {
-        let pid = expected.pid;
-        let gone = ConnectError::Gone { pid };
-        let failed = |source| ConnectError::Connect { pid, source };
-        let Some(pidfd) = alive(expected).map_err(failed)? else { return Err(gone) };
-        let mut connection = Connection::dial(directory).await.map_err(failed)?;
-        let hello = connection.greet().await.map_err(failed)?;
-        if hello.ready.process != *expected {
-            return Err(gone);
+    /// Finds the supervisor that an earlier agent started: this one, or whichever answers. Exits that happened meanwhile come as events.
+    pub async fn connect(directory: &Path, expected: Option<&ProcessId>) -> Result<Self, ConnectError> {
+        let failed = |source| ConnectError::Connect { directory: directory.to_owned(), source };
+        let gone = |process: &ProcessId| ConnectError::Gone { pid: process.pid };
+        if let Some(expected) = expected.filter(|expected| !expected.is_alive()) {
+            return Err(gone(expected));
         }
-        Self::run(connection, hello.ready, pidfd, directory.to_owned()).map_err(failed)
+        let greeting = async {
+            let mut connection = Connection::dial(directory).await?;
+            let hello = connection.greet().await?;
+            Ok::<_, io::Error>((connection, hello.ready))
+        };
+        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer for {PATIENCE:?}"));
+        let greeted = tokio::time::timeout(PATIENCE, greeting).await.map_err(silent).flatten();
+        let (connection, ready) = greeted.map_err(failed)?;
+        if let Some(expected) = expected.filter(|expected| ready.process != **expected) {
+            return Err(gone(expected));
+        }
+        let pidfd = alive(&ready.process).map_err(failed)?.ok_or_else(|| gone(&ready.process))?;
+        Self::run(connection, ready, pidfd, directory.to_owned()).map_err(failed)
     }
 
     /// The supervisor's process, for records.

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use cri::v1::image_service_client::ImageServiceClient;
 use cri::v1::runtime_service_client::RuntimeServiceClient;
+use host::error::chain;
 use k8s_openapi::api::core::v1;
 use manifest::Loaded;
 use tokio::sync::{Notify, mpsc, watch};
@@ -392,7 +393,7 @@ impl Worker {
     fn clean_up(&self) -> bool {
         let uid = &self.pod.uid;
         let volumes = self.node.volumes.remove(uid).map_err(|error| error.to_string());
-        let cgroups = self.node.cgroups.remove(uid).map_err(|error| error.to_string());
+        let cgroups = self.node.cgroups.remove(uid).map_err(|error| chain(&error));
         self.node.cgroups.remove_empty_classes();
         let _ = std::fs::remove_file(self.record_path());
         let _ = std::fs::remove_dir_all(self.log_directory());

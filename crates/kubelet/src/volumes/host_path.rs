@@ -17,7 +17,7 @@ pub(super) fn check(source: &v1::HostPathVolumeSource) -> Result<(), String> {
     let path = Path::new(&source.path);
     let kind = path.metadata().map(|metadata| metadata.file_type());
     let is = |check: &dyn Fn(&FileType) -> bool| kind.as_ref().is_ok_and(check);
-    let told = |error: io::Error| error.to_string();
+    let told = |error: io::Error| format!("make {}: {error}", source.path);
     let (fits, wanted) = match source.type_.as_deref().unwrap_or_default() {
         "" => return Ok(()),
         "DirectoryOrCreate" if kind.is_err() => return make_directory(path, 0o755).map_err(told),

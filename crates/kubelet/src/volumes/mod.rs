@@ -156,9 +156,9 @@ impl Volumes {
     }
 
     fn set_up_one(&self, pod: &Pod, volume: &v1::Volume, contents: Contents<'_>) -> Result<(), String> {
-        let told = |error: io::Error| error.to_string();
         let kind = Kind::of(volume).ok_or("this kind of volume is not supported")?;
         let path = self.path(pod, kind, &volume.name);
+        let told = |error: io::Error| format!("{}: {error}", path.display());
         if kind != Kind::HostPath && kind != Kind::Image {
             make_directory(path.parent().unwrap_or(&self.root), PRIVATE).map_err(told)?;
         }

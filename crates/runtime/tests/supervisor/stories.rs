@@ -309,7 +309,7 @@ async fn reconnect() {
     let (mut pod, running) = first.join().unwrap();
     let process = pod.supervisor.process().clone();
     assert!(matches!(pod.supervisor.list().await, Err(RequestError::Dead)));
-    pod.supervisor = Supervisor::connect(pod.directory.path(), &process).await.unwrap();
+    pod.supervisor = Supervisor::connect(pod.directory.path(), Some(&process)).await.unwrap();
     pod.events = pod.supervisor.events();
     let (container, exit) = pod.exit().await;
     assert_eq!((container.as_str(), exit.code), ("ending", 8));
@@ -317,7 +317,7 @@ async fn reconnect() {
     assert_eq!(list.len(), 2);
     assert_eq!((list[1].started, &list[1].exit), (running, &None));
     let stranger = ProcessId { start_time: process.start_time + 1, ..process };
-    let refused = Supervisor::connect(pod.directory.path(), &stranger).await;
+    let refused = Supervisor::connect(pod.directory.path(), Some(&stranger)).await;
     assert!(matches!(refused, Err(ConnectError::Gone { .. })), "{refused:?}");
     let seen = pod.log("running").len();
     wait_for_log(&pod, "running", seen + 1).await;
@@ -338,7 +338,7 @@ async fn death() {
     assert!(matches!(outcome, Err(RequestError::Dead | RequestError::Disconnected)), "{outcome:?}");
     assert!(matches!(pod.supervisor.list().await, Err(RequestError::Dead)));
     assert!(pod.events.recv().await.is_none());
-    let again = Supervisor::connect(pod.directory.path(), pod.supervisor.process()).await;
+    let again = Supervisor::connect(pod.directory.path(), Some(pod.supervisor.process())).await;
     assert!(matches!(again, Err(ConnectError::Gone { .. })), "{again:?}");
     // The container lives on without it: the agent kills what is left by its cgroup.
     assert!(host::process::start_time(started.pid).is_ok_and(|time| time == started.start_time));
@@ -486,7 +486,7 @@ async fn long_path() {
     let long = directory.path().join("d".repeat(90)).join("e".repeat(90));
     std::fs::create_dir_all(&long).unwrap();
     let supervisor = Supervisor::spawn(&exe(), &setup(&long)).await.unwrap();
-    let again = Supervisor::connect(&long, supervisor.process()).await.unwrap();
+    let again = Supervisor::connect(&long, Some(supervisor.process())).await.unwrap();
     assert!(again.list().await.unwrap().is_empty());
     again.shutdown().await.unwrap();
     supervisor.died().await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use cri::v1;
+use host::error::chain;
 use k8s_openapi::api::core::v1 as api;
 use manifest::ObjectKey;
 
@@ -180,7 +181,7 @@ impl Worker {
     fn prepare(&self) -> Result<(), (&'static str, String)> {
         let cgroup = self.node.cgroups.create(&self.pod);
         cgroup.map_err(|error| {
-            ("FailedCreatePodContainer", format!("unable to ensure pod container exists: {error}"))
+            ("FailedCreatePodContainer", format!("unable to ensure pod container exists: {}", chain(&error)))
         })?;
         self.set_up_volumes().map_err(|message| ("FailedMount", message))?;
         let logs = self.log_directory();
@@ -252,9 +253,10 @@ impl Worker {
         let mut mounts = self.node.volumes.mounts(&self.pod, &container.spec, context).map_err(refused)?;
         let places = self.places(&container.name, attempt);
         let message = places.make_message(&container.spec);
-        mounts.extend(message.map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?);
-        self.write_hosts(&sandbox.ips)
-            .map_err(|error| Obstacle::new("CreateContainerError", error.to_string()))?;
+        let failed =
+            |what: &str, error| Obstacle::new("CreateContainerError", format!("write the {what}: {error}"));
+        mounts.extend(message.map_err(|error| failed("termination message's file", error))?);
+        self.write_hosts(&sandbox.ips).map_err(|error| failed("pod's /etc/hosts", error))?;
         let ingredients = cri_requests::Ingredients {
             attempt,
             image: &image.id,

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use host::error::chain;
+
 use super::{Wish, Worker};
 use crate::events::Kind;
 use crate::pod::plan::{Failure, ObservedPod, WorkerState, is_running};
@@ -51,7 +53,7 @@ impl Worker {
         }
         self.is_released = true;
         let volumes = self.node.volumes.release(&self.pod.uid).map_err(|error| error.to_string());
-        let cgroup = self.node.cgroups.remove(&self.pod.uid).map_err(|error| error.to_string());
+        let cgroup = self.node.cgroups.remove(&self.pod.uid).map_err(|error| chain(&error));
         for (what, result) in [("volumes", volumes), ("cgroup", cgroup)] {
             if let Err(error) = result {
                 tracing::debug!(

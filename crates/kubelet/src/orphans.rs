@@ -1,0 +1,111 @@
+//! Pods that nobody wants and of which there is no record that this kubelet understands: ended as well as it can be done without one.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cri::v1;
+use cri::v1::runtime_service_client::RuntimeServiceClient;
+use host::error::chain;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+
+use crate::KubeletError;
+use crate::cri_requests::{GRACE, POD_UID};
+use crate::pod::worker::Node;
+
+/// How long an orphan that could not be ended waits for the next attempt.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// Ends every pod with a sandbox or a directory of volumes about which `is_orphan` says so, in the background.
+///
+/// # Errors
+/// When the runtime does not list its sandboxes.
+pub(crate) async fn end(node: &Arc<Node>, is_orphan: impl Fn(&String) -> bool) -> Result<(), KubeletError> {
+    // A pod may have volumes and no sandbox yet.
+    let mut orphans: BTreeSet<String> = node.volumes.uids().into_iter().collect();
+    orphans
+        .extend(sandboxes(node).await?.into_iter().filter_map(|mut sandbox| sandbox.labels.remove(POD_UID)));
+    orphans.retain(is_orphan);
+    for uid in orphans {
+        tracing::info!(uid, "ending a pod that no manifest asks for any more");
+        tokio::spawn(end_one(Arc::clone(node), uid));
+    }
+    Ok(())
+}
+
+async fn end_one(node: Arc<Node>, uid: String) {
+    // What its containers use stays for as long as they run.
+    while let Err(error) = end_containers(&node.cri, &uid).await {
+        tracing::warn!(
+            uid,
+            error = error.message(),
+            "a pod that nobody wants could not be ended; trying again in 10 s"
+        );
+        tokio::time::sleep(AGAIN).await;
+    }
+    let _ = std::fs::remove_file(node.config.state_dir.join(format!("{uid}.json")));
+    let left = [
+        ("volumes", node.volumes.remove(&uid).map_err(|error| error.to_string())),
+        ("cgroup", node.cgroups.remove(&uid).map_err(|error| chain(&error))),
+        ("logs", remove_logs(&node, &uid).map_err(|error| error.to_string())),
+    ];
+    node.cgroups.remove_empty_classes();
+    for (what, removed) in left {
+        if let Err(error) = removed {
+            tracing::warn!(uid, what, error, "cannot remove what is left of a pod that nobody wants");
+        }
+    }
+}
+
+/// The directory of its logs, by the one part of its name that is known, and the links into it.
+fn remove_logs(node: &Node, uid: &str) -> io::Result<()> {
+    for entry in std::fs::read_dir(&node.config.pod_logs_dir)? {
+        let entry = entry?;
+        if entry.file_name().to_str().and_then(|name| name.rsplit('_').next()) == Some(uid) {
+            std::fs::remove_dir_all(entry.path())?;
+        }
+    }
+    node.log_links().sweep()
+}
+
+async fn sandboxes(node: &Node) -> Result<Vec<v1::PodSandbox>, KubeletError> {
+    let listed = client(&node.cri).list_pod_sandbox(v1::ListPodSandboxRequest::default()).await;
+    let listed = listed.map_err(|status| KubeletError::Runtime {
+        what: "list the pod sandboxes",
+        source: Box::new(status),
+    })?;
+    Ok(listed.into_inner().items)
+}
+
+/// Stops the pod's containers together, then removes its sandboxes.
+async fn end_containers(cri: &Channel, uid: &str) -> Result<(), tonic::Status> {
+    let mut client = client(cri);
+    let selector = HashMap::from([(POD_UID.to_owned(), uid.to_owned())]);
+    let filter = v1::ContainerFilter { label_selector: selector.clone(), ..Default::default() };
+    let listed =
+        client.list_containers(v1::ListContainersRequest { filter: Some(filter) }).await?.into_inner();
+    let mut stops = JoinSet::new();
+    for container in listed.containers {
+        let grace = container.annotations.get(GRACE).and_then(|seconds| seconds.parse().ok());
+        let request = v1::StopContainerRequest { container_id: container.id, timeout: grace.unwrap_or(30) };
+        let mut client = client.clone();
+        stops.spawn(async move { client.stop_container(request).await.map(drop) });
+    }
+    while let Some(stopped) = stops.join_next().await {
+        stopped.unwrap_or(Ok(()))?;
+    }
+    let filter = v1::PodSandboxFilter { label_selector: selector, ..Default::default() };
+    let listed =
+        client.list_pod_sandbox(v1::ListPodSandboxRequest { filter: Some(filter) }).await?.into_inner();
+    for sandbox in listed.items {
+        client.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: sandbox.id.clone() }).await?;
+        client.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id }).await?;
+    }
+    Ok(())
+}
+
+fn client(cri: &Channel) -> RuntimeServiceClient<Channel> {
+    RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE)
+}
