@@ -352,15 +352,9 @@ fn a_pod_runs_while_one_looks_and_is_removed(story: &ClusterStory) -> Result<()>
         "--",
         "sh",
         "-c",
-        "read word; echo got $word",
+        "read word; echo got $word; read end",
     ];
-    let mut run = story.kubectl_command(&run);
-    let mut run = Running(run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
-    run.0.stdin.take().context("piped")?.write_all(b"hello\n")?;
-    let mut told = String::new();
-    run.0.stdout.take().context("piped")?.read_to_string(&mut told)?;
-    ensure!(told.contains("got hello"), "{told:?}");
-    assert!(run.0.wait()?.success());
+    converse(story.kubectl_command(&run), "got go")?;
     eventually("the pod is gone", || story.get("pod/visit").is_err().then_some(()))?;
     let image = format!("--image={BUSYBOX}");
     let run = [
@@ -374,11 +368,26 @@ fn a_pod_runs_while_one_looks_and_is_removed(story: &ClusterStory) -> Result<()>
         "--",
         "sh",
         "-c",
-        "test -t 0 && echo has one",
+        "test -t 0 && read word && echo has one && read end",
     ];
-    let shown = output_of(in_terminal(&story.kubectl_command(&run)).stdin(Stdio::null()))?;
-    ensure!(shown.contains("has one"), "{shown:?}");
-    Ok(())
+    converse(in_terminal(&story.kubectl_command(&run)), "has one").map(drop)
+}
+
+/// Says `go` to what the command starts, and `end` once it has answered; gives all that it said. Who attaches sees only what comes then,
+/// and with the stock node not always what comes right before the end.
+fn converse(mut command: Command, answer: &str) -> Result<String> {
+    let mut talk = Running(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
+    // The end of the input would be the end of the session.
+    let mut input = talk.0.stdin.take().context("piped")?;
+    input.write_all(b"go\n")?;
+    let mut told = String::new();
+    let mut output = BufReader::new(talk.0.stdout.take().context("piped")?);
+    while !told.contains(answer) && output.read_line(&mut told)? > 0 {}
+    ensure!(told.contains(answer), "{told:?}");
+    input.write_all(b"end\n")?;
+    output.read_to_string(&mut told)?;
+    ensure!(talk.0.wait()?.success(), "{told:?}");
+    Ok(told)
 }
 
 fn a_running_pod_is_debugged(story: &ClusterStory) -> Result<()> {
@@ -386,19 +395,10 @@ fn a_running_pod_is_debugged(story: &ClusterStory) -> Result<()> {
     let image = format!("--image={AGNHOST}");
     let look =
         ["debug", "-i", "-q", "sick", &image, "--target=main", "-c", "doctor", "--profile=general", "--"];
-    // Who attaches sees only what comes then; and with the stock node not always what comes right before the end.
     let script = "read go; tr '\\0' ' ' < /proc/1/cmdline; echo; ls /proc/1/root/data > /dev/null && echo sees it; read end";
-    let mut debug = story.kubectl_command(&[look.as_slice(), &["sh", "-c", script]].concat());
-    let mut debug = Running(debug.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?);
-    // The end of the input would be the end of the session.
-    let mut input = debug.0.stdin.take().context("piped")?;
-    input.write_all(b"go\n")?;
-    let mut told = String::new();
-    let mut output = BufReader::new(debug.0.stdout.take().context("piped")?);
-    while !told.contains("sees it") && output.read_line(&mut told)? > 0 {}
-    ensure!(told.contains("sleep 100000") && told.contains("sees it"), "{told:?}");
-    input.write_all(b"end\n")?;
-    output.read_to_string(&mut told)?;
+    let told =
+        converse(story.kubectl_command(&[look.as_slice(), &["sh", "-c", script]].concat()), "sees it")?;
+    ensure!(told.contains("sleep 100000"), "{told:?}");
     assert_eq!(story.kubectl(&["logs", "sick", "-c", "doctor"])?, "sleep 100000 \nsees it\n");
     story.wait("pod/sick", "jsonpath={.status.ephemeralContainerStatuses[0].state.terminated.exitCode}=0")?;
     let status = story.get("pod/sick")?["status"].clone();

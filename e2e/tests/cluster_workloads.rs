@@ -11,6 +11,7 @@ use serde_json::Value;
 e2e::cluster_stories![
     a_node_registers_with_what_it_has,
     a_pod_runs_logs_and_is_deleted,
+    a_pod_gets_another_image,
     a_deployment_rolls_out_and_scales_to_twenty_and_back,
     a_job_and_a_cron_jobs_job_complete,
     a_stateful_set_keeps_its_names,
@@ -92,6 +93,37 @@ fn a_pod_runs_logs_and_is_deleted(story: &ClusterStory) -> Result<()> {
     }
     story.kubectl(&["delete", "pod", "hello", "--grace-period=1", "--timeout=60s"])?;
     ensure!(story.get("pod/hello").is_err(), "the pod is still there");
+    Ok(())
+}
+
+/// The container is replaced in its pod, whatever its restart policy.
+fn a_pod_gets_another_image(story: &ClusterStory) -> Result<()> {
+    for policy in ["Always", "Never"] {
+        let name = format!("is-{}", policy.to_lowercase());
+        story.apply(&format!(
+            "apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  restartPolicy: {policy}
+  terminationGracePeriodSeconds: 1
+  containers: [{{name: main, image: {BUSYBOX}, command: [sleep, '100000']}}]
+"
+        ))?;
+        story.ready(&name)?;
+        let before = story.get(&format!("pod/{name}"))?;
+        story.kubectl(&["set", "image", &format!("pod/{name}"), &format!("main={AGNHOST}")])?;
+        story.wait(&format!("pod/{name}"), "jsonpath={.status.containerStatuses[0].restartCount}=1")?;
+        story.ready(&name)?;
+        let after = story.get(&format!("pod/{name}"))?;
+        let of = |pod: &Value, field: &str| pod["status"]["containerStatuses"][0][field].clone();
+        assert_eq!(of(&after, "image"), AGNHOST, "{policy}");
+        assert_ne!(of(&after, "imageID"), of(&before, "imageID"), "{policy}");
+        assert_eq!(after["status"]["podIP"], before["status"]["podIP"], "its sandbox stays: {policy}");
+        let selector = format!("--field-selector=involvedObject.name={name},reason=Killing");
+        let told = story.kubectl(&["get", "events", &selector, "-o", "jsonpath={.items[*].message}"])?;
+        assert_eq!(told, "Container main definition changed, will be restarted", "{policy}");
+    }
     Ok(())
 }
 
@@ -207,6 +239,9 @@ spec:
         "jsonpath={.items[*].status.containerStatuses[0].restartCount}",
     ])?;
     assert_eq!(pods, "1");
+    let ips = ["get", "pods", "-l", "job-name=sum", "-o", "jsonpath={range .items[*]}[{.status.podIP}]{end}"];
+    let ips = story.kubectl(&ips)?;
+    ensure!(ips.matches("[10.244.").count() == 3, "pods that have ended keep the address they had: {ips}");
     Ok(())
 }
 

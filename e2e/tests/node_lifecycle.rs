@@ -503,3 +503,38 @@ fn log_collectors_find_each_container_s_log_as_long_as_it_is_there() -> Result<(
     assert_eq!(names(), ["foreign.log"]);
     Ok(())
 }
+
+/// The network plugin takes its time, and the pod is gone before it is done: what comes up then has nobody who wants it.
+#[test]
+#[ignore = "needs root"]
+fn a_pod_that_goes_while_its_sandbox_is_made_leaves_no_sandbox() -> Result<()> {
+    let host = TestHost::new()?;
+    let plugins = host.path().join("plugins");
+    std::fs::create_dir(&plugins)?;
+    let plugin = plugins.join("slow");
+    // Waits for as long as it takes until somebody opens the gate.
+    let script = format!(
+        "#!/bin/sh\n[ $CNI_COMMAND = ADD ] || exit 0\ncd {}\nmkfifo gate\nread word < gate\n\
+         echo '{{\"cniVersion\":\"1.0.0\",\"ips\":[{{\"address\":\"10.99.0.7/24\"}}]}}'\n",
+        host.path().display()
+    );
+    std::fs::write(&plugin, script)?;
+    std::fs::set_permissions(&plugin, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let networks = host.path().join("net.d-empty");
+    std::fs::create_dir_all(&networks)?;
+    let conflist = r#"{"cniVersion":"1.0.0","name":"slow","plugins":[{"type":"slow"}]}"#;
+    std::fs::write(networks.join("10-slow.conflist"), conflist)?;
+    let (gate, plugins) = (host.path().join("gate"), plugins.display().to_string());
+    let spec = "  containers:\n  - name: a\n    image: IMAGE\n    command: [sleep, '1000']\n";
+    let manifest = format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: hasty\nspec:\n{spec}");
+    let mut story = Story::start_on(host, &[("pod.yaml", &manifest)], &["--cni-bin-dir", &plugins])?;
+    eventually("the plugin is asked", || gate.exists().then_some(()))?;
+    std::fs::remove_file(story.manifests.join("pod.yaml"))?;
+    gone(&story, "hasty")?;
+    std::fs::write(&gate, "go\n")?;
+    let sandboxes = story.node().state().join("sandboxes");
+    eventually("nothing is left of its sandbox", || {
+        let listed = story.crictl(&["pods", "-q"]).ok()?;
+        (listed.trim().is_empty() && std::fs::read_dir(&sandboxes).ok()?.next().is_none()).then_some(())
+    })
+}

@@ -198,7 +198,7 @@ fn a_pod_with_a_record_that_nobody_understands_leaves_nothing() -> Result<()> {
     // Its logs, links to them, volumes, records: all that is named after it.
     let find = format!("find {} -name '*{uid}*' -o -lname '*{uid}*'", story.host.path().display());
     let traces = |story: &Story| story.host.run("sh", &["-c", &find]);
-    let kinds = ["/kubelet/", "/pods/", "log/containers/"];
+    let kinds = ["/kubelet/", "/pods/", "/logs/containers/"];
     let before = traces(&story)?;
     assert!(kinds.iter().all(|kind| before.contains(kind)), "{before}");
     let record = before.lines().find(|path| path.ends_with(&format!("/kubelet/{uid}.json")));

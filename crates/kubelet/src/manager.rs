@@ -20,7 +20,7 @@ use crate::events::Kind;
 use crate::eviction::{Evictor, storage};
 use crate::image_gc::Collector;
 use crate::log_rotation::Rotator;
-use crate::orphans;
+use crate::orphans::{self, Orphans};
 use crate::pod::model::{Pod, admit};
 use crate::pod::plan::Failure;
 use crate::pod::status::render_rejected;
@@ -165,13 +165,14 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         fallen: BTreeSet::new(),
         settled: BTreeSet::new(),
         finished: BTreeSet::new(),
+        orphans: Orphans::default(),
         synced,
         knows_node: false,
     };
     let begun = *manager.synced.borrow_and_update();
     if begun {
         manager.take_over();
-        manager.end_orphans().await?;
+        manager.orphans.look(&manager.node);
     }
     manager.reconcile();
     manager.node.reporter.expect(manager.workers.keys());
@@ -213,6 +214,7 @@ struct Manager {
     settled: BTreeSet<String>,
     /// Uids that are to go and have left nothing, while they are desired.
     finished: BTreeSet<String>,
+    orphans: Orphans,
     synced: watch::Receiver<bool>,
     /// Whether the node's own object was heard of: before, no pod of the API server is taken.
     knows_node: bool,
@@ -245,11 +247,18 @@ impl Manager {
                 Some((uid, failure)) = evictions.recv() => {
                     self.workers.get(&uid).into_iter().for_each(|handle| handle.fail(failure.clone()));
                 }
-                Ok(()) = self.synced.changed(), if !begun => begun = self.begin().await,
+                Ok(()) = self.synced.changed(), if !begun => begun = self.begin(),
+                news = self.orphans.news() => match news {
+                    orphans::News::Here(uids) => self.end_orphans(uids),
+                    orphans::News::Ended => self.reconcile(),
+                },
                 Some(ended) = self.running.join_next_with_id() => self.ended(ended),
                 Some(event) = events.recv() => self.wake(event.as_deref()),
                 _ = relist.tick() => {
                     self.wake(None);
+                    if begun {
+                        self.orphans.look(&self.node);
+                    }
                     if !std::mem::take(&mut self.fallen).is_empty() {
                         self.reconcile();
                     }
@@ -280,14 +289,12 @@ impl Manager {
     }
 
     /// The source has told what is desired: what a former agent left and nobody wants can go.
-    async fn begin(&mut self) -> bool {
+    fn begin(&mut self) -> bool {
         if !*self.synced.borrow_and_update() {
             return false;
         }
         self.take_over();
-        if let Err(error) = self.end_orphans().await {
-            tracing::warn!(error = %error, "pods that nobody wants are not looked for");
-        }
+        self.orphans.look(&self.node);
         self.reconcile();
         true
     }
@@ -335,7 +342,8 @@ impl Manager {
             let known = self.workers.contains_key(&uid)
                 || self.settled.contains(&uid)
                 || self.finished.contains(&uid)
-                || self.fallen.contains(&uid);
+                || self.fallen.contains(&uid)
+                || self.orphans.is_ending(&uid);
             if !known && !self.workers.values().any(|handle| handle.key == *key) {
                 self.start(key.clone(), uid, pod);
             }
@@ -444,13 +452,17 @@ impl Manager {
         }
     }
 
-    /// The same for pods of which there is no record that we understand.
-    async fn end_orphans(&self) -> Result<(), KubeletError> {
+    /// The same for pods of which there is no record that we understand, and for what came up after its pod was gone.
+    fn end_orphans(&mut self, uids: BTreeSet<String>) {
         let desired = self.node.desired.borrow().clone();
         let pods = desired.objects.pods.values();
-        let wanted = pods.filter_map(|pod| pod.metadata.uid.as_ref());
-        let wanted: BTreeSet<&String> = wanted.chain(&desired.awaited).collect();
-        orphans::end(&self.node, |uid| !wanted.contains(uid) && !self.workers.contains_key(uid)).await
+        let wanted: BTreeSet<&String> =
+            pods.filter_map(|pod| pod.metadata.uid.as_ref()).chain(&desired.awaited).collect();
+        for uid in uids {
+            if !wanted.contains(&uid) && !self.workers.contains_key(&uid) {
+                self.orphans.end(&self.node, uid);
+            }
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Pods that nobody wants and of which there is no record that this kubelet understands: ended as well as it can be done without one.
+//! Pods that nobody looks after: those of a former agent of which there is no record that this one understands, and sandboxes that
+//! the runtime finished after their pod was gone. Upstream: pkg/kubelet, HandlePodCleanups.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -11,31 +12,77 @@ use host::error::chain;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use crate::KubeletError;
 use crate::cri_requests::{GRACE, POD_UID};
 use crate::pod::worker::Node;
 
 /// How long an orphan that could not be ended waits for the next attempt.
 const AGAIN: Duration = Duration::from_secs(10);
 
-/// Ends every pod with a sandbox or a directory of volumes about which `is_orphan` says so, in the background.
-///
-/// # Errors
-/// When the runtime does not list its sandboxes.
-pub(crate) async fn end(node: &Arc<Node>, is_orphan: impl Fn(&String) -> bool) -> Result<(), KubeletError> {
-    // A pod may have volumes and no sandbox yet.
-    let mut orphans: BTreeSet<String> = node.volumes.uids().into_iter().collect();
-    orphans
-        .extend(sandboxes(node).await?.into_iter().filter_map(|mut sandbox| sandbox.labels.remove(POD_UID)));
-    orphans.retain(is_orphan);
-    for uid in orphans {
-        tracing::info!(uid, "ending a pod that no manifest asks for any more");
-        tokio::spawn(end_one(Arc::clone(node), uid));
-    }
-    Ok(())
+/// What is being looked for, and whom it ends.
+#[derive(Default)]
+pub(crate) struct Orphans {
+    looks: JoinSet<BTreeSet<String>>,
+    ends: JoinSet<String>,
+    /// The uids of the latter.
+    ending: BTreeSet<String>,
 }
 
-async fn end_one(node: Arc<Node>, uid: String) {
+/// What the manager hears.
+pub(crate) enum News {
+    /// The uids of all pods that have something on this node.
+    Here(BTreeSet<String>),
+    /// Nothing is left of an orphan: a pod of its uid may start.
+    Ended,
+}
+
+impl Orphans {
+    /// Begins to look for whose sandboxes and volumes there are; the answer is news.
+    pub(crate) fn look(&mut self, node: &Arc<Node>) {
+        if self.looks.is_empty() {
+            self.looks.spawn(uids(Arc::clone(node)));
+        }
+    }
+
+    /// Waits for news; for ever when nothing is under way. Dropping the future loses nothing.
+    pub(crate) async fn news(&mut self) -> News {
+        tokio::select! {
+            Some(uids) = self.looks.join_next() => News::Here(uids.unwrap_or_default()),
+            Some(ended) = self.ends.join_next() => {
+                self.ending.retain(|uid| ended.as_ref().is_ok_and(|ended| ended != uid));
+                News::Ended
+            }
+            else => std::future::pending().await,
+        }
+    }
+
+    /// Ends what there is of a pod, in the background.
+    pub(crate) fn end(&mut self, node: &Arc<Node>, uid: String) {
+        if self.ending.insert(uid.clone()) {
+            tracing::info!(uid, "ending a pod that nobody asks for any more");
+            self.ends.spawn(end_one(Arc::clone(node), uid));
+        }
+    }
+
+    /// Whether that pod is being ended.
+    pub(crate) fn is_ending(&self, uid: &str) -> bool {
+        self.ending.contains(uid)
+    }
+}
+
+async fn uids(node: Arc<Node>) -> BTreeSet<String> {
+    // A pod may have volumes and no sandbox yet.
+    let mut uids: BTreeSet<String> = node.volumes.uids().into_iter().collect();
+    match client(&node.cri).list_pod_sandbox(v1::ListPodSandboxRequest::default()).await {
+        Ok(listed) => {
+            let sandboxes = listed.into_inner().items.into_iter();
+            uids.extend(sandboxes.filter_map(|mut sandbox| sandbox.labels.remove(POD_UID)));
+        }
+        Err(status) => tracing::warn!(error = status.message(), "pods that nobody wants are not looked for"),
+    }
+    uids
+}
+
+async fn end_one(node: Arc<Node>, uid: String) -> String {
     // What its containers use stays for as long as they run.
     while let Err(error) = end_containers(&node.cri, &uid).await {
         tracing::warn!(
@@ -57,6 +104,7 @@ async fn end_one(node: Arc<Node>, uid: String) {
             tracing::warn!(uid, what, error, "cannot remove what is left of a pod that nobody wants");
         }
     }
+    uid
 }
 
 /// The directory of its logs, by the one part of its name that is known, and the links into it.
@@ -68,15 +116,6 @@ fn remove_logs(node: &Node, uid: &str) -> io::Result<()> {
         }
     }
     node.log_links().sweep()
-}
-
-async fn sandboxes(node: &Node) -> Result<Vec<v1::PodSandbox>, KubeletError> {
-    let listed = client(&node.cri).list_pod_sandbox(v1::ListPodSandboxRequest::default()).await;
-    let listed = listed.map_err(|status| KubeletError::Runtime {
-        what: "list the pod sandboxes",
-        source: Box::new(status),
-    })?;
-    Ok(listed.into_inner().items)
 }
 
 /// Stops the pod's containers together, then removes its sandboxes.

@@ -51,7 +51,14 @@ pub enum WorkerState {
 impl WorkerState {
     /// The state of this round. A deadline is never moved into the future.
     #[must_use]
-    pub fn next(self, pod: &Pod, seen: &ObservedPod, is_wanted: bool, now: BootTime) -> Self {
+    pub fn next(
+        self,
+        pod: &Pod,
+        seen: &ObservedPod,
+        memory: &Memory,
+        is_wanted: bool,
+        now: BootTime,
+    ) -> Self {
         // Upstream: a grace of 0 is one of a second.
         let deadline = now.after(pod.grace.max(Duration::from_secs(1)));
         match (self, is_wanted) {
@@ -59,7 +66,7 @@ impl WorkerState {
             (Self::Completing { deadline }, false) => Self::Terminating { deadline },
             // A shorter grace that is told later counts from then on.
             (Self::Terminating { deadline: known }, _) => Self::Terminating { deadline: known.min(deadline) },
-            (Self::Syncing, true) if outcome(pod, seen).is_some() => Self::Completing { deadline },
+            (Self::Syncing, true) if outcome(pod, seen, memory).is_some() => Self::Completing { deadline },
             (Self::Syncing | Self::Completing { .. }, true) | (Self::Finished, _) => self,
         }
     }
@@ -110,6 +117,8 @@ pub struct ObservedContainer {
     pub attempt: u32,
     /// The image's id.
     pub image_id: String,
+    /// The image's name as the pod said it when the container was made; empty where the runtime does not tell.
+    pub image: String,
     /// What is told of it and decides nothing.
     pub details: Details,
     /// What it is doing.
@@ -157,6 +166,8 @@ pub struct Memory {
     pub post_start: BTreeSet<String>,
     /// Containers that are to end, by id.
     pub kills: BTreeMap<String, Kill>,
+    /// Ids of containers that ended because they had changed: they start again, whatever their restart policy says.
+    pub changed: BTreeSet<String>,
     /// Ids of containers whose preStop hook is over.
     pub pre_stopped: BTreeSet<String>,
     /// When containers ended, by id, as it was first seen: the wall clock by which CRI tells it may be set later.
@@ -187,8 +198,11 @@ impl Memory {
         self.ends = known;
     }
 
-    /// Forgets containers that do not run any more.
+    /// Forgets containers that do not run any more, but for what follows from how they ended.
     pub fn keep(&mut self, seen: &ObservedPod) {
+        let changed = self.kills.iter().filter(|(_, kill)| kill.why == StopReason::Changed);
+        self.changed.extend(changed.map(|(id, _)| id.clone()));
+        self.changed.retain(|id| seen.containers.values().flatten().any(|one| one.id == *id));
         let running: BTreeSet<&str> = seen
             .containers
             .values()
@@ -301,6 +315,8 @@ pub enum StopReason {
     FailedPostStart,
     /// Its sandbox is gone.
     SandboxChanged,
+    /// The pod asks for another image by now.
+    Changed,
 }
 
 /// The outcome of a round. The plan of a pod that is as wanted is empty.
@@ -361,35 +377,31 @@ pub enum Outcome {
 
 /// Whether every main container has ended and none will be started again. Sidecars do not count.
 #[must_use]
-pub fn outcome(pod: &Pod, seen: &ObservedPod) -> Option<Outcome> {
-    let code = |name: &str| match newest(seen, name)?.state {
-        ObservedState::Exited { code, .. } => Some(code),
-        ObservedState::Created | ObservedState::Running { .. } => None,
+pub fn outcome(pod: &Pod, seen: &ObservedPod, memory: &Memory) -> Option<Outcome> {
+    let code = |container: &Container| {
+        let newest = newest(seen, &container.name)?;
+        match newest.state {
+            ObservedState::Exited { code, .. } if !restarts(container, newest, code, memory) => Some(code),
+            _ => None,
+        }
     };
-    let init_failed = pod
-        .init_containers
-        .iter()
-        .any(|init| code(&init.name).is_some_and(|code| code != 0 && !restarts(init, code)));
+    let init_failed = pod.init_containers.iter().any(|init| code(init).is_some_and(|code| code != 0));
     if init_failed {
         return Some(Outcome::Failed);
     }
     let mut outcome = Outcome::Succeeded;
     for container in &pod.containers {
-        match code(&container.name) {
-            Some(code) if !restarts(container, code) => {
-                if code != 0 {
-                    outcome = Outcome::Failed;
-                }
-            }
-            _ => return None,
+        if code(container)? != 0 {
+            outcome = Outcome::Failed;
         }
     }
     Some(outcome)
 }
 
 /// Whether a container that ended with that code is started again.
-fn restarts(container: &Container, code: i32) -> bool {
+fn restarts(container: &Container, ended: &ObservedContainer, code: i32, memory: &Memory) -> bool {
     match container.restart_policy {
+        _ if memory.changed.contains(&ended.id) => true,
         RestartPolicy::Never => false,
         RestartPolicy::Always => true,
         RestartPolicy::OnFailure => code != 0,

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use crate::admission::Rejection;
+use crate::cri_requests::on_host_network;
 use crate::pod::container_details;
 use crate::pod::model::{Container, Pod, Role, qos_of};
 use crate::pod::plan::{
@@ -95,11 +96,14 @@ pub fn render_status(
         observed_generation: generation,
         ..condition(kind, status, why, former, now)
     });
-    let newest_sandbox = seen.sandboxes.first().filter(|sandbox| sandbox.ready);
-    let mut ips = newest_sandbox.map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
-    if ips.is_empty() && newest_sandbox.is_some() && crate::cri_requests::on_host_network(pod) {
-        ips.extend(facts.host_ips.iter().cloned());
-    }
+    let ips = match seen.sandboxes.first().filter(|sandbox| sandbox.ready) {
+        Some(sandbox) if sandbox.ips.is_empty() && on_host_network(pod) => facts.host_ips.clone(),
+        Some(sandbox) => sandbox.ips.clone(),
+        // What it had to the last: who looks later wants to know which address was whose.
+        None => {
+            former.iter().flat_map(|former| former.pod_ips.iter().flatten()).map(|ip| ip.ip.clone()).collect()
+        }
+    };
     PodStatus {
         phase: Some(phase.to_owned()),
         conditions: Some(conditions.collect()),
@@ -184,7 +188,7 @@ fn uninitialized(
 /// A pod has ended when nothing of it runs any more, its sidecars included.
 fn phase(pod: &Pod, seen: &ObservedPod, memory: &Memory) -> &'static str {
     let runs = seen.containers.values().flatten().any(is_running);
-    match outcome(pod, seen) {
+    match outcome(pod, seen, memory) {
         Some(Outcome::Succeeded) if !runs => "Succeeded",
         Some(Outcome::Failed) if !runs => "Failed",
         _ => {
@@ -304,6 +308,10 @@ fn container_status(
                 );
                 status.state = Some(waiting("CrashLoopBackOff", Some(message)));
                 status.last_state = Some(now);
+            } else if facts.memory.changed.contains(&current.id) {
+                // Said to have ended, one that is never restarted could not run again: the API server would refuse it.
+                status.state = Some(waiting(first, None));
+                status.last_state = Some(now);
             } else {
                 status.state = Some(now);
                 status.last_state = Some(previous.unwrap_or_default());
@@ -393,6 +401,7 @@ mod tests {
             sandbox: "s".into(),
             attempt: 2,
             image_id: "i".into(),
+            image: String::new(),
             details: Details::default(),
             state,
         };
@@ -494,6 +503,25 @@ mod tests {
     }
 
     #[test]
+    fn a_container_that_is_replaced_waits_and_a_pod_keeps_its_address_to_the_last() {
+        let running = seen(Some(ObservedState::Running { started_at: 1 }));
+        let former = render_status(&pod(&["a"]), &running, &StatusFacts::default(), None, 1);
+        let mut over = seen(Some(exited(143)));
+        over.sandboxes[0].ready = false;
+        let mut facts = StatusFacts::default();
+        let ended = render_status(&pod(&["a"]), &over, &facts, Some(&former), 2);
+        assert_eq!((ended.phase.as_deref(), ended.pod_ip.as_deref()), (Some("Running"), Some("10.85.0.2")));
+        assert_eq!(ended.pod_ips, former.pod_ips);
+        facts.memory.changed.insert("c".into());
+        let status = render_status(&pod(&["a"]), &over, &facts, Some(&former), 2)
+            .container_statuses
+            .unwrap()
+            .remove(0);
+        assert_eq!(status.state.unwrap().waiting.unwrap().reason.as_deref(), Some("ContainerCreating"));
+        assert_eq!(status.last_state.unwrap().terminated.unwrap().exit_code, 143);
+    }
+
+    #[test]
     fn transition_times_stay_where_nothing_changed() {
         let running = seen(Some(ObservedState::Running { started_at: 1 }));
         let mut pod = pod(&["a"]);
@@ -575,6 +603,7 @@ mod tests {
                     sandbox: "s".into(),
                     attempt: 0,
                     image_id: "i".into(),
+                    image: String::new(),
                     details: Details::default(),
                     state: (*state).clone(),
                 };

@@ -228,7 +228,7 @@ impl Worker {
             };
             self.memory.settle_ends(&mut seen);
             self.memory.keep(&seen);
-            self.state = self.state.next(&self.pod, &seen, is_wanted, BootTime::now());
+            self.state = self.state.next(&self.pod, &seen, &self.memory, is_wanted, BootTime::now());
             self.fail_if_due();
             self.follow_probes(&seen);
             self.follow_tokens(&seen);

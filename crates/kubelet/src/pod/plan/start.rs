@@ -95,13 +95,25 @@ impl Round<'_> {
                 None if self.memory.post_start.contains(&id) => {
                     plan.actions.push(PodAction::PostStart { id, name: name.clone() });
                 }
+                None if is_changed(container, current) => {
+                    let deadline = self.now.after(self.pod.grace);
+                    self.stop_one(
+                        container,
+                        current,
+                        Kill { deadline, why: StopReason::Changed },
+                        true,
+                        plan,
+                    );
+                }
                 None => {}
             },
             ObservedState::Exited { code, ended, .. } => {
-                if !restarts(container, *code) {
+                if !restarts(container, current, *code, self.memory) {
                     return;
                 }
-                let back_off = self.memory.back_offs.get(name).copied().unwrap_or_default();
+                // What has changed since may do better.
+                let waits = !is_changed(container, current);
+                let back_off = self.memory.back_offs.get(name).copied().filter(|_| waits).unwrap_or_default();
                 match (back_off.until(*ended, self.now), held) {
                     (Some(until), _) => {
                         plan.wake(until);
@@ -148,6 +160,13 @@ fn is_done(init: &Container, current: Option<&ObservedContainer>, memory: &Memor
             matches!(current.state, ObservedState::Exited { code: 0, .. })
         }
     }
+}
+
+/// Whether the pod asks for another image than the container was made of. Upstream: kuberuntime's containerChanged.
+fn is_changed(container: &Container, observed: &ObservedContainer) -> bool {
+    let asked = container.spec.image.as_deref().unwrap_or_default();
+    // Init containers that run their course are left alone.
+    container.role != Role::Init && !observed.image.is_empty() && observed.image != asked
 }
 
 /// Whether a main container was made in that sandbox.

@@ -25,6 +25,7 @@ fn container(name: &str, attempt: u32, state: ObservedState) -> ObservedContaine
         sandbox: "s".into(),
         attempt,
         image_id: "i".into(),
+        image: "i".into(),
         details: Details::default(),
         state,
     }
@@ -81,7 +82,7 @@ fn sync(pod: &Pod, seen: &ObservedPod, memory: &Memory) -> Vec<PodAction> {
 
 fn check(policy: &str, seen: &ObservedPod, expect: &[PodAction]) {
     let pod = simple(policy);
-    let state = WorkerState::Syncing.next(&pod, seen, true, NOW);
+    let state = WorkerState::Syncing.next(&pod, seen, &Memory::default(), true, NOW);
     let plan = plan_pod(&pod, state, seen, &Memory::default(), NOW);
     assert_eq!(plan.actions, expect, "{policy} {seen:?}");
 }
@@ -124,6 +125,38 @@ fn restarts_container_only_after_back_off_expires() {
     assert!(plan.backing_off.contains("a"));
     let plan = plan_pod(&pod, WorkerState::Syncing, &seen, &memory, until);
     assert_eq!(plan.actions, [start("a", 1)]);
+}
+
+#[test]
+fn a_changed_image_replaces_what_runs_whatever_the_restart_policy() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let pod = pod_of(json!({ "restartPolicy": policy, "containers": [{ "name": "a", "image": "new" }] }));
+        let mut now_seen = seen(true, &[("a", running())]);
+        let mut memory = Memory::default();
+        let plan = plan_pod(&pod, WorkerState::Syncing, &now_seen, &memory, NOW);
+        let kill = Kill { deadline: NOW.after(pod.grace), why: StopReason::Changed };
+        let stop = PodAction::StopContainer { id: "a0".into(), name: "a".into(), kill };
+        assert_eq!(plan.actions, [stop], "{policy}");
+        // It ended by our signal; a back-off of its crashes is not the new image's.
+        memory.kills.insert("a0".into(), kill);
+        memory.back_offs.insert("a".into(), BackOff::default().next(NOW, NOW));
+        now_seen.containers.get_mut("a").unwrap()[0].state = exited(0);
+        memory.keep(&now_seen);
+        assert_eq!(outcome(&pod, &now_seen, &memory), None, "{policy}");
+        assert_eq!(
+            plan_pod(&pod, WorkerState::Syncing, &now_seen, &memory, NOW).actions,
+            [start("a", 1)],
+            "{policy}"
+        );
+    }
+    // What had ended before stays as its restart policy says.
+    let pod = pod_of(json!({ "restartPolicy": "Never", "containers": [{ "name": "a", "image": "new" }] }));
+    let over = seen(true, &[("a", exited(0))]);
+    assert_eq!(outcome(&pod, &over, &Memory::default()), Some(Outcome::Succeeded));
+    // A runtime that does not tell what was asked for changes nothing.
+    let mut silent = seen(true, &[("a", running())]);
+    silent.containers.get_mut("a").unwrap()[0].image.clear();
+    assert_eq!(plan_pod(&pod, WorkerState::Syncing, &silent, &Memory::default(), NOW).actions, []);
 }
 
 #[test]
@@ -204,8 +237,8 @@ fn a_pod_ends_with_its_main_containers_and_then_its_sidecars_end() {
         let pod = with_sidecars(policy);
         let main = [("s", running()), ("i", init), ("t", running()), ("a", exited(0)), ("b", exited(0))];
         let seen = seen(true, &main);
-        assert_eq!(outcome(&pod, &seen), expect, "{policy}");
-        let state = WorkerState::Syncing.next(&pod, &seen, true, NOW);
+        assert_eq!(outcome(&pod, &seen, &Memory::default()), expect, "{policy}");
+        let state = WorkerState::Syncing.next(&pod, &seen, &Memory::default(), true, NOW);
         assert_eq!(matches!(state, WorkerState::Completing { .. }), expect.is_some());
         if expect.is_some() {
             let memory = Memory { pre_stopped: ["t0".to_owned()].into(), ..Memory::default() };
@@ -217,7 +250,7 @@ fn a_pod_ends_with_its_main_containers_and_then_its_sidecars_end() {
 #[test]
 fn sidecars_end_after_the_main_containers_in_reverse_order() {
     let pod = with_sidecars("Always");
-    let state = WorkerState::Syncing.next(&pod, &ObservedPod::default(), false, NOW);
+    let state = WorkerState::Syncing.next(&pod, &ObservedPod::default(), &Memory::default(), false, NOW);
     let deadline = NOW.after(Duration::from_secs(10));
     assert_eq!(state, WorkerState::Terminating { deadline });
     let all = [("s", running()), ("i", exited(0)), ("t", running()), ("a", running()), ("b", running())];
@@ -334,11 +367,14 @@ fn a_grace_of_nothing_is_a_second_and_none_grows() {
         pod_of(json!({ "terminationGracePeriodSeconds": 0, "containers": [{ "name": "a", "image": "i" }] }));
     let nothing = ObservedPod::default();
     let soon = NOW.after(Duration::from_secs(1));
-    let state = WorkerState::Syncing.next(&pod, &nothing, false, NOW);
+    let state = WorkerState::Syncing.next(&pod, &nothing, &Memory::default(), false, NOW);
     assert_eq!(state, WorkerState::Terminating { deadline: soon });
-    assert_eq!(state.next(&pod, &nothing, true, NOW), state, "phases go one way");
+    assert_eq!(state.next(&pod, &nothing, &Memory::default(), true, NOW), state, "phases go one way");
     let completing = WorkerState::Completing { deadline: NOW };
-    assert_eq!(completing.next(&pod, &nothing, false, soon), WorkerState::Terminating { deadline: NOW });
+    assert_eq!(
+        completing.next(&pod, &nothing, &Memory::default(), false, soon),
+        WorkerState::Terminating { deadline: NOW }
+    );
 }
 
 #[test]
@@ -379,7 +415,7 @@ fn an_ephemeral_container_is_started_once_and_decides_nothing() {
     let done = seen(true, &[("i", exited(0)), ("a", running()), ("debug", exited(1))]);
     assert_eq!(plan(&done, WorkerState::Syncing), [], "it is not started again");
     let left = seen(true, &[("i", exited(0)), ("a", exited(0)), ("debug", running())]);
-    assert_eq!(outcome(&pod, &left), Some(Outcome::Succeeded));
+    assert_eq!(outcome(&pod, &left, &Memory::default()), Some(Outcome::Succeeded));
     let completing = plan(&left, WorkerState::Completing { deadline: NOW.after(Duration::from_secs(9)) });
     assert!(
         matches!(&completing[..], [PodAction::StopContainer { name, .. }] if name == "debug"),

@@ -1,6 +1,7 @@
 //! From actions to CRI calls.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cri::v1;
@@ -18,12 +19,16 @@ use crate::hosts;
 use crate::pod::model::{Container, Pod, Role};
 use crate::pod::plan::{ObservedPod, ObservedState, PodAction, PodPlan, is_running, newest};
 use crate::pull_secrets::{self, Credential};
+use crate::static_pod::is_static;
 use crate::time::BootTime;
 use crate::user_namespaces::PodIds;
 use crate::volumes::{MountContext, wants_recursive_read_only};
 
 /// How long what cannot be made now is not tried again.
 const RETRY: Duration = Duration::from_secs(10);
+
+/// How long a container waits for Services before it says so.
+const SERVICES: Duration = Duration::from_secs(2);
 
 /// Why a container does not start: what its status shows while it waits.
 struct Obstacle {
@@ -192,9 +197,13 @@ impl Worker {
     async fn start_container(&mut self, name: &str, attempt: u32, seen: &ObservedPod) {
         let Some(container) = self.container_of(name) else { return };
         let previous = seen.containers.get(name).and_then(|attempts| attempts.first());
-        if let Some(ObservedState::Exited { ended, .. }) = previous.map(|previous| &previous.state) {
-            let back_off = self.memory.back_offs.get(name).copied().unwrap_or_default();
-            self.memory.back_offs.insert(name.to_owned(), back_off.next(*ended, BootTime::now()));
+        if let Some(previous) = previous {
+            if self.memory.changed.contains(&previous.id) {
+                self.memory.back_offs.remove(name);
+            } else if let ObservedState::Exited { ended, .. } = &previous.state {
+                let back_off = self.memory.back_offs.get(name).copied().unwrap_or_default();
+                self.memory.back_offs.insert(name.to_owned(), back_off.next(*ended, BootTime::now()));
+            }
         }
         match self.try_start(&container, attempt, seen).await {
             Ok(started) => {
@@ -240,7 +249,7 @@ impl Worker {
         cri_requests::check_non_root(&self.pod, &container.spec, &image).map_err(refused)?;
         let desired = self.node.desired.borrow().clone();
         let facts = self.facts(&sandbox.ips);
-        let services = self.node.inputs.services.borrow().clone();
+        let services = self.services().await;
         let services = services.as_ref().map(|services| services.as_slice());
         let files = env_files::read_all(&self.node.volumes, &self.pod.uid, &container.spec);
         let env = environment::render(&self.pod, &container.spec, &desired.objects, services, &facts, &files)
@@ -308,6 +317,15 @@ impl Worker {
             &format!("Container started: {}", container.name),
         );
         Ok(Some(id))
+    }
+
+    /// The Services that a container may learn of. Right after the agent's start they come a moment later than pods.
+    async fn services(&self) -> Option<Arc<Vec<api::Service>>> {
+        let mut services = self.node.inputs.services.clone();
+        if !is_static(&self.pod) {
+            let _ = tokio::time::timeout(SERVICES, services.wait_for(Option::is_some)).await;
+        }
+        services.borrow().clone()
     }
 
     /// What the pod's RuntimeClass names; the runtime's default without one.

@@ -100,6 +100,7 @@ impl Worker {
             sandbox: listed.pod_sandbox_id,
             attempt: listed.metadata.map_or(0, |metadata| metadata.attempt),
             image_id: status.image_ref,
+            image: listed.image.map(|image| image.user_specified_image).unwrap_or_default(),
             details,
             state,
         }))

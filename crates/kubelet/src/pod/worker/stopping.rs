@@ -22,6 +22,7 @@ impl Worker {
             }
             StopReason::FailedStartup => format!("Container {name} failed startup probe, will be restarted"),
             StopReason::FailedPostStart => "FailedPostStartHook".to_owned(),
+            StopReason::Changed => format!("Container {name} definition changed, will be restarted"),
         };
         if self.announced.insert(id.to_owned()) {
             self.node.reporter.event(&self.pod, Kind::Normal, "Killing", &message);
