@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use e2e::bundle::{Bundle, OciRuntime};
 use e2e::test_host::{eventually, output_of, text_of};
-use serde_json::json;
+use serde_json::{Value, json};
 
 e2e::oci_stories! {
     run_gives_the_exit_code_and_output,
@@ -23,6 +23,9 @@ e2e::oci_stories! {
     masked_paths_are_empty_and_readonly_paths_refuse_writes,
     the_root_is_readonly_when_asked,
     dev_has_the_default_devices,
+    other_devices_are_denied_whether_the_spec_says_so_or_not,
+    the_last_rule_about_a_device_wins,
+    device_rules_that_no_cgroup_could_hold_are_refused,
     binds_and_tmpfs_are_mounted,
     user_groups_and_umask_are_as_asked,
     rlimits_are_set,
@@ -243,6 +246,75 @@ fn dev_has_the_default_devices(runtime: OciRuntime) -> Result<()> {
     );
     for line in ["/dev/null 666 1:3 0:0", "/dev/tty 666 5:0 0:0", "/dev/urandom 666 1:9 0:0", " 00 00"] {
         assert!(text.lines().any(|found| found == line), "no {line:?} in {text}");
+    }
+    Ok(())
+}
+
+/// Opens character devices by nodes of its own making: /dev/null's, /dev/fuse's, /dev/net/tun's and the machine's console's.
+const OPEN_DEVICES: &str = "cd /tmp; for d in 1:3 10:229 10:200 5:1; do n=n$d; mknod $n c ${d%:*} ${d#*:}; \
+    ( : <$n ) 2>error && echo $d opened || echo $d $(grep -o 'not permitted' error); done";
+const DEFAULTS_ONLY: &str = "1:3 opened\n10:229 not permitted\n10:200 opened\n5:1 not permitted\n";
+
+/// A container that may make device nodes, with these rules for their use.
+fn with_devices(runtime: OciRuntime, script: &str, resources: &Value) -> Result<Bundle> {
+    let mut bundle = Bundle::new(runtime, script)?;
+    let able = json!(["CAP_MKNOD", "CAP_DAC_OVERRIDE"]);
+    bundle.spec["process"]["capabilities"] =
+        json!({ "bounding": able, "effective": able, "permitted": able });
+    bundle.spec["root"]["readonly"] = json!(false);
+    bundle.spec["linux"]["resources"] = resources.clone();
+    Ok(bundle)
+}
+
+fn other_devices_are_denied_whether_the_spec_says_so_or_not(runtime: OciRuntime) -> Result<()> {
+    for resources in [
+        Value::Null,
+        json!({}),
+        json!({ "devices": [] }),
+        json!({ "devices": [{ "allow": false, "access": "rwm" }] }),
+        json!({ "devices": [{ "allow": true, "type": "c", "major": 10, "minor": 1, "access": "rwm" }] }),
+    ] {
+        let text = stdout_of(&with_devices(runtime, OPEN_DEVICES, &resources)?)?;
+        assert_eq!(text, DEFAULTS_ONLY, "{resources}");
+    }
+    let allowed =
+        json!({ "devices": [{ "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw" }] });
+    let text = stdout_of(&with_devices(runtime, OPEN_DEVICES, &allowed)?)?;
+    assert!(text.contains("10:229 opened\n") && text.contains("5:1 not permitted"), "{text}");
+    let all = json!({ "devices": [{ "allow": true, "access": "rwm" }] });
+    let text = stdout_of(&with_devices(runtime, OPEN_DEVICES, &all)?)?;
+    assert!(!text.contains("not permitted"), "{text}");
+    Ok(())
+}
+
+fn the_last_rule_about_a_device_wins(runtime: OciRuntime) -> Result<()> {
+    let rule = |allow: bool, access: &str| json!({ "allow": allow, "type": "c", "major": 10, "minor": 229, "access": access });
+    let script = "mknod /tmp/fuse c 10 229; for way in '<' '>'; do sh -c \": $way/tmp/fuse\" 2>/dev/null && echo -n \"$way\"; done; true";
+    for (rules, ways) in [
+        (vec![rule(true, "rw"), rule(false, "w")], "<"),
+        (vec![rule(false, "rw"), rule(true, "rw")], "<>"),
+        (vec![rule(true, "r"), rule(true, "w")], "<>"),
+        (vec![rule(true, "rw"), json!({ "allow": false, "access": "rwm" })], ""),
+        (vec![json!({ "allow": true, "access": "rwm" }), rule(false, "w")], "<"),
+        (vec![json!({ "allow": true, "access": "rwm" }), rule(false, "rw"), rule(true, "w")], ">"),
+    ] {
+        let text = stdout_of(&with_devices(runtime, script, &json!({ "devices": rules }))?)?;
+        assert_eq!(text, ways, "{rules:?}");
+    }
+    Ok(())
+}
+
+fn device_rules_that_no_cgroup_could_hold_are_refused(runtime: OciRuntime) -> Result<()> {
+    for rules in [
+        json!([{ "allow": true, "type": "c", "major": 10, "minor": 229 }]),
+        json!([{ "allow": true, "type": "c", "major": 10, "minor": 229, "access": "x" }]),
+        json!([
+            { "allow": true, "type": "c", "major": 10, "access": "rw" },
+            { "allow": false, "type": "c", "major": 10, "minor": 229, "access": "w" },
+        ]),
+    ] {
+        let output = with_devices(runtime, "echo ran", &json!({ "devices": rules }))?.run()?;
+        assert!(!output.status.success() && output.stdout.is_empty(), "{rules}: {}", text_of(&output));
     }
     Ok(())
 }

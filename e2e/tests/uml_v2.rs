@@ -20,7 +20,6 @@ fn add_bundle(guest: &Guest, name: &str, script: &str, resources: Value) -> Resu
     spec["root"]["path"] = json!("/bundles/rootfs");
     spec["linux"]["cgroupsPath"] = json!(format!("/stories/{name}"));
     spec["linux"]["resources"] = resources;
-    spec["linux"]["resources"]["devices"] = json!([]);
     let directory = guest.path().join("bundles").join(name);
     std::fs::create_dir_all(&directory).context("create a bundle")?;
     std::fs::write(directory.join("config.json"), spec.to_string()).context("write config.json")?;
@@ -62,6 +61,37 @@ fn limits_are_enforced_and_nothing_is_left() -> Result<()> {
         fork: Resource temporarily unavailable\npids.max was hit\n\
         20000 50000\n100\n1048576\nthat is not stopped\n0\n";
     assert_eq!(output, wanted);
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn devices_are_allowed_and_denied_by_a_program_of_the_cgroup() -> Result<()> {
+    let guest = guest()?;
+    // /dev/null's, the kernel log's and the root disk's numbers; busybox' nodes belong to the container.
+    let script = "cd /dev; mknod log c 1 11; mknod zero2 c 1 5; for d in null zero2 log; do (: <$d) 2>/dev/null && echo -n $d,; (: >$d) 2>/dev/null && echo -n $d; echo; done";
+    let kernel_log = |allow: bool, access: &str| json!({ "allow": allow, "type": "c", "major": 1, "minor": 11, "access": access });
+    let all = json!({ "allow": true, "access": "rwm" });
+    let rules = [
+        ("none", json!([])),
+        ("read", json!([kernel_log(true, "rw"), kernel_log(false, "w")])),
+        ("both", json!([kernel_log(true, "r"), kernel_log(true, "w")])),
+        ("write", json!([all, kernel_log(false, "r")])),
+        ("all", json!([all])),
+    ];
+    for (name, rules) in &rules {
+        add_bundle(&guest, name, script, json!({ "devices": rules }))?;
+        let config = guest.path().join("bundles").join(name).join("config.json");
+        let mut spec: Value = serde_json::from_str(&std::fs::read_to_string(&config)?)?;
+        let able = json!(["CAP_MKNOD", "CAP_SYSLOG"]);
+        spec["process"]["capabilities"] = json!({ "bounding": able, "effective": able, "permitted": able });
+        std::fs::write(&config, spec.to_string())?;
+    }
+    let output = guest.run(
+        "cd /bundles
+        for name in none read both write all; do podwright oci run --bundle $name $name | tail -n 1; done",
+    )?;
+    assert_eq!(output, "\nlog,\nlog,log\nlog\nlog,log\n");
     Ok(())
 }
 

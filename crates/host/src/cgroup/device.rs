@@ -1,5 +1,5 @@
-//! Device rules: folded for v1's `devices.allow` and `devices.deny`, and as the BPF program that v2 asks on each access.
-//! Rules are in the order of the OCI spec, the last that matches wins.
+//! Device rules: settled into one about everything and its exceptions, as the lines of v1's `devices.allow` and `devices.deny`, and as
+//! the BPF program that v2 asks on each access. Which devices a container has is not decided here.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,6 +19,9 @@ pub enum DeviceKind {
     /// Block devices.
     Block,
 }
+
+/// Reading, writing and making nodes, as the bits that BPF programs see.
+const ALL_ACCESS: u32 = 7;
 
 /// One device rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,12 +56,33 @@ impl DeviceRule {
 
     /// Says whether the rule is about everything at once.
     fn is_total(&self) -> bool {
-        let all_access = self.read && self.write && self.mknod;
-        self.kind == DeviceKind::All && all_access && self.major.is_none() && self.minor.is_none()
+        self.kind == DeviceKind::All
+            && self.access() == ALL_ACCESS
+            && self.major.is_none()
+            && self.minor.is_none()
     }
 
     fn access(&self) -> u32 {
         u32::from(self.mknod) | u32::from(self.read) << 1 | u32::from(self.write) << 2
+    }
+
+    fn set_access(&mut self, access: u32) {
+        (self.mknod, self.read, self.write) = (access & 1 != 0, access & 2 != 0, access & 4 != 0);
+    }
+
+    /// Whether every device that `other` is about is one of this rule's.
+    fn covers(&self, other: &Self) -> bool {
+        let number = |own: Option<u32>, its: Option<u32>| own.is_none() || own == its;
+        (self.kind == DeviceKind::All || self.kind == other.kind)
+            && number(self.major, other.major)
+            && number(self.minor, other.minor)
+    }
+
+    /// Whether some device is both this rule's and `other`'s.
+    fn meets(&self, other: &Self) -> bool {
+        let number = |one: Option<u32>, two: Option<u32>| one.is_none() || two.is_none() || one == two;
+        let all = self.kind == DeviceKind::All || other.kind == DeviceKind::All;
+        (all || self.kind == other.kind) && number(self.major, other.major) && number(self.minor, other.minor)
     }
 
     /// The rule as v1 writes it.
@@ -78,53 +102,89 @@ impl DeviceRule {
     }
 }
 
-/// The rules that still matter: everything up to the last total one is replaced by it.
-fn fold(rules: &[DeviceRule]) -> (bool, Vec<&DeviceRule>) {
-    let last_total = rules.iter().rposition(DeviceRule::is_total);
-    // Nothing is denied until a rule says so (a v1 group begins as its parent is).
-    let default_allow = last_total.is_none_or(|index| rules[index].allow);
-    let mut rest: Vec<&DeviceRule> = Vec::new();
-    for rule in &rules[last_total.map_or(0, |index| index + 1)..] {
-        if !rest.contains(&rule) {
-            rest.push(rule);
+/// A rule that changes a part of what an earlier one says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the rule {part:?} is about a part of what {whole:?} is about, and cgroups know no exceptions of exceptions"
+)]
+pub struct PartOfRule {
+    part: String,
+    whole: String,
+}
+
+/// The fewest rules that mean the same: one about everything, then its exceptions, each about other devices. `rules` are in the order of
+/// the OCI spec, and before the first of them nothing is allowed.
+///
+/// A rule that says again what holds for everything takes earlier exceptions back. v1 would take back those about exactly the same
+/// devices only, and ignore a rule about a part of them: such a rule is an error.
+pub fn settle(rules: &[DeviceRule]) -> Result<Vec<DeviceRule>, PartOfRule> {
+    let mut allowed = false;
+    let mut exceptions: Vec<DeviceRule> = Vec::new();
+    for rule in rules {
+        if rule.is_total() {
+            allowed = rule.allow;
+            exceptions.clear();
+        } else if rule.allow == allowed {
+            take_back(&mut exceptions, rule)?;
+        } else {
+            add(&mut exceptions, rule);
         }
     }
-    // What only repeats the default, with no exception before it, says nothing.
-    let first_exception = rest.iter().position(|rule| rule.allow != default_allow).unwrap_or(rest.len());
-    (default_allow, rest.split_off(first_exception))
+    let total = DeviceRule::new(allowed, DeviceKind::All, None, None, "rwm");
+    Ok(std::iter::once(total).chain(exceptions).collect())
+}
+
+fn add(exceptions: &mut Vec<DeviceRule>, rule: &DeviceRule) {
+    match exceptions.iter_mut().find(|other| other.covers(rule) && rule.covers(other)) {
+        Some(same) => same.set_access(same.access() | rule.access()),
+        None => exceptions.push(rule.clone()),
+    }
+}
+
+/// A denial takes back what is allowed of its devices. A permission takes back a denial of exactly its devices: what was denied more
+/// precisely stays so.
+fn take_back(exceptions: &mut Vec<DeviceRule>, rule: &DeviceRule) -> Result<(), PartOfRule> {
+    for exception in exceptions.iter_mut() {
+        if !exception.meets(rule) || exception.access() & rule.access() == 0 {
+            continue;
+        }
+        match (rule.covers(exception), exception.covers(rule)) {
+            (true, false) | (false, false) if rule.allow => {}
+            (true, _) => exception.set_access(exception.access() & !rule.access()),
+            (false, _) => return Err(PartOfRule { part: rule.line(), whole: exception.line() }),
+        }
+    }
+    exceptions.retain(|exception| exception.access() != 0);
+    Ok(())
+}
+
+/// What holds for everything, and the rules after it. Where no rule is about everything, all is allowed that no rule denies.
+fn split(rules: &[DeviceRule]) -> (bool, &[DeviceRule]) {
+    match rules.iter().rposition(DeviceRule::is_total) {
+        Some(index) => (rules[index].allow, &rules[index + 1..]),
+        None => (true, rules),
+    }
 }
 
 /// False when the rules allow everything, so that no device control is needed at all.
 pub(super) fn restricts(rules: &[DeviceRule]) -> bool {
-    let (default_allow, rest) = fold(rules);
-    !default_allow || !rest.is_empty()
+    !matches!(split(rules), (true, []))
 }
 
-/// Lines for v1, in the order in which they are written.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct V1Lines {
-    pub(super) deny: Vec<String>,
-    pub(super) allow: Vec<String>,
-    pub(super) deny_after: Vec<String>,
-}
+/// A file of v1 and the lines for it.
+pub(super) type V1Lines = (&'static str, Vec<String>);
 
-/// The fewest writes that give a v1 group these rules.
-pub(super) fn v1_lines(rules: &[DeviceRule]) -> V1Lines {
-    let (default_allow, rest) = fold(rules);
-    let mut lines = V1Lines::default();
-    if default_allow {
-        lines.allow.push("a".to_owned());
-    } else {
-        lines.deny.push("a".to_owned());
-    }
-    for rule in rest {
-        if rule.allow {
-            lines.allow.push(rule.line());
-        } else {
-            lines.deny_after.push(rule.line());
+/// What gives a v1 group these rules, in the order in which it is to be written.
+pub(super) fn v1_lines(rules: &[DeviceRule]) -> Vec<V1Lines> {
+    let mut files: Vec<V1Lines> = Vec::new();
+    for rule in rules {
+        let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+        match files.last_mut().filter(|(last, _)| *last == file) {
+            Some((_, lines)) => lines.push(rule.line()),
+            None => files.push((file, vec![rule.line()])),
         }
     }
-    lines
+    files
 }
 
 /// One BPF instruction.
@@ -157,7 +217,7 @@ const EMPTY: Instruction = instruction(0, 0, 0, 0);
 
 /// The program for `BPF_PROG_TYPE_CGROUP_DEVICE`: r2 = kind, r3 = access asked for, r4 = major, r5 = minor; r0 = 1 allows.
 pub fn program(rules: &[DeviceRule]) -> Vec<Instruction> {
-    let (default_allow, rest) = fold(rules);
+    let (default_allow, rest) = split(rules);
     let mut program = vec![
         instruction(LOAD_WORD, 0x12, 0, 0), // r2 = access_type
         instruction(MOVE_REGISTER_32, 0x23, 0, 0),
@@ -187,11 +247,11 @@ fn block(rule: &DeviceRule) -> Vec<Instruction> {
         block.push(instruction(JUMP_NOT_EQUAL, 0x02, 0, kind));
     }
     let access = rule.access();
-    if access != 7 {
+    if access != ALL_ACCESS {
         block.push(instruction(MOVE_REGISTER_32, 0x31, 0, 0)); // r1 = access
         if rule.allow {
             // An allow rule must cover everything that is asked for; a deny rule stops whatever it touches.
-            block.push(instruction(AND_IMMEDIATE_32, 0x01, 0, (!access & 7) as i32));
+            block.push(instruction(AND_IMMEDIATE_32, 0x01, 0, (!access & ALL_ACCESS) as i32));
             block.push(instruction(JUMP_NOT_EQUAL, 0x01, 0, 0));
         } else {
             block.push(instruction(AND_IMMEDIATE_32, 0x01, 0, access as i32));
@@ -285,22 +345,88 @@ mod tests {
         DeviceRule::new(false, DeviceKind::All, None, None, "rwm")
     }
 
+    fn allow_all() -> DeviceRule {
+        DeviceRule::new(true, DeviceKind::All, None, None, "rwm")
+    }
+
+    /// Rules as lines, `+` for those that allow.
+    fn rules(lines: &str) -> Vec<DeviceRule> {
+        let parse = |line: &str| {
+            let (sign, rest) = line.split_at(1);
+            let mut words = rest.split([' ', ':']);
+            let kind = match words.next().unwrap() {
+                "a" => DeviceKind::All,
+                "b" => DeviceKind::Block,
+                _ => DeviceKind::Char,
+            };
+            let mut number = || words.next().unwrap().parse().ok();
+            let (major, minor) = (number(), number());
+            DeviceRule::new(sign == "+", kind, major, minor, words.next().unwrap())
+        };
+        lines.split(", ").map(parse).collect()
+    }
+
+    fn text(rules: &[DeviceRule]) -> String {
+        let sign = |rule: &DeviceRule| if rule.allow { '+' } else { '-' };
+        let lines: Vec<String> = rules.iter().map(|rule| format!("{}{}", sign(rule), rule.line())).collect();
+        lines.join(", ")
+    }
+
     #[test]
-    fn the_standard_rules_fold_into_one_deny_and_the_allowed_devices() {
+    fn rules_settle_into_one_about_everything_and_its_exceptions() {
+        for (given, expect) in [
+            ("+c 1:3 rwm", "-a *:* rwm, +c 1:3 rwm"),
+            ("-a *:* rwm, +c 1:3 r, -a *:* rwm, +c 1:5 rwm", "-a *:* rwm, +c 1:5 rwm"),
+            // Nothing but the same again.
+            ("-c 1:3 rwm, +c 1:5 rwm, +c 1:5 rwm", "-a *:* rwm, +c 1:5 rwm"),
+            ("+a *:* rwm, +c *:* m, +c 1:3 rwm", "+a *:* rwm"),
+            // One exception for each kind of devices, with all of its access.
+            ("+c 1:3 r, +b 1:3 r, +c 1:3 wm", "-a *:* rwm, +c 1:3 rwm, +b 1:3 r"),
+            // The last one that is about a device wins.
+            ("+c 1:3 rwm, -c 1:3 w", "-a *:* rwm, +c 1:3 rm"),
+            ("+c 1:3 rwm, -c 1:3 rwm", "-a *:* rwm"),
+            ("-c 1:3 rwm, +c 1:3 rwm", "-a *:* rwm, +c 1:3 rwm"),
+            ("+c 1:3 rwm, -c 1:* rwm, +c 1:5 r", "-a *:* rwm, +c 1:5 r"),
+            ("+a *:* rwm, -b 8:0 rwm, +b 8:0 r", "+a *:* rwm, -b 8:0 wm"),
+            // What is denied by its number stays denied.
+            ("+a *:* rwm, -c 10:229 rwm, +c *:* m", "+a *:* rwm, -c 10:229 rwm"),
+            ("+a *:* rwm, -c *:0 rwm, +c 136:* rwm", "+a *:* rwm, -c *:0 rwm"),
+        ] {
+            assert_eq!(text(&settle(&rules(given)).unwrap()), expect, "{given}");
+        }
+    }
+
+    #[test]
+    fn a_rule_about_a_part_of_an_exception_is_an_error_that_names_both() {
+        for given in ["+c 1:* rwm, -c 1:5 w", "+c *:* m, -c 1:* m", "+c 1:* r, -c *:3 r"] {
+            settle(&rules(given)).expect_err(given);
+        }
+        settle(&rules("+c *:* m, -c 1:5 rw")).expect("they are about other access");
+        let error = settle(&rules("+a *:* rwm, -c 1:* rwm, +c 1:5 r")).unwrap_err().to_string();
+        assert!(error.contains("c 1:5 r\"") && error.contains("c 1:* rwm"), "{error}");
+    }
+
+    #[test]
+    fn v1_is_told_in_the_order_of_the_rules() {
         let null = DeviceRule::char(true, Some(1), Some(3), "rwm");
-        let rules = [deny_all(), deny_all(), null.clone(), DeviceRule::char(true, None, None, "m"), null];
-        let lines = v1_lines(&rules);
-        assert_eq!(lines.deny, ["a"]);
-        assert_eq!(lines.allow, ["c 1:3 rwm", "c *:* m"]);
-        assert!(lines.deny_after.is_empty());
+        let lines = v1_lines(&settle(&[null, DeviceRule::char(true, None, None, "m")]).unwrap());
+        let allow = ["c 1:3 rwm", "c *:* m"].map(str::to_owned).to_vec();
+        assert_eq!(lines, [("devices.deny", vec!["a *:* rwm".to_owned()]), ("devices.allow", allow)]);
+        let files: Vec<_> = v1_lines(&rules("-a *:* rwm, +c 1:3 r, -c 1:3 r, +c 1:3 w"))
+            .into_iter()
+            .map(|(file, _)| file)
+            .collect();
+        assert_eq!(files, ["devices.deny", "devices.allow", "devices.deny", "devices.allow"]);
     }
 
     #[test]
     fn allow_everything_needs_no_device_control() {
-        let allow_all = DeviceRule::new(true, DeviceKind::All, None, None, "rwm");
-        assert!(!restricts(&[deny_all(), allow_all.clone()]));
-        assert!(!restricts(&[allow_all.clone(), DeviceRule::char(true, Some(1), Some(3), "rwm")]));
-        assert!(restricts(&[allow_all, deny_all()]));
+        assert!(!restricts(&[deny_all(), allow_all()]));
+        assert!(!restricts(
+            &settle(&[allow_all(), DeviceRule::char(true, Some(1), Some(3), "rwm")]).unwrap()
+        ));
+        assert!(restricts(&[allow_all(), deny_all()]));
+        assert!(restricts(&settle(&[]).unwrap()));
     }
 
     #[test]

@@ -60,9 +60,6 @@ pub(super) fn write_if_there(path: &Path, value: &str) -> Result<bool, CgroupErr
 
 /// Several lines, each in a write of its own as v1 device files want them.
 pub(super) fn write_each(path: &Path, values: &[String]) -> Result<(), CgroupError> {
-    if values.is_empty() {
-        return Ok(());
-    }
     let file = open_write(path)?;
     for value in values {
         rustix::io::write(&file, value.as_bytes()).map_err(|source| CgroupError::Write {

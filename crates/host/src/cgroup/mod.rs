@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub use device::{DeviceKind, DeviceRule};
+pub use device::{DeviceKind, DeviceRule, PartOfRule, settle as settle_devices};
 pub use io_limits::{IoLimits, Rate, Throttle};
 pub use usage::Usage;
 
@@ -106,7 +106,7 @@ pub struct Limits {
     /// Number of tasks; 0 or negative = no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<i64>,
-    /// Device rules in the order of the spec: the last that matches wins. `None` = no device control at all.
+    /// Device rules as [`settle_devices`] gives them. `None` = no device control at all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub devices: Option<Vec<DeviceRule>>,
     /// Block I/O.

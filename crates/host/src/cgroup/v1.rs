@@ -210,10 +210,9 @@ pub(super) fn set(cgroup: &Cgroup, limits: &Limits) -> Result<(), CgroupError> {
         file::write(&directory.join(name), value)?;
     }
     if let (Some(rules), Some(directory)) = (&limits.devices, cgroup.directory_of("devices")) {
-        let lines = device::v1_lines(rules);
-        file::write_each(&directory.join("devices.deny"), &lines.deny)?;
-        file::write_each(&directory.join("devices.allow"), &lines.allow)?;
-        file::write_each(&directory.join("devices.deny"), &lines.deny_after)?;
+        for (name, lines) in device::v1_lines(rules) {
+            file::write_each(&directory.join(name), &lines)?;
+        }
     }
     Ok(())
 }

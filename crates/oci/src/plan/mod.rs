@@ -261,7 +261,10 @@ fn plan_cgroup(linux: &Linux, path: Option<&str>) -> Result<Option<CgroupPlan>, 
     {
         return Err(PlanError::unsupported("linux.cgroupsPath", "systemd slices (slice:prefix:name)"));
     }
-    if path.is_none() && limits != Limits::default() {
+    // Without a cgroup it has the starter's devices, as long as it does not ask for others.
+    let asks = linux.resources().as_ref().and_then(|resources| resources.devices().as_ref());
+    let devices = limits.devices.clone().filter(|_| asks.is_none_or(Vec::is_empty));
+    if path.is_none() && limits != (Limits { devices, ..Limits::default() }) {
         return Err(PlanError::invalid("linux.resources", "there are limits but no linux.cgroupsPath"));
     }
     Ok(path.map(|path| CgroupPlan { path, limits }))

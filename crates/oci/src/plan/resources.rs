@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use host::cgroup::{DeviceKind, DeviceRule, IoLimits, Limits, Rate, Throttle};
+use host::cgroup::{DeviceKind, DeviceRule, IoLimits, Limits, Rate, Throttle, settle_devices};
 use oci_spec::runtime::{
     LinuxBlockIo, LinuxDeviceCgroup, LinuxDeviceType, LinuxHugepageLimit, LinuxMemory, LinuxResources,
 };
@@ -10,8 +10,12 @@ use oci_spec::runtime::{
 use super::PlanError;
 use super::refuse::first;
 
+const DEVICES: &str = "linux.resources.devices";
+
 pub(super) fn plan_limits(resources: Option<&LinuxResources>) -> Result<Limits, PlanError> {
-    let Some(resources) = resources else { return Ok(Limits::default()) };
+    let Some(resources) = resources else {
+        return Ok(Limits { devices: Some(plan_devices(&[])?), ..Limits::default() });
+    };
     refuse(resources)?;
     let mut limits = Limits::default();
     if let Some(memory) = resources.memory() {
@@ -34,7 +38,7 @@ pub(super) fn plan_limits(resources: Option<&LinuxResources>) -> Result<Limits, 
     }
     limits.hugepages = plan_hugepages(resources.hugepage_limits().as_deref().unwrap_or(&[]))?;
     limits.v1_only = v1_files(resources);
-    limits.devices = plan_devices(resources.devices().as_deref().unwrap_or(&[]))?;
+    limits.devices = Some(plan_devices(resources.devices().as_deref().unwrap_or(&[]))?);
     limits.unified = resources.unified().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
     Ok(limits)
 }
@@ -141,43 +145,41 @@ fn plan_hugepages(limits: &[LinuxHugepageLimit]) -> Result<BTreeMap<String, u64>
     limits.iter().map(plan).collect()
 }
 
-/// The spec's rules, followed by the devices that every container has (OCI runtime spec, default devices).
-fn plan_devices(rules: &[LinuxDeviceCgroup]) -> Result<Option<Vec<DeviceRule>>, PlanError> {
-    if rules.is_empty() {
-        return Ok(None);
-    }
+/// What the spec says over nothing at all, followed by the devices that runc lets every container have: those of the OCI runtime spec,
+/// terminals, tunnels, and nodes of any kind to be made.
+fn plan_devices(rules: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceRule>, PlanError> {
     let mut planned: Vec<DeviceRule> = rules.iter().map(plan_rule).collect::<Result<_, _>>()?;
     planned.push(DeviceRule::new(true, DeviceKind::Char, None, None, "m"));
     planned.push(DeviceRule::new(true, DeviceKind::Block, None, None, "m"));
-    let default = [(1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1), (5, 2)];
+    let default = [(1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 2), (10, 200)];
     planned.extend(default.map(|(major, minor)| DeviceRule::char(true, Some(major), Some(minor), "rwm")));
     planned.push(DeviceRule::char(true, Some(136), None, "rwm"));
-    Ok(Some(planned))
+    settle_devices(&planned).map_err(|error| PlanError::invalid(DEVICES, error.to_string()))
 }
 
 fn plan_rule(rule: &LinuxDeviceCgroup) -> Result<DeviceRule, PlanError> {
-    const FIELD: &str = "linux.resources.devices";
     let kind = match rule.typ() {
         None | Some(LinuxDeviceType::A) => DeviceKind::All,
         Some(LinuxDeviceType::B) => DeviceKind::Block,
         Some(LinuxDeviceType::C | LinuxDeviceType::U) => DeviceKind::Char,
-        Some(LinuxDeviceType::P) => return Err(PlanError::invalid(FIELD, "fifos are not controlled")),
+        Some(LinuxDeviceType::P) => return Err(PlanError::invalid(DEVICES, "fifos are not controlled")),
     };
     let number = |number: Option<i64>| match number {
         None | Some(-1) => Ok(None),
         Some(number) => u32::try_from(number)
             .map(Some)
-            .map_err(|_| PlanError::invalid(FIELD, format!("{number} is no device number"))),
+            .map_err(|_| PlanError::invalid(DEVICES, format!("{number} is no device number"))),
     };
     let (major, minor) = (number(rule.major())?, number(rule.minor())?);
-    let access = rule.access().as_deref().filter(|access| !access.is_empty()).unwrap_or("rwm");
-    if access.contains(|letter| !"rwm".contains(letter)) {
-        return Err(PlanError::invalid(FIELD, format!("access {access:?}")));
+    let access = rule.access().as_deref().unwrap_or_default();
+    if access.is_empty() || access.contains(|letter| !"rwm".contains(letter)) {
+        return Err(PlanError::invalid(DEVICES, format!("access {access:?} is not made of r, w and m")));
     }
-    if kind == DeviceKind::All && (major.is_some() || minor.is_some() || access.len() < 3) {
+    let partial = "rwm".chars().any(|letter| !access.contains(letter));
+    if kind == DeviceKind::All && (major.is_some() || minor.is_some() || partial) {
         // v1 ignores everything behind an `a`, so this would mean something else than it says.
         return Err(PlanError::unsupported(
-            FIELD,
+            DEVICES,
             "a rule for both kinds of devices with a number or partial access",
         ));
     }

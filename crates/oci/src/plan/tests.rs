@@ -322,13 +322,58 @@ fn an_overlay_of_lower_layers_alone_is_an_image() {
 }
 
 #[test]
-fn the_default_devices_are_allowed_behind_the_rules_of_the_spec() {
-    let plan =
-        plan(json!({ "linux": { "resources": { "devices": [{ "allow": false, "access": "rwm" }] } } }))
-            .unwrap();
-    let rules = plan.cgroup.unwrap().limits.devices.unwrap();
-    assert!(!rules[0].allow && rules[1..].iter().all(|rule| rule.allow));
-    assert!(rules.iter().any(|rule| (rule.major, rule.minor) == (Some(1), Some(3))));
+fn a_container_has_the_default_devices_and_what_it_asks_for_and_no_other() {
+    let all_but = json!([{ "allow": true, "access": "rwm" }, { "allow": false, "type": "b", "major": 8, "access": "rwm" }]);
+    let resources = [
+        Value::Null,
+        json!({}),
+        json!({ "devices": [] }),
+        json!({ "devices": [{ "allow": false, "access": "rwm" }] }),
+        json!({ "devices": [{ "allow": true, "type": "c", "major": 10, "minor": 229, "access": "rw" }] }),
+    ];
+    for resources in resources {
+        let rules = device_rules(resources.clone()).unwrap();
+        assert!(!rules[0].allow && rules[1..].iter().all(|rule| rule.allow), "{resources}");
+        for (numbers, expect) in [
+            ((Some(1), Some(3)), true),
+            ((Some(10), Some(200)), true),
+            ((Some(136), None), true),
+            // The machine's console is no terminal of the container.
+            ((Some(5), Some(1)), false),
+            ((Some(10), Some(229)), resources["devices"][0]["major"] == 10),
+        ] {
+            let found = rules.iter().any(|rule| (rule.major, rule.minor) == numbers);
+            assert_eq!(found, expect, "{resources} {numbers:?}");
+        }
+    }
+    let all = device_rules(json!({ "devices": [{ "allow": true, "access": "rwm" }] })).unwrap();
+    assert!(all.len() == 1 && all[0].allow);
+    let rules = device_rules(json!({ "devices": all_but })).unwrap();
+    assert!(rules.len() == 2 && rules[0].allow && rules[1].major == Some(8));
+}
+
+#[test]
+fn device_rules_that_say_something_else_than_cgroups_can_do_are_refused() {
+    for rule in [
+        json!({ "allow": true, "type": "c", "major": 1, "minor": 3 }),
+        json!({ "allow": true, "type": "c", "major": 1, "minor": 3, "access": "" }),
+        json!({ "allow": true, "type": "c", "major": 1, "minor": 3, "access": "x" }),
+        json!({ "allow": true, "access": "rrr" }),
+        json!({ "allow": true, "major": 1, "access": "rwm" }),
+    ] {
+        device_rules(json!({ "devices": [rule] })).unwrap_err();
+    }
+    let part = json!([
+        { "allow": true, "type": "c", "major": 10, "access": "rw" },
+        { "allow": false, "type": "c", "major": 10, "minor": 229, "access": "w" },
+    ]);
+    let error = device_rules(json!({ "devices": part })).unwrap_err().to_string();
+    assert!(error.contains("linux.resources.devices") && error.contains("c 10:229 w"), "{error}");
+}
+
+fn device_rules(resources: Value) -> Result<Vec<host::cgroup::DeviceRule>, PlanError> {
+    plan(json!({ "linux": { "resources": resources } }))
+        .map(|plan| plan.cgroup.unwrap().limits.devices.unwrap())
 }
 
 fn plan(patch: Value) -> Result<LaunchPlan, PlanError> {
