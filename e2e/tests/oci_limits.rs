@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 e2e::oci_stories! {
     rates_of_a_device_reach_the_cgroup,
     memory_cpu_and_cpuset_limits_reach_the_cgroup,
+    no_processes_at_all_are_one_and_not_as_many_as_there_may_be,
     a_limit_that_this_machine_cannot_hold_is_an_error,
 }
 
@@ -56,6 +57,16 @@ fn memory_cpu_and_cpuset_limits_reach_the_cgroup(runtime: OciRuntime) -> Result<
         || cat memory.low cpu.max.burst cpuset.cpus cpuset.mems pids.max";
     let text = read_inside(runtime, script, resources)?;
     assert!(text == "33554432\n512\n10000\n0\n0\n33\n" || text == "33554432\n10000\n0\n0\n33\n", "{text}");
+    Ok(())
+}
+
+fn no_processes_at_all_are_one_and_not_as_many_as_there_may_be(runtime: OciRuntime) -> Result<()> {
+    for (limit, wanted) in [(0, "1"), (-1, "max")] {
+        // Only builtins of the shell: with a limit it cannot fork.
+        let script = "[ -d pids ] && cd pids; read limit <pids.max; echo $limit";
+        let text = read_inside(runtime, script, json!({ "pids": { "limit": limit } }))?;
+        assert_eq!(text.trim(), wanted, "{limit}");
+    }
     Ok(())
 }
 

@@ -36,9 +36,9 @@ pub fn or_max(limit: i64) -> String {
     if limit < 0 { "max".to_owned() } else { limit.to_string() }
 }
 
-/// pids.max: 0 and negative numbers mean no limit.
+/// pids.max: a negative number means no limit. 0 is written as 1, as runc has it: either is one process and no more.
 pub fn pids_max(limit: i64) -> String {
-    if limit <= 0 { "max".to_owned() } else { limit.to_string() }
+    or_max(if limit == 0 { 1 } else { limit })
 }
 
 /// memory.swap.max from the spec's sum of memory and swap; `None` where nothing is to be written.
@@ -73,6 +73,11 @@ mod tests {
         assert_eq!(cpu_max(Some(50_000), Some(100_000)).as_deref(), Some("50000 100000"));
         assert_eq!(cpu_max(Some(-1), Some(100_000)).as_deref(), Some("max 100000"));
         assert_eq!(cpu_max(Some(20_000), None).as_deref(), Some("20000"));
+    }
+
+    #[test]
+    fn only_a_negative_number_of_processes_is_no_limit() {
+        assert_eq!([-1, 0, 1, 12].map(pids_max), ["max", "1", "1", "12"]);
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub struct Limits {
     /// Memory and swap together in bytes; -1 = no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_swap: Option<i64>,
-    /// Number of tasks; 0 or negative = no limit.
+    /// Number of tasks; negative = no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pids: Option<i64>,
     /// Device rules as [`settle_devices`] gives them. `None` = no device control at all.
