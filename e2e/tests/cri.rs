@@ -30,6 +30,8 @@ e2e::cri_stories! {
     a_missing_command_fails_the_start,
     a_file_that_is_not_executable_fails_the_start,
     a_missing_image_fails_the_creation,
+    a_device_is_looked_at_when_it_is_asked_for,
+    a_pod_without_a_hostname_is_told_the_node_s,
     a_pod_name_is_reserved_while_it_exists,
     annotations_and_labels_come_back_unchanged,
     stop_escalates_after_the_grace_period,
@@ -338,6 +340,57 @@ fn a_missing_command_fails_the_start(server: CriServer) -> Result<()> {
 
 fn a_file_that_is_not_executable_fails_the_start(server: CriServer) -> Result<()> {
     failing_start(&server, "/etc/not-executable", "permission denied")
+}
+
+fn a_device_is_looked_at_when_it_is_asked_for(server: CriServer) -> Result<()> {
+    block_on(async {
+        let (mut runtime, _) = server.clients().await?;
+        let pod = pod(server.host.path(), "devices");
+        let pod_id = run_pod(&mut runtime, &pod).await?;
+        let with = |name: &str, host: &Path| {
+            let mut config = container(name, &["/bin/sh", "-c", "head -c 3 /dev/mine | wc -c"]);
+            config.devices = vec![cri::v1::Device {
+                host_path: text(host),
+                container_path: "/dev/mine".into(),
+                permissions: "r".into(),
+            }];
+            config
+        };
+        // Plugged in after the server was started.
+        let node = server.host.path().join("mine");
+        let zero = rustix::fs::makedev(1, 5);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &node,
+            rustix::fs::FileType::CharacterDevice,
+            0o666.into(),
+            zero,
+        )?;
+        let (_, log) = run_to_end(&mut runtime, &pod_id, &pod, &with("there", &node)).await?;
+        assert_eq!(log, "3\n");
+        let missing = server.host.path().join("none");
+        let refused = create(&mut runtime, &pod_id, &pod, &with("missing", &missing)).await;
+        let refused = format!("{:?}", refused.expect_err("there is no such device"));
+        assert!(
+            refused.contains("no such file or directory") || refused.contains("No such file or directory"),
+            "{refused}"
+        );
+        Ok(())
+    })
+}
+
+fn a_pod_without_a_hostname_is_told_the_node_s(server: CriServer) -> Result<()> {
+    block_on(async {
+        let (mut runtime, _) = server.clients().await?;
+        let mut pod = pod(server.host.path(), "nameless");
+        pod.hostname.clear();
+        let pod_id = run_pod(&mut runtime, &pod).await?;
+        let (_, log) =
+            run_to_end(&mut runtime, &pod_id, &pod, &container("c", &["/bin/sh", "-c", "echo $HOSTNAME"]))
+                .await?;
+        assert_eq!(log.trim(), rustix::system::uname().nodename().to_str()?);
+        Ok(())
+    })
 }
 
 fn failing_start(server: &CriServer, program: &str, why: &str) -> Result<()> {

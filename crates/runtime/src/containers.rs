@@ -15,8 +15,9 @@ use oci::supervisor::protocol::{ExitRecord, LogFile, SignalScope, StartContainer
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 
 use crate::config::is_plain_relative;
+use crate::devices;
 use crate::error::Error;
-use crate::images::Image;
+use crate::images::{Image, Snapshot};
 use crate::record::{ContainerPhase, ContainerRecord, Exit, SandboxPhase};
 use crate::runtime::{Runtime, now_ns};
 use crate::spec::{self, Accounts, ResolvedUser, render_spec, resolve_user};
@@ -29,9 +30,12 @@ const SIGKILL: i32 = 9;
 /// Output of both streams that fits into the 16 MiB of a message, which no client of CRI takes more of (CVE-2022-1708).
 const MAX_RESPONSE: usize = (16 << 20) - (4 << 10);
 
-/// The cgroup of a container.
-pub(crate) fn container_cgroup(parent: &str, id: &str) -> String {
-    format!("{parent}/{id}")
+/// What processes of the sandbox are told to be on: its own name, or the node's.
+fn hostname(sandbox: &v1::PodSandboxConfig) -> String {
+    match sandbox.hostname.as_str() {
+        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        name => name.to_owned(),
+    }
 }
 
 /// What a container takes from images.
@@ -61,6 +65,8 @@ impl Runtime {
         }
         let wanted = config.image.as_ref().map(|image| image.image.clone()).unwrap_or_default();
         let image = self.images.get(&wanted).ok_or(Error::NotFound { kind: "image", id: wanted })?;
+        // Its removal looks once whose containers go with it.
+        let _busy = sandbox.busy.lock().await;
         let id = new_id()?;
         let name = format!("{}_{}_{}", metadata.name, sandbox.id, metadata.attempt);
         self.index().reserve("container", &name, &id)?;
@@ -96,10 +102,14 @@ impl Runtime {
         image: &Image,
     ) -> Result<Arc<Container>, Error> {
         let supervisor = running_supervisor(sandbox)?;
-        let lower = self.images.snapshot(image).await?;
-        let image_volumes = self.image_volumes(&config).await?;
+        let Snapshot { lower, hold } = self.images.snapshot(image)?;
+        let mut holds = vec![hold];
+        let mut image_volumes = BTreeMap::new();
+        for (name, Snapshot { lower, hold }) in self.image_volumes(&config)? {
+            image_volumes.insert(name, lower);
+            holds.push(hold);
+        }
         let volume_layers: Vec<PathBuf> = image_volumes.values().flatten().cloned().collect();
-        let hold = self.images.hold(&[lower.as_slice(), &volume_layers].concat());
         let security = security_of(&config);
         let user = user_of(&security, image, &lower)?;
         let parent = sandbox.record().cgroup_parent;
@@ -113,7 +123,7 @@ impl Runtime {
             volume_layers,
             log_path,
             stop_signal: stop_signal(&config, image)?,
-            cgroup: container_cgroup(&parent, id),
+            cgroup: format!("{parent}/{id}"),
             user: v1::LinuxContainerUser {
                 uid: user.uid.into(),
                 gid: user.gid.into(),
@@ -140,19 +150,16 @@ impl Runtime {
             .map_err(|error| Error::io("write", directory.join("config.json"))(error.into()))?;
         let path = directory.join("config.json");
         host::state_file::write_atomic(&path, &text, 0o600).map_err(Error::io("write", &path))?;
-        Ok(Arc::new(Container::new(sandbox.clone(), record, Some(plan), hold)))
+        Ok(Arc::new(Container::new(sandbox.clone(), record, Some(plan), holds)))
     }
 
     /// The layers of every image that is mounted as a volume.
-    async fn image_volumes(
-        &self,
-        config: &v1::ContainerConfig,
-    ) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
+    fn image_volumes(&self, config: &v1::ContainerConfig) -> Result<BTreeMap<String, Snapshot>, Error> {
         let mut layers = BTreeMap::new();
         let named = config.mounts.iter().filter_map(|mount| mount.image.as_ref());
         for name in named.map(|image| &image.image).filter(|name| !name.is_empty()) {
             let image = self.images.get(name).ok_or(Error::NotFound { kind: "image", id: name.clone() })?;
-            layers.insert(name.clone(), self.images.snapshot(&image).await?);
+            layers.insert(name.clone(), self.images.snapshot(&image)?);
         }
         Ok(layers)
     }
@@ -166,8 +173,8 @@ impl Runtime {
         supervisor: &Supervisor,
     ) -> Result<Spec, Error> {
         let directory = sandbox.container_directory(&record.id);
+        let security = security_of(&record.config);
         let request = spec::Request {
-            id: &record.id,
             sandbox_id: &sandbox.id,
             config: &record.config,
             sandbox: sandbox_config,
@@ -179,12 +186,15 @@ impl Runtime {
             cgroup: &record.cgroup,
             sandbox_directory: sandbox.directory.clone(),
             directory,
-            host_devices: &self.host_devices,
+            devices: &devices::granted(&record.config.devices)?,
+            host_devices: &if security.privileged { devices::all() } else { Vec::new() },
+            hostname: &hostname(sandbox_config),
+            limits_swap: self.limits_swap,
             image_volumes: images.volumes,
             limits_huge_pages: self.limits_huge_pages,
             masked_paths: host::proc_paths::masked(),
             has_apparmor: host::lsm::has_apparmor(),
-            localhost_profile: localhost_profile(&security_of(&record.config))?,
+            localhost_profile: localhost_profile(&security)?,
         };
         Ok(render_spec(&request)?)
     }
@@ -265,12 +275,13 @@ impl Runtime {
         let started = supervisor.start(start_request(&container, &record, plan)).await;
         match started {
             Ok(started) => {
-                // It may have exited before we heard of its start.
-                container.advance(|phase| match phase {
-                    ContainerPhase::Exited(_) => None,
-                    _ => Some(ContainerPhase::Running { pid: started.pid, started_at: started.started_at }),
-                })?;
+                let told = container.telling();
+                let running = ContainerPhase::Running { pid: started.pid, started_at: started.started_at };
+                container.advance(|_| Some(running))?;
                 self.tell_container(&container, ContainerEventType::ContainerStartedEvent);
+                drop(told);
+                // It may have ended before we heard of its start.
+                supervisor.exit_of(id).into_iter().for_each(|exit| self.record_exit(id, &exit));
                 Ok(())
             }
             Err(source) => {
@@ -301,6 +312,10 @@ impl Runtime {
             Err(Error::NotFound { .. }) => return Ok(()),
             other => other?,
         };
+        if container.phase() == ContainerPhase::Starting {
+            // The supervisor may not know it yet.
+            drop(container.busy.lock().await);
+        }
         self.stop_found_container(&container, timeout).await
     }
 
@@ -367,15 +382,19 @@ impl Runtime {
     /// What the supervisor told of an exit.
     pub(crate) fn record_exit(&self, id: &str, exit: &ExitRecord) {
         let Ok(container) = self.index().container(id) else { return };
+        let _told = container.telling();
         let changed = container.advance(|phase| match phase {
-            ContainerPhase::Exited(_) => None,
+            // Its start is told first, and then this.
+            ContainerPhase::Exited(_) | ContainerPhase::Starting => None,
             phase => Some(ContainerPhase::Exited(exit_of(phase, exit))),
         });
         match changed {
             Ok(true) => self.tell_container(&container, ContainerEventType::ContainerStoppedEvent),
             Ok(false) => {}
+            // It has ended all the same; the exit file tells it after a crash.
             Err(error) => {
-                tracing::warn!(container = id, error = error.chain(), "an exit could not be written down")
+                tracing::warn!(container = id, error = error.chain(), "an exit could not be written down");
+                self.tell_container(&container, ContainerEventType::ContainerStoppedEvent);
             }
         }
     }

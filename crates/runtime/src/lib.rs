@@ -1,9 +1,10 @@
-//! Implements CRI: images, sandboxes, containers, logs.
+//! Implements CRI: images, sandboxes, containers, logs, sessions, statistics; takes over what an earlier process left.
 //!
 //! It knows no Kubernetes API: pods are what CRI calls sandboxes, and what a container is for is the client's business.
 
 mod config;
 mod containers;
+mod devices;
 mod error;
 mod events;
 mod files;
@@ -18,7 +19,7 @@ mod recovery;
 mod runtime;
 mod sandboxes;
 mod service;
-pub mod spec;
+mod spec;
 mod state;
 mod stats;
 mod status;

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use host::error::chain;
+use tokio::task::JoinSet;
 
 use crate::error::{Error, OpenError};
 use crate::record::{ContainerPhase, ContainerRecord, SandboxPhase, SandboxRecord, read};
@@ -16,25 +17,19 @@ use crate::supervisor::{ConnectError, Supervisor};
 impl Runtime {
     /// Compares the records with reality. What cannot be recovered is logged, and does not keep the rest from working.
     pub(crate) async fn recover(self: &Arc<Self>) -> Result<(), OpenError> {
+        // Together: a supervisor that does not answer keeps none of the others waiting.
+        let mut recoveries = JoinSet::new();
         for directory in directories(&self.config.sandboxes()) {
-            let record = match read::<SandboxRecord>(&directory) {
-                Ok(Some(record)) => record,
-                // Nothing was acquired before the first record.
-                Ok(None) => {
-                    remove_orphan(&directory);
-                    continue;
+            let Some(record) = self.record_of(&directory) else { continue };
+            let runtime = Arc::clone(self);
+            recoveries.spawn(async move {
+                let id = record.id.clone();
+                if let Err(error) = runtime.recover_sandbox(&directory, record).await {
+                    tracing::error!(sandbox = id, error = error.chain(), "a sandbox cannot be recovered");
                 }
-                Err(error) => {
-                    let id = directory.file_name().unwrap_or_default().to_string_lossy();
-                    tracing::error!(sandbox = %id, error = chain(&error), "ending a sandbox whose record is not understood");
-                    SandboxRecord::of_directory(&id, self.config.cgroup_parent("", &id))
-                }
-            };
-            let id = record.id.clone();
-            if let Err(error) = self.recover_sandbox(&directory, record).await {
-                tracing::error!(sandbox = id, error = error.chain(), "a sandbox cannot be recovered");
-            }
+            });
         }
+        while recoveries.join_next().await.is_some() {}
         let known: BTreeSet<String> =
             self.index().containers().iter().map(|container| container.id.clone()).collect();
         for directory in directories(&self.config.root.join("containers")) {
@@ -53,6 +48,22 @@ impl Runtime {
         tokio::spawn(self.clone().tell_of_broken_networks(live));
         self.images.collect().await?;
         Ok(())
+    }
+
+    /// What is known of the sandbox in that directory; nothing where nothing was acquired.
+    fn record_of(&self, directory: &Path) -> Option<SandboxRecord> {
+        match read::<SandboxRecord>(directory) {
+            Ok(Some(record)) => Some(record),
+            Ok(None) => {
+                remove_orphan(directory);
+                None
+            }
+            Err(error) => {
+                let id = directory.file_name().unwrap_or_default().to_string_lossy();
+                tracing::error!(sandbox = %id, error = chain(&error), "ending a sandbox whose record is not understood");
+                Some(SandboxRecord::of_directory(&id, self.config.cgroup_parent("", &id)))
+            }
+        }
     }
 
     async fn recover_sandbox(self: &Arc<Self>, directory: &Path, record: SandboxRecord) -> Result<(), Error> {
@@ -128,7 +139,7 @@ impl Runtime {
             let name = format!("{}_{}_{}", metadata.name, sandbox.id, metadata.attempt);
             self.index().reserve("container", &name, &record.id)?;
             let hold = self.images.hold(&record.layers());
-            self.index().add_container(Arc::new(Container::new(sandbox.clone(), record, None, hold)));
+            self.index().add_container(Arc::new(Container::new(sandbox.clone(), record, None, vec![hold])));
         }
         Ok(())
     }

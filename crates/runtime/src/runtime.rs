@@ -6,7 +6,6 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use cni::WriterHandle;
 use host::cgroup::CgroupManager;
-use oci_spec::runtime::LinuxDevice;
 
 use crate::config::Config;
 use crate::error::OpenError;
@@ -14,7 +13,6 @@ use crate::events::Events;
 use crate::handlers::{Features, Probe};
 use crate::images::ImageStore;
 use crate::service::{Images, Pods};
-use crate::spec;
 use crate::state::{Index, lock};
 use crate::stats::Stats;
 use crate::streaming::Streaming;
@@ -27,11 +25,11 @@ pub struct Runtime {
     pub(crate) cgroups: CgroupManager,
     /// A matter of the machine, so looked at once and not at each container.
     pub(crate) limits_huge_pages: bool,
+    pub(crate) limits_swap: bool,
     /// `/proc/self/fd/N` of a sealed copy of this program (CVE-2019-5736).
     pub(crate) exe: SealedExe,
     pub(crate) events: Events,
     pub(crate) boot_id: String,
-    pub(crate) host_devices: Vec<LinuxDevice>,
     pub(crate) stats: Stats,
     pub(crate) streaming: Streaming,
     features: Features,
@@ -63,11 +61,11 @@ impl Runtime {
             cni: cni::Client::open(config.cni.clone(), netfilter).await?,
             images: Arc::new(images),
             limits_huge_pages: cgroups.limits_huge_pages(),
+            limits_swap: cgroups.limits_swap(),
             cgroups,
             exe: SealedExe { _file: exe, path },
             events: Events::default(),
             boot_id: host::process::boot_id().map_err(OpenError::Seal)?,
-            host_devices: spec::host_devices(),
             stats: Stats::default(),
             streaming: Streaming::default(),
             features: Features::default(),

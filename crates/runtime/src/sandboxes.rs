@@ -10,7 +10,7 @@ use host::error::chain;
 use oci::plan::UserPlan;
 use oci::supervisor::protocol::{NamespaceMode, PidMode, PodNamespaces, Setup};
 
-use crate::containers::{container_cgroup, make_directories};
+use crate::containers::{make_directories, read_spec};
 use crate::error::Error;
 use crate::network;
 use crate::record::{SandboxPhase, SandboxRecord};
@@ -18,7 +18,7 @@ use crate::recovery::directories;
 use crate::runtime::{Runtime, now_ns};
 use crate::spec::{namespace_options, shares_host_uts, user_namespace};
 use crate::state::{Sandbox, new_id};
-use crate::supervisor::{Supervisor, kill_pod};
+use crate::supervisor::{PATIENCE, Supervisor, kill_pod};
 use crate::{files, handlers};
 
 impl Runtime {
@@ -191,8 +191,17 @@ impl Runtime {
         let containers = self.index().containers_of(&sandbox.id);
         match sandbox.supervisor() {
             Some(supervisor) if !supervisor.is_dead() => {
-                let ended = supervisor.shutdown().await;
-                note("supervisor", ended.err().map(|error| chain(&error)));
+                match tokio::time::timeout(PATIENCE, supervisor.shutdown()).await {
+                    Ok(ended) => note("supervisor", ended.err().map(|error| chain(&error))),
+                    Err(_) => {
+                        tracing::warn!(
+                            sandbox = sandbox.id,
+                            "a supervisor does not end, and is killed with its containers"
+                        );
+                        let killed = self.kill_unsupervised(sandbox).await;
+                        note("processes", killed.err().map(|error| error.chain()));
+                    }
+                }
             }
             _ => note("processes", self.kill_unsupervised(sandbox).await.err().map(|error| error.chain())),
         }
@@ -223,10 +232,12 @@ impl Runtime {
         if record.owns_cgroup_parent {
             cgroups.push(record.cgroup_parent.clone());
         }
-        // By their directories: also of those whose records say nothing.
-        let containers = directories(&sandbox.directory.join("containers"));
-        let names = containers.iter().filter_map(|directory| directory.file_name()?.to_str());
-        cgroups.extend(names.map(|id| container_cgroup(&record.cgroup_parent, id)));
+        // By their specs: also those whose records say nothing.
+        for directory in directories(&sandbox.directory.join("containers")) {
+            let spec = read_spec(&directory).ok();
+            let path = spec.and_then(|spec| spec.linux().as_ref()?.cgroups_path().clone());
+            cgroups.extend(path.map(|path| path.display().to_string()));
+        }
         for path in cgroups {
             let fail = |error: host::cgroup::CgroupError| Error::Teardown {
                 what: path.clone(),

@@ -22,7 +22,7 @@ pub(crate) struct Sandbox {
     pub(crate) directory: PathBuf,
     record: Mutex<SandboxRecord>,
     supervisor: Mutex<Option<Supervisor>>,
-    /// Held by RunPodSandbox, StopPodSandbox and RemovePodSandbox.
+    /// Held by CreateContainer, StopPodSandbox and RemovePodSandbox.
     pub(crate) busy: tokio::sync::Mutex<()>,
 }
 
@@ -74,9 +74,10 @@ pub(crate) struct Container {
     record: Mutex<ContainerRecord>,
     /// What StartContainer sends to the supervisor; gone once it is sent.
     pub(crate) plan: Mutex<Option<LaunchPlan>>,
-    /// Keeps the image's layers.
-    pub(crate) _hold: Hold,
+    /// Keep the layers of its images.
+    _holds: Vec<Hold>,
     exited: watch::Sender<bool>,
+    telling: Mutex<()>,
     /// Held by StartContainer, StopContainer and RemoveContainer.
     pub(crate) busy: tokio::sync::Mutex<()>,
 }
@@ -92,7 +93,7 @@ impl Container {
         sandbox: Arc<Sandbox>,
         record: ContainerRecord,
         plan: Option<LaunchPlan>,
-        hold: Hold,
+        holds: Vec<Hold>,
     ) -> Self {
         let exited = matches!(record.phase, ContainerPhase::Exited(_));
         Self {
@@ -101,14 +102,20 @@ impl Container {
             sandbox,
             record: Mutex::new(record),
             plan: Mutex::new(plan),
-            _hold: hold,
+            _holds: holds,
             exited: watch::Sender::new(exited),
+            telling: Mutex::default(),
             busy: tokio::sync::Mutex::new(()),
         }
     }
 
     pub(crate) fn record(&self) -> ContainerRecord {
         lock(&self.record).clone()
+    }
+
+    /// Held while the phase changes and that is told: its start and its end come from different tasks.
+    pub(crate) fn telling(&self) -> MutexGuard<'_, ()> {
+        lock(&self.telling)
     }
 
     pub(crate) fn phase(&self) -> ContainerPhase {

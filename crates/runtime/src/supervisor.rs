@@ -17,8 +17,8 @@ use std::time::Duration;
 use host::process::ProcessId;
 use oci::plan::ExecPlan;
 use oci::supervisor::protocol::{
-    ARGV0, ContainerStatus, ErrorReply, Event, ExecContainer, ExecResult, Ready, Reply, Request, Setup,
-    SetupFailure, SignalScope, StartContainer, Started,
+    ARGV0, ContainerStatus, ErrorReply, Event, ExecContainer, ExecResult, ExitRecord, Ready, Reply, Request,
+    Setup, SetupFailure, SignalScope, StartContainer, Started,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -28,7 +28,10 @@ pub use self::session::{Attached, RunningExec, Shown, Streams};
 use self::connection::{Command, Connection, Exits};
 
 /// How long a supervisor that an earlier agent started gets to answer: they answer at once, also on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long after an attempt that failed it is asked again.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// A live, or once live, supervisor. Clones share one connection.
 #[derive(Debug, Clone)]
@@ -139,14 +142,20 @@ impl Supervisor {
         if let Some(expected) = expected.filter(|expected| !expected.is_alive()) {
             return Err(gone(expected));
         }
+        let mut last = io::Error::new(io::ErrorKind::TimedOut, format!("no answer for {PATIENCE:?}"));
+        // One that lives is asked again: what failed may have been our own lack of descriptors.
+        let may_answer = || expected.is_some_and(ProcessId::is_alive);
         let greeting = async {
-            let mut connection = Connection::dial(directory).await?;
-            let hello = connection.greet().await?;
-            Ok::<_, io::Error>((connection, hello.ready))
+            loop {
+                match greet(directory).await {
+                    Err(error) if may_answer() => last = error,
+                    greeted => return greeted,
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
         };
-        let silent = |_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer for {PATIENCE:?}"));
-        let greeted = tokio::time::timeout(PATIENCE, greeting).await.map_err(silent).flatten();
-        let (connection, ready) = greeted.map_err(failed)?;
+        let greeted = tokio::time::timeout(PATIENCE, greeting).await;
+        let (connection, ready) = greeted.unwrap_or_else(|_| Err(last)).map_err(failed)?;
         if let Some(expected) = expected.filter(|expected| ready.process != **expected) {
             return Err(gone(expected));
         }
@@ -243,6 +252,11 @@ impl Supervisor {
         Ok(())
     }
 
+    /// How a container ended, if that was told already.
+    pub fn exit_of(&self, container: &str) -> Option<ExitRecord> {
+        self.exits.of(container)
+    }
+
     /// A stream of events. It begins with every exit known so far, so none is lost between connecting and listening; a
     /// listener may therefore hear of an exit that it knows from the exit file. It ends when the supervisor is gone.
     pub fn events(&self) -> mpsc::UnboundedReceiver<Event> {
@@ -312,6 +326,12 @@ impl Drop for CancelOnDrop<'_> {
         // A full queue means that the supervisor hangs; the exec then runs to its own end or time limit.
         let _ = self.supervisor.commands.try_send(command);
     }
+}
+
+async fn greet(directory: &Path) -> io::Result<(Connection, Ready)> {
+    let mut connection = Connection::dial(directory).await?;
+    let hello = connection.greet().await?;
+    Ok((connection, hello.ready))
 }
 
 async fn spawn_and_set_up(exe: PathBuf, setup: Setup) -> Result<Supervisor, SpawnError> {

@@ -34,7 +34,7 @@ impl Runtime {
             // Planned again when it is started.
             ContainerPhase::Created => drop(container.take_plan()),
         }
-        write_down(&container, &new)
+        write_down(&container, &new, self.limits_swap)
     }
 
     /// On an error the old limits are back.
@@ -46,9 +46,9 @@ impl Runtime {
     ) -> Result<(), Error> {
         let fail = |source| Error::Cgroup { path: path.to_owned(), source };
         let cgroup = self.cgroups.open(path).map_err(fail)?;
-        let wanted = limits(new);
+        let wanted = limits(new, self.limits_swap);
         let Err(error) = cgroup.set(&wanted) else { return Ok(()) };
-        if let Err(error) = cgroup.set(&before(&limits(old), &wanted)) {
+        if let Err(error) = cgroup.set(&before(&limits(old, self.limits_swap), &wanted)) {
             tracing::error!(cgroup = path, %error, "the former limits are not back");
         }
         Err(fail(error))
@@ -66,10 +66,14 @@ impl Runtime {
 }
 
 /// The record is what CRI tells, `config.json` what a later start and the tools of the OCI runtime look at.
-fn write_down(container: &Container, new: &v1::LinuxContainerResources) -> Result<(), Error> {
+fn write_down(
+    container: &Container,
+    new: &v1::LinuxContainerResources,
+    limits_swap: bool,
+) -> Result<(), Error> {
     let path = container.directory.join("config.json");
     let mut spec = read_spec(&container.directory)?;
-    change_spec(&mut spec, new);
+    change_spec(&mut spec, limits(new, limits_swap));
     let text = serde_json::to_vec(&spec).map_err(|error| Error::io("write", &path)(error.into()))?;
     host::state_file::write_atomic(&path, &text, 0o600).map_err(Error::io("write", &path))?;
     container.change(|record| {
@@ -104,8 +108,10 @@ fn merged(
     })
 }
 
-fn limits(resources: &v1::LinuxContainerResources) -> Limits {
+/// `limits_swap`: what is limited does not go on in the swap, where the machine can tell.
+fn limits(resources: &v1::LinuxContainerResources, limits_swap: bool) -> Limits {
     let given = |value: i64| (value != 0).then_some(value);
+    let memory_limit = given(resources.memory_limit_in_bytes);
     let text = |value: &String| Some(value.clone()).filter(|value| !value.is_empty());
     Limits {
         cpu_shares: u64::try_from(resources.cpu_shares).ok().filter(|shares| *shares > 0),
@@ -113,8 +119,8 @@ fn limits(resources: &v1::LinuxContainerResources) -> Limits {
         cpu_period: u64::try_from(resources.cpu_period).ok().filter(|period| *period > 0),
         cpuset_cpus: text(&resources.cpuset_cpus),
         cpuset_mems: text(&resources.cpuset_mems),
-        memory_limit: given(resources.memory_limit_in_bytes),
-        memory_swap: given(resources.memory_swap_limit_in_bytes),
+        memory_limit,
+        memory_swap: given(resources.memory_swap_limit_in_bytes).or(memory_limit.filter(|_| limits_swap)),
         unified: resources.unified.clone().into_iter().collect(),
         ..Limits::default()
     }
@@ -132,10 +138,9 @@ fn before(old: &Limits, wanted: &Limits) -> Limits {
     }
 }
 
-fn change_spec(spec: &mut Spec, new: &v1::LinuxContainerResources) {
+fn change_spec(spec: &mut Spec, wanted: Limits) {
     let mut linux = spec.linux().clone().unwrap_or_default();
     let mut resources = linux.resources().clone().unwrap_or_default();
-    let wanted = limits(new);
     let mut cpu: LinuxCpu = resources.cpu().clone().unwrap_or_default();
     cpu.set_shares(wanted.cpu_shares)
         .set_quota(wanted.cpu_quota)
@@ -213,10 +218,11 @@ mod tests {
             r#"{"ociVersion": "1.2.0", "linux": {"resources": {"pids": {"limit": 5}, "memory": {"limit": 1, "reservation": 3}}}}"#,
         )
         .expect("a spec");
-        change_spec(&mut spec, &old());
+        change_spec(&mut spec, limits(&old(), true));
         let value = serde_json::to_value(&spec).expect("JSON");
         let resources = &value["linux"]["resources"];
         assert_eq!(resources["memory"]["limit"], 1 << 20);
+        assert_eq!(resources["memory"]["swap"], 1 << 20);
         assert_eq!(resources["memory"]["reservation"], 3);
         assert_eq!(resources["cpu"]["shares"], 512);
         assert_eq!(resources["pids"]["limit"], 5);

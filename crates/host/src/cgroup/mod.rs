@@ -224,6 +224,14 @@ impl CgroupManager {
         }
     }
 
+    /// Whether swap can be limited: a v1 kernel may not count it. On v2 such a limit is passed over where it does not exist.
+    pub fn limits_swap(&self) -> bool {
+        match &self.layout {
+            Layout::V1(hierarchies) => hierarchies.count_swap(),
+            Layout::V2(_) => true,
+        }
+    }
+
     /// Whether a cgroup can be killed as a whole when one of its processes wants too much memory (`memory.oom.group`).
     pub fn has_oom_groups(&self) -> bool {
         match &self.layout {

@@ -43,7 +43,17 @@ impl Hierarchies {
     }
 
     pub(super) fn have(&self, controller: Controller) -> bool {
-        self.list.iter().any(|hierarchy| hierarchy.name.split(',').any(|name| name == controller.name()))
+        self.of(controller).is_some()
+    }
+
+    /// Whether the kernel counts what is swapped.
+    pub(super) fn count_swap(&self) -> bool {
+        let memory = self.of(Controller::Memory);
+        memory.is_some_and(|memory| memory.mount.join("memory.memsw.limit_in_bytes").exists())
+    }
+
+    fn of(&self, controller: Controller) -> Option<&Hierarchy> {
+        self.list.iter().find(|hierarchy| hierarchy.name.split(',').any(|name| name == controller.name()))
     }
 
     pub(super) fn create(&self, path: &str, limits: &Limits) -> Result<Cgroup, CgroupError> {

@@ -52,6 +52,14 @@ pub struct Hold {
     _pin: Pin,
 }
 
+/// The unpacked layers of an image.
+pub struct Snapshot {
+    /// Their directories, top first. An image without layers has none: the caller takes an empty directory.
+    pub lower: Vec<PathBuf>,
+    /// Keeps them.
+    pub hold: Hold,
+}
+
 impl ImageStore {
     /// Opens (or creates) the store at `root`; `registry_config_dir` is a containerd `certs.d` tree and need not exist.
     pub async fn open(root: &Path, registry_config_dir: &Path) -> Result<Self, ImageError> {
@@ -153,25 +161,17 @@ impl ImageStore {
         Ok(true)
     }
 
-    /// The directories to give to overlay as lower layers, top first. No I/O: layers are unpacked by pull and import.
-    ///
-    /// An image without layers has none: the caller takes an empty directory.
-    pub async fn snapshot(&self, image: &Image) -> Result<Vec<PathBuf>, ImageError> {
-        image
-            .chain_ids
-            .iter()
-            .rev()
-            .map(|chain| match self.inner.has_snapshot(chain) {
-                true => Ok(self.inner.snapshot_path(chain)),
-                false => Err(ImageError::NotFound {
-                    reference: image.id.clone(),
-                    detail: format!("its unpacked layer {chain} was removed; pull the image again"),
-                }),
-            })
-            .collect()
+    /// What overlay takes as lower layers, held from the moment on at which it was there. No I/O: layers are unpacked by pull and import.
+    pub fn snapshot(&self, image: &Image) -> Result<Snapshot, ImageError> {
+        let pin = self.inner.pin_snapshots(&image.chain_ids).map_err(|chain| ImageError::NotFound {
+            reference: image.id.clone(),
+            detail: format!("its unpacked layer {chain} was removed; pull the image again"),
+        })?;
+        let lower = image.chain_ids.iter().rev().map(|chain| self.inner.snapshot_path(chain)).collect();
+        Ok(Snapshot { lower, hold: Hold { _pin: pin } })
     }
 
-    /// Keeps these lower directories (as [`snapshot`](Self::snapshot) returned them) until the guard is dropped.
+    /// Keeps these lower directories (as [`snapshot`](Self::snapshot) told them before a restart) until the guard is dropped.
     pub fn hold(&self, lower: &[PathBuf]) -> Hold {
         let chain = |path: &PathBuf| path.parent()?.file_name()?.to_str().map(str::to_owned);
         Hold { _pin: self.inner.pin(lower.iter().filter_map(chain).collect()) }

@@ -206,7 +206,7 @@ mod tests {
         let layer = TarBuilder::default().file("file", text.as_bytes()).finish();
         TestImage::new(&[(layer, Packing::Gzip)]).write_layout(layout.path(), None);
         let images = store.import(layout.path(), Some(name), Retention::Collectable, |_| ()).await;
-        store.snapshot(&images.expect("import")[0]).await.expect("snapshot").remove(0)
+        store.snapshot(&images.expect("import")[0]).expect("snapshot").lower.remove(0)
     }
 
     fn names(store: &ImageStore) -> Vec<String> {

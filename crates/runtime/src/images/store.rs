@@ -337,7 +337,7 @@ impl Inner {
     /// Deletes blobs and snapshots that no image has and nobody holds; blocking, and the caller holds `change`.
     pub(super) fn collect(&self) -> Result<(), ImageError> {
         let (blobs, chains) = {
-            let state = self.state();
+            let mut state = self.state();
             let pins = lock(&self.pins);
             let (used_blobs, used_chains) = state.used();
             let unused = |all: Vec<&String>, used: &BTreeSet<&String>| -> Vec<String> {
@@ -347,18 +347,20 @@ impl Inner {
                     .collect()
             };
             let on_disk: Vec<&String> = state.snapshots.keys().collect();
-            (unused(state.blobs.keys().collect(), &used_blobs), unused(on_disk, &used_chains))
+            let unused = (unused(state.blobs.keys().collect(), &used_blobs), unused(on_disk, &used_chains));
+            // Out of sight together with the decision: nobody can hold what is about to go.
+            state.blobs.retain(|digest, _| !unused.0.contains(digest));
+            state.snapshots.retain(|chain, _| !unused.1.contains(chain));
+            unused
         };
         for digest in &blobs {
             let path = self.blob_path(digest);
-            self.state().blobs.remove(digest);
             remove_path(&path).map_err(|error| ImageError::io("delete", path, error))?;
         }
         for chain in &chains {
-            // Out of sight at once, whole; a kill in between leaves something that open deletes.
+            // Away at once, whole; a kill in between leaves something that open deletes.
             let (path, trash) =
                 (self.root.join("snapshots").join(chain), self.root.join("ingest").join(chain));
-            self.state().snapshots.remove(chain);
             fs::rename(&path, &trash).map_err(|error| ImageError::io("rename", &path, error))?;
             remove_path(&trash).map_err(|error| ImageError::io("delete", trash, error))?;
         }
@@ -386,6 +388,15 @@ impl Inner {
             *pins.entry(key.clone()).or_default() += 1;
         }
         Pin { inner: Arc::clone(self), keys }
+    }
+
+    /// The same for snapshots that must be there; gives the first that is not.
+    pub(super) fn pin_snapshots(self: &Arc<Self>, chains: &[String]) -> Result<Pin, String> {
+        let state = self.state();
+        match chains.iter().find(|chain| !state.snapshots.contains_key(*chain)) {
+            Some(missing) => Err(missing.clone()),
+            None => Ok(self.pin(chains.to_vec())),
+        }
     }
 
     /// Waits until nobody else fetches the image with this digest.

@@ -17,7 +17,7 @@ async fn an_imported_layout_is_listed_unpacked_and_found_again_after_reopening()
         .expect("import");
     assert_eq!(imported[0].id, image.id);
     assert_eq!(imported[0].repo_tags, ["example.org/app:v1"]);
-    let lower = store.snapshot(&imported[0]).await.expect("snapshot");
+    let lower = store.snapshot(&imported[0]).expect("snapshot").lower;
     assert_eq!(fs::read_to_string(lower[1].join("bin/hello")).expect("read"), "hello");
     assert_eq!(fs::read_to_string(lower[0].join("etc/motd")).expect("read"), "hi");
     assert!(store.usage().used_bytes > 0);
@@ -29,7 +29,7 @@ async fn an_imported_layout_is_listed_unpacked_and_found_again_after_reopening()
         assert_eq!(store.get(name).expect(name).id, image.id);
     }
     assert!(store.get("example.org/app").is_none());
-    assert_eq!(store.snapshot(&store.list()[0]).await.expect("snapshot"), lower);
+    assert_eq!(store.snapshot(&store.list()[0]).expect("snapshot").lower, lower);
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn every_compression_and_a_tar_of_the_layout_import_the_same() {
             .await
             .expect("import");
         assert_eq!(images[0].repo_tags, ["docker.io/library/app:latest"]);
-        let lower = store.snapshot(&images[0]).await.expect("snapshot");
+        let lower = store.snapshot(&images[0]).expect("snapshot").lower;
         assert_eq!(fs::read(lower[0].join("a")).expect("read"), [7; 300_000]);
         assert_nothing_comes_in(temp.path());
     }
@@ -76,7 +76,7 @@ async fn removing_one_tag_removes_the_image_and_frees_what_nothing_shares() {
         .await
         .expect("import");
     assert_eq!(store.get("one:a").expect("there").repo_tags.len(), 2);
-    let lower = store.snapshot(&store.get("one:a").expect("there")).await.expect("snapshot");
+    let lower = store.snapshot(&store.get("one:a").expect("there")).expect("snapshot").lower;
     assert!(store.remove("one:b").await.expect("remove"));
     assert!(store.get("one:a").is_none() && store.get(&one.id).is_none());
     assert!(!lower[0].exists(), "its own layer is gone");
@@ -151,7 +151,7 @@ async fn an_archive_of_docker_save_gives_the_image_its_own_id_and_names() {
         let images = store.import(&path, None, Retention::Pinned, |_| ()).await.expect(name);
         assert_eq!((images.len(), &images[0].id, images[0].pinned), (1, &image.id, true));
         assert_eq!(images[0].repo_tags, ["docker.io/library/app:v1", "example.org/other:2"]);
-        let lower = store.snapshot(&images[0]).await.expect("snapshot");
+        let lower = store.snapshot(&images[0]).expect("snapshot").lower;
         assert_eq!(fs::read_to_string(lower[0].join("etc/motd")).expect("read"), "hi");
         assert_nothing_comes_in(&temp.path().join(format!("{name}.root")));
         drop(store);
@@ -196,7 +196,7 @@ async fn layers_in_use_outlive_their_image_until_nobody_holds_them() {
         .await
         .expect("import")
         .remove(0);
-    let lower = store.snapshot(&image).await.expect("snapshot");
+    let lower = store.snapshot(&image).expect("snapshot").lower;
     let hold = store.hold(&lower);
     store.remove("app").await.expect("remove");
     assert!(store.list().is_empty() && lower.iter().all(|path| path.exists()));
@@ -209,7 +209,7 @@ async fn layers_in_use_outlive_their_image_until_nobody_holds_them() {
         .await
         .expect("import")
         .remove(0);
-    assert_eq!(store.snapshot(&image).await.expect("snapshot"), lower);
+    assert_eq!(store.snapshot(&image).expect("snapshot").lower, lower);
     assert!(lower.iter().all(|path| path.exists()));
 }
 
@@ -260,7 +260,7 @@ async fn an_image_whose_layer_vanished_is_left_out_and_can_be_imported_again() {
     two_layers().write_layout(&layout, Some("example.org/app:v1"));
     let store = open(temp.path()).await;
     let image = store.import(&layout, None, Retention::Collectable, |_| ()).await.expect("import").remove(0);
-    let lower = store.snapshot(&image).await.expect("snapshot");
+    let lower = store.snapshot(&image).expect("snapshot").lower;
     drop(store);
     fs::remove_dir_all(lower[0].parent().expect("parent")).expect("remove");
     let store = open(temp.path()).await;
@@ -292,7 +292,7 @@ async fn a_built_in_image_is_made_once_and_again_when_its_content_changes() {
         image.config.config().as_ref().and_then(|c| c.entrypoint().clone()),
         Some(vec!["/bin/app".to_owned()])
     );
-    let lower = store.snapshot(&image).await.expect("snapshot");
+    let lower = store.snapshot(&image).expect("snapshot").lower;
     assert_eq!(fs::read(lower[0].join("bin/sh")).expect("read").len(), 1_000_000);
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(lower[0].join("tmp")).expect("stat").permissions().mode() & 0o7777, 0o1777);

@@ -18,10 +18,11 @@ use oci::plan::UserPlan;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{Linux, LinuxNamespace, LinuxNamespaceType, LinuxSeccomp, Mount, Root, Spec};
 
+use crate::devices::Granted;
+
 pub(crate) use process::add_term;
-pub(crate) use resources::host_devices;
-pub use user::{Accounts, ResolvedUser, resolve as resolve_user};
-pub use user_namespace::user_namespace;
+pub(crate) use user::{Accounts, ResolvedUser, resolve as resolve_user};
+pub(crate) use user_namespace::user_namespace;
 
 /// Why a container cannot be made as it was asked for: the client's mistake, or something we do not do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,43 +45,47 @@ pub enum SpecError {
 
 /// Everything that decides a spec.
 #[derive(Debug)]
-pub struct Request<'a> {
-    /// The container's id.
-    pub id: &'a str,
+pub(crate) struct Request<'a> {
     /// The sandbox's id.
-    pub sandbox_id: &'a str,
+    pub(crate) sandbox_id: &'a str,
     /// The container as asked for.
-    pub config: &'a v1::ContainerConfig,
+    pub(crate) config: &'a v1::ContainerConfig,
     /// Its sandbox.
-    pub sandbox: &'a v1::PodSandboxConfig,
+    pub(crate) sandbox: &'a v1::PodSandboxConfig,
     /// The image's config.
-    pub image: &'a ImageConfiguration,
+    pub(crate) image: &'a ImageConfiguration,
     /// Who the process is, looked up in the image.
-    pub user: &'a ResolvedUser,
+    pub(crate) user: &'a ResolvedUser,
     /// The supervisor, whose namespaces the container shares.
-    pub supervisor_pid: i32,
+    pub(crate) supervisor_pid: i32,
     /// Where the pod's user namespace is opened, if it has one.
-    pub user_namespace: Option<PathBuf>,
+    pub(crate) user_namespace: Option<PathBuf>,
     /// The process whose pid namespace it shares, where the client names a container (`target_id`).
-    pub target_pid: Option<i32>,
+    pub(crate) target_pid: Option<i32>,
     /// The container's cgroup.
-    pub cgroup: &'a str,
+    pub(crate) cgroup: &'a str,
     /// `resolv.conf`, `hosts`, `hostname` and `shm` of the sandbox.
-    pub sandbox_directory: PathBuf,
+    pub(crate) sandbox_directory: PathBuf,
     /// The container's directory: the root's mount point for readers of config.json.
-    pub directory: PathBuf,
-    /// What the node has in /dev, for privileged containers.
-    pub host_devices: &'a [oci_spec::runtime::LinuxDevice],
+    pub(crate) directory: PathBuf,
+    /// The devices that it asks for.
+    pub(crate) devices: &'a [Granted],
+    /// What the node has in /dev, for privileged containers; empty for others.
+    pub(crate) host_devices: &'a [oci_spec::runtime::LinuxDevice],
     /// The layers of the images that are mounted as volumes, by the name that the mount has.
-    pub image_volumes: &'a BTreeMap<String, Vec<PathBuf>>,
+    pub(crate) image_volumes: &'a BTreeMap<String, Vec<PathBuf>>,
+    /// What the sandbox is called by those in it.
+    pub(crate) hostname: &'a str,
+    /// Whether this machine can limit swap.
+    pub(crate) limits_swap: bool,
     /// Whether this machine can limit huge pages.
-    pub limits_huge_pages: bool,
+    pub(crate) limits_huge_pages: bool,
     /// What an ordinary container must not see on this machine.
-    pub masked_paths: &'a [String],
+    pub(crate) masked_paths: &'a [String],
     /// Whether the kernel enforces AppArmor's profiles.
-    pub has_apparmor: bool,
+    pub(crate) has_apparmor: bool,
     /// A `Localhost` profile, read and parsed.
-    pub localhost_profile: Option<LinuxSeccomp>,
+    pub(crate) localhost_profile: Option<LinuxSeccomp>,
 }
 
 impl Request<'_> {
@@ -94,7 +99,7 @@ impl Request<'_> {
 ///
 /// # Errors
 /// With the field's name when something is invalid or not supported.
-pub fn render_spec(request: &Request<'_>) -> Result<Spec, SpecError> {
+pub(crate) fn render_spec(request: &Request<'_>) -> Result<Spec, SpecError> {
     let security = request.security();
     refuse_unsupported(request, &security)?;
     let ids = pod_ids(request, &security)?;
@@ -234,13 +239,13 @@ fn namespaces(
 
 /// A pod on the host's network has the host's name.
 #[must_use]
-pub fn shares_host_uts(sandbox: &v1::PodSandboxConfig) -> bool {
+pub(crate) fn shares_host_uts(sandbox: &v1::PodSandboxConfig) -> bool {
     namespace_options(sandbox).network() == NamespaceMode::Node
 }
 
 /// The sandbox's namespaces as asked for.
 #[must_use]
-pub fn namespace_options(sandbox: &v1::PodSandboxConfig) -> v1::NamespaceOption {
+pub(crate) fn namespace_options(sandbox: &v1::PodSandboxConfig) -> v1::NamespaceOption {
     let linux = sandbox.linux.as_ref();
     let security = linux.and_then(|linux| linux.security_context.as_ref());
     security.and_then(|security| security.namespace_options.clone()).unwrap_or_default()

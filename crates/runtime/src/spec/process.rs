@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use cri::v1;
+use oci::plan::{CAPABILITY_NAMES, capability_mask};
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
 
 use super::{Request, SpecError};
@@ -28,51 +29,6 @@ const DEFAULT_CAPABILITIES: [&str; 14] = [
     "SYS_CHROOT",
     "KILL",
     "AUDIT_WRITE",
-];
-
-/// Every capability, in the order of their numbers (include/uapi/linux/capability.h).
-const ALL_CAPABILITIES: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
 ];
 
 /// The process, and its bounding set as a mask: the seccomp profile depends on it.
@@ -159,7 +115,7 @@ fn environment(request: &Request<'_>) -> Vec<String> {
         }
     };
     set(DEFAULT_PATH.to_owned());
-    set(format!("HOSTNAME={}", request.sandbox.hostname));
+    set(format!("HOSTNAME={}", request.hostname));
     if request.config.tty {
         set(TERM.to_owned());
     }
@@ -167,9 +123,6 @@ fn environment(request: &Request<'_>) -> Vec<String> {
     request.config.envs.iter().for_each(|env| set(variable(env)));
     if !variables.iter().any(|variable| variable.starts_with("HOME=")) {
         variables.push(format!("HOME={}", request.user.home));
-    }
-    if request.sandbox.hostname.is_empty() {
-        variables.retain(|variable| variable != "HOSTNAME=");
     }
     variables
 }
@@ -181,7 +134,7 @@ fn variable(env: &v1::KeyValue) -> String {
 
 /// The bounding and the ambient set as masks. Adding or dropping ALL comes before the single names.
 fn capabilities(security: &v1::LinuxContainerSecurityContext) -> Result<(u64, u64), SpecError> {
-    let all = (1 << ALL_CAPABILITIES.len()) - 1;
+    let all = (1 << CAPABILITY_NAMES.len()) - 1;
     if security.privileged {
         return Ok((all & known_to_kernel(), 0));
     }
@@ -217,14 +170,12 @@ fn known_to_kernel() -> u64 {
 }
 
 fn bit(name: &str) -> Result<u64, SpecError> {
-    let upper = name.to_ascii_uppercase();
-    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    let number = ALL_CAPABILITIES.iter().position(|known| *known == short);
-    number.map(|number| 1 << number).ok_or_else(|| SpecError::Invalid(format!("unknown capability {name:?}")))
+    capability_mask(&name.to_ascii_uppercase())
+        .ok_or_else(|| SpecError::Invalid(format!("unknown capability {name:?}")))
 }
 
 fn set_of(mask: u64) -> HashSet<Capability> {
-    let names = ALL_CAPABILITIES.iter().enumerate().filter(|(number, _)| mask & (1 << number) != 0);
+    let names = CAPABILITY_NAMES.iter().enumerate().filter(|(number, _)| mask & (1 << number) != 0);
     names.filter_map(|(_, name)| name.parse().ok()).collect()
 }
 
@@ -265,6 +216,6 @@ mod tests {
 
     #[test]
     fn every_name_is_one_that_the_spec_knows() {
-        assert_eq!(set_of((1 << ALL_CAPABILITIES.len()) - 1).len(), ALL_CAPABILITIES.len());
+        assert_eq!(set_of((1 << CAPABILITY_NAMES.len()) - 1).len(), CAPABILITY_NAMES.len());
     }
 }

@@ -2,11 +2,11 @@
 
 use cri::v1;
 use oci_spec::runtime::{
-    LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, LinuxHugepageLimit, LinuxMemory,
-    LinuxResources,
+    LinuxCpu, LinuxDevice, LinuxDeviceCgroup, LinuxHugepageLimit, LinuxMemory, LinuxResources,
 };
 
 use super::{Request, SpecError};
+use crate::devices::Granted;
 
 /// The limits; 0 means none in CRI. A field that CRI does not have is left to the kernel.
 pub(super) fn render(
@@ -23,7 +23,8 @@ pub(super) fn render(
     let mut memory = LinuxMemory::default();
     let limit = (asked.memory_limit_in_bytes != 0).then_some(asked.memory_limit_in_bytes);
     let swap = (asked.memory_swap_limit_in_bytes != 0).then_some(asked.memory_swap_limit_in_bytes);
-    memory.set_limit(limit).set_swap(swap);
+    // Who is limited does not go on in the swap.
+    memory.set_limit(limit).set_swap(swap.or(limit.filter(|_| request.limits_swap)));
     let mut hugepages = Vec::new();
     // A kubelet limits every size of pages to none for a container that asks for none, on any machine.
     let without = |limit: &&v1::HugepageLimit| request.limits_huge_pages || limit.limit > 0;
@@ -53,7 +54,7 @@ fn device_rules(
     request: &Request<'_>,
     security: &v1::LinuxContainerSecurityContext,
 ) -> Vec<LinuxDeviceCgroup> {
-    let rule = |allow: bool, access: &str| {
+    let rule = |allow: bool, access: &str| -> LinuxDeviceCgroup {
         let mut rule = LinuxDeviceCgroup::default();
         rule.set_allow(allow).set_access(Some(access.to_owned()));
         rule
@@ -62,9 +63,9 @@ fn device_rules(
         return vec![rule(true, "rwm")];
     }
     let mut rules = vec![rule(false, "rwm")];
-    for (device, asked) in asked_devices(request) {
-        let mut one = rule(true, &asked.permissions);
-        one.set_typ(Some(device.typ())).set_major(Some(device.major())).set_minor(Some(device.minor()));
+    for Granted { node, permissions } in request.devices {
+        let mut one = rule(true, permissions.as_str());
+        one.set_typ(Some(node.typ())).set_major(Some(node.major())).set_minor(Some(node.minor()));
         rules.push(one);
     }
     rules
@@ -78,56 +79,6 @@ pub(super) fn devices(
     if security.privileged {
         return Some(request.host_devices.to_vec());
     }
-    let asked: Vec<LinuxDevice> = asked_devices(request)
-        .map(|(device, asked)| {
-            let mut node = device.clone();
-            node.set_path(asked.container_path.clone().into());
-            node
-        })
-        .collect();
-    (!asked.is_empty()).then_some(asked)
-}
-
-/// The devices that the container asks for, as far as the node has them.
-fn asked_devices<'a>(request: &'a Request<'_>) -> impl Iterator<Item = (&'a LinuxDevice, &'a v1::Device)> {
-    request.config.devices.iter().filter_map(|asked| {
-        let found =
-            request.host_devices.iter().find(|device| device.path().as_os_str() == asked.host_path.as_str());
-        found.map(|device| (device, asked))
-    })
-}
-
-/// Every device node below /dev of this machine.
-pub(crate) fn host_devices() -> Vec<LinuxDevice> {
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    let mut found = Vec::new();
-    let mut pending = vec![std::path::PathBuf::from("/dev")];
-    while let Some(directory) = pending.pop() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.path().symlink_metadata() else { continue };
-            let path = entry.path();
-            let skipped = ["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/console"];
-            if skipped.iter().any(|skip| path.as_os_str() == *skip) {
-                continue;
-            }
-            let kind = metadata.file_type();
-            if kind.is_dir() {
-                pending.push(path);
-            } else if kind.is_char_device() || kind.is_block_device() {
-                let mut device = LinuxDevice::default();
-                let typ = if kind.is_block_device() { LinuxDeviceType::B } else { LinuxDeviceType::C };
-                device
-                    .set_path(path)
-                    .set_typ(typ)
-                    .set_major(i64::from(rustix::fs::major(metadata.rdev())))
-                    .set_minor(i64::from(rustix::fs::minor(metadata.rdev())))
-                    .set_file_mode(Some(metadata.mode() & 0o777))
-                    .set_uid(Some(metadata.uid()))
-                    .set_gid(Some(metadata.gid()));
-                found.push(device);
-            }
-        }
-    }
-    found.sort_by(|a, b| a.path().cmp(b.path()));
-    found
+    let nodes: Vec<LinuxDevice> = request.devices.iter().map(|granted| granted.node.clone()).collect();
+    (!nodes.is_empty()).then_some(nodes)
 }

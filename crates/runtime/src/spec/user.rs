@@ -2,41 +2,48 @@
 //!
 //! Numbers above 2^31 would wrap to root somewhere (CVE-2024-40635): they are refused.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use cri::v1;
 use host::path::open_in_root;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 
 use super::SpecError;
 
 /// A user as the process gets it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ResolvedUser {
+pub(crate) struct ResolvedUser {
     /// Its id.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Its group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Its further groups, the first one too, in order.
-    pub additional_gids: Vec<u32>,
+    pub(crate) additional_gids: Vec<u32>,
     /// Its home directory.
-    pub home: String,
+    pub(crate) home: String,
 }
 
 /// `/etc/passwd` and `/etc/group` of an image, as far as they exist.
 #[derive(Clone, Debug, Default)]
-pub struct Accounts {
+pub(crate) struct Accounts {
     passwd: String,
     group: String,
 }
 
 impl Accounts {
-    /// Reads both from an image's layers, the top one first, never leaving a layer. A file of more than 4 MiB counts as
-    /// none.
+    /// Reads both from an image's layers, the top one first, never leaving a layer; what an upper layer has removed is not there. A
+    /// file of more than 4 MiB counts as none.
     #[must_use]
-    pub fn read(lower: &[PathBuf]) -> Self {
-        let read = |name: &str| lower.iter().find_map(|layer| read_in(layer, name)).unwrap_or_default();
-        Self { passwd: read("etc/passwd"), group: read("etc/group") }
+    pub(crate) fn read(lower: &[PathBuf]) -> Self {
+        let read = |name: &str| {
+            let found = lower.iter().find_map(|layer| match look(layer, name) {
+                Looked::Found(text) => Some(text),
+                Looked::Hidden => Some(String::new()),
+                Looked::Absent => None,
+            });
+            found.unwrap_or_default()
+        };
+        Self { passwd: read("passwd"), group: read("group") }
     }
 
     fn passwd(&self) -> impl Iterator<Item = Vec<&str>> {
@@ -48,14 +55,50 @@ impl Accounts {
     }
 }
 
-fn read_in(layer: &std::path::Path, name: &str) -> Option<String> {
+/// What one layer says of a file in /etc.
+enum Looked {
+    Found(String),
+    /// It is removed here: layers below do not count.
+    Hidden,
+    Absent,
+}
+
+fn look(layer: &Path, name: &str) -> Looked {
+    let Ok(root) = std::fs::File::open(layer) else { return Looked::Absent };
+    let file = Path::new("etc").join(name);
+    if [Path::new("etc"), &file].iter().any(|path| is_whiteout(&root, path)) {
+        return Looked::Hidden;
+    }
+    match read_in(&root, &file) {
+        Some(text) => Looked::Found(text),
+        None if is_opaque(&root, Path::new("etc")) => Looked::Hidden,
+        None => Looked::Absent,
+    }
+}
+
+/// As overlay has it: a character device 0:0.
+fn is_whiteout(root: &std::fs::File, path: &Path) -> bool {
+    let flags = OFlags::PATH | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let stat = open_in_root(root, path, flags).ok().and_then(|file| rustix::fs::fstat(file).ok());
+    stat.is_some_and(|stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
+    })
+}
+
+fn is_opaque(root: &std::fs::File, path: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut value = [0; 1];
+    let length = open_in_root(root, path, flags).ok().and_then(|directory| {
+        rustix::fs::fgetxattr(directory, "trusted.overlay.opaque", &mut value[..]).ok()
+    });
+    length == Some(1) && value == *b"y"
+}
+
+fn read_in(root: &std::fs::File, path: &Path) -> Option<String> {
     use std::io::Read;
-    let root = std::fs::File::open(layer).ok()?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = open_in_root(&root, std::path::Path::new(name), flags).ok()?;
-    let regular = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode);
-    let _ = Mode::empty();
-    if regular != rustix::fs::FileType::RegularFile {
+    let file = open_in_root(root, path, flags).ok()?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&file).ok()?.st_mode) != FileType::RegularFile {
         return None;
     }
     let mut text = String::new();
@@ -67,7 +110,7 @@ fn read_in(layer: &std::path::Path, name: &str) -> Option<String> {
 ///
 /// # Errors
 /// When a name is unknown, an id is out of range, or a group is given without a user.
-pub fn resolve(
+pub(crate) fn resolve(
     security: &v1::LinuxContainerSecurityContext,
     image_user: &str,
     accounts: &Accounts,
@@ -177,6 +220,39 @@ mod tests {
             let user = resolve(&Default::default(), given, &accounts()).expect(given);
             assert_eq!(user, ResolvedUser { uid, gid, additional_gids: gids, home: home.into() }, "{given}");
         }
+    }
+
+    /// Two layers: the lower one has an account.
+    fn layers() -> (tempfile::TempDir, Vec<PathBuf>) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let layers = vec![dir.path().join("upper"), dir.path().join("lower")];
+        layers.iter().for_each(|layer| std::fs::create_dir_all(layer.join("etc")).expect("made"));
+        std::fs::write(layers[1].join("etc/passwd"), "app:x:7:7::/:/bin/sh\n").expect("written");
+        (dir, layers)
+    }
+
+    #[test]
+    fn accounts_that_an_upper_layer_removed_are_not_there() {
+        let (_dir, layers) = layers();
+        let uid = || resolve(&Default::default(), "app", &Accounts::read(&layers)).ok().map(|user| user.uid);
+        assert_eq!(uid(), Some(7));
+        let whiteout = layers[0].join("etc/passwd");
+        rustix::fs::mknodat(rustix::fs::CWD, &whiteout, FileType::CharacterDevice, 0o644.into(), 0)
+            .expect("a whiteout");
+        assert_eq!(uid(), None);
+        std::fs::remove_file(&whiteout).expect("removed");
+        std::fs::write(&whiteout, "app:x:8:8::/:/bin/sh\n").expect("written");
+        assert_eq!(uid(), Some(8));
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn an_opaque_directory_hides_the_accounts_below() {
+        let (_dir, layers) = layers();
+        let etc = std::fs::File::open(layers[0].join("etc")).expect("open");
+        rustix::fs::fsetxattr(etc, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty())
+            .expect("set");
+        resolve(&Default::default(), "app", &Accounts::read(&layers)).expect_err("no such account");
     }
 
     #[test]

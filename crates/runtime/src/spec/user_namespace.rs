@@ -11,7 +11,7 @@ use super::SpecError;
 ///
 /// # Errors
 /// When the mode is no pod's, or the mappings do not fit it.
-pub fn user_namespace(options: &v1::NamespaceOption) -> Result<Option<UserPlan>, SpecError> {
+pub(crate) fn user_namespace(options: &v1::NamespaceOption) -> Result<Option<UserPlan>, SpecError> {
     let Some(asked) = &options.userns_options else { return Ok(None) };
     let uid = one(&asked.uids).map_err(|problem| invalid(&format!("UID mapping: {problem}")))?;
     let gid = one(&asked.gids).map_err(|problem| invalid(&format!("GID mapping: {problem}")))?;

@@ -69,6 +69,10 @@ impl Exits {
         receiver
     }
 
+    pub(super) fn of(&self, container: &str) -> Option<ExitRecord> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).known.get(container).cloned()
+    }
+
     pub(super) fn forget(&self, container: &str) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).known.remove(container);
     }

@@ -5,12 +5,24 @@ use std::time::Duration;
 
 use host::cgroup::{Cgroup, CgroupError};
 
-/// Kills everything in a pod's or container's cgroup and below it, and returns once it has ended. Processes that the kernel
-/// cannot kill (waiting for a dead disk) make this wait; the caller bounds it.
+/// How long processes get to be gone once they are killed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Kills everything in a pod's or container's cgroup and below it, and returns once it has ended.
+///
+/// # Errors
+/// When there still are processes after 10 s: the kernel cannot kill what waits for a dead disk.
+#[expect(clippy::disallowed_methods, reason = "how long it has been tried is measured")]
 pub async fn kill_pod(cgroup: &Cgroup) -> Result<(), CgroupError> {
+    let begun = std::time::Instant::now();
     let mut pause = Duration::from_millis(1);
     while is_populated(cgroup) {
         cgroup.kill()?;
+        if begun.elapsed() > PATIENCE {
+            let path = cgroup.directories().next().map(|(_, path)| path.to_owned()).unwrap_or_default();
+            let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "they are killed and do not end");
+            return Err(CgroupError::File { action: "wait for the processes in", path, source });
+        }
         // The end of a whole tree has no descriptor to wait for on v1.
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_millis(100));

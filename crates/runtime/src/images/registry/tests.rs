@@ -27,7 +27,7 @@ async fn a_pulled_image_has_its_tag_and_digest_and_a_second_pull_fetches_no_cont
     let pulled = store.get(&name).expect("listed");
     assert_eq!(pulled.repo_tags, std::slice::from_ref(&name));
     assert_eq!(pulled.repo_digests, [format!("{}/org/app@{}", server.authority, image.manifest.digest)]);
-    let lower = store.snapshot(&pulled).await.expect("snapshot");
+    let lower = store.snapshot(&pulled).expect("snapshot").lower;
     assert_eq!(std::fs::read_to_string(lower[0].join("etc/motd")).expect("read"), "hi");
     let steps = std::mem::take(&mut *seen.lock().expect("log"));
     assert!(matches!(&steps[0], Progress::Resolved { layers, .. } if layers.len() == 2), "{steps:?}");
