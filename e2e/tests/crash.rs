@@ -1,7 +1,7 @@
 //! `kill -9` of the agent at any moment of a start: afterwards all of it is there or nothing, and nothing is started twice.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,9 +13,36 @@ use e2e::cri_server::{CriServer, Implementation};
 use e2e::requests::{self, Runtime};
 use e2e::test_host::eventually;
 
-/// A start takes some 10 ms: moments from its request to after its answer.
-fn moments(step: Duration) -> impl Iterator<Item = Duration> {
-    (0..16).map(move |count| step * count)
+/// When the agent is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moment {
+    /// So long after the request.
+    After(Duration),
+    /// As soon as a record says that phase.
+    In(&'static str),
+    /// Once it has answered.
+    Answered,
+}
+
+/// A start takes some 10 ms: moments from its request to after its answer, and those at which a record says `phase`.
+fn moments(step: Duration, phase: &'static str) -> impl Iterator<Item = Moment> {
+    let timed = (0..16).map(move |count| Moment::After(step * count));
+    timed.chain(std::iter::repeat_n(Moment::In(phase), 8)).chain([Moment::Answered])
+}
+
+/// Whether a record of a sandbox or container below `state` says that phase.
+fn is_recorded(state: &Path, phase: &str) -> bool {
+    let sandboxes = state.join("sandboxes");
+    let records = names(sandboxes.clone()).into_iter().flat_map(|sandbox| {
+        let directory = sandboxes.join(sandbox);
+        let containers = directory.join("containers");
+        let inside = names(containers.clone()).into_iter().map(move |name| containers.join(name));
+        std::iter::once(directory).chain(inside)
+    });
+    let word = format!("\"phase\": \"{phase}\"");
+    records
+        .map(|directory| std::fs::read_to_string(directory.join("record.json")))
+        .any(|text| text.is_ok_and(|text| text.contains(&word)))
 }
 
 fn start() -> Result<(tokio::runtime::Runtime, CriServer)> {
@@ -23,17 +50,31 @@ fn start() -> Result<(tokio::runtime::Runtime, CriServer)> {
     Ok((tokio, CriServer::start(Implementation::Podwright)?))
 }
 
-/// Sends a request, kills the agent after `moment`, starts another, and gives a client of it.
-async fn crash_during<F>(server: &mut CriServer, moment: Duration, request: F) -> Result<Runtime>
+/// Sends a request, kills the agent at that moment, starts another, and gives a client of it and whether the phase that it was killed for
+/// is what the dead one left.
+async fn crash_during<F>(server: &mut CriServer, moment: Moment, request: F) -> Result<(Runtime, bool)>
 where
     F: Future<Output = Result<String>> + Send + 'static,
 {
+    let node = server.node().context("our node")?;
+    let state = node.state();
     let asked = tokio::spawn(request);
-    tokio::time::sleep(moment).await;
-    server.crash_and_restart()?;
+    match moment {
+        Moment::After(time) => tokio::time::sleep(time).await,
+        // No event comes in time: the phase is over in a few milliseconds.
+        Moment::In(phase) => while !is_recorded(&state, phase) && !asked.is_finished() {},
+        Moment::Answered => {
+            while !asked.is_finished() {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    node.crash();
+    let caught = matches!(moment, Moment::In(phase) if is_recorded(&state, phase));
+    server.restart()?;
     // Whether it was answered does not matter: the client of an agent that dies cannot rely on it.
     let _ = asked.await?;
-    Ok(server.clients().await?.0)
+    Ok((server.clients().await?.0, caught))
 }
 
 /// What the machine holds for sandboxes, by the sandbox's id.
@@ -98,12 +139,14 @@ fn killing_the_agent_while_it_makes_a_sandbox_leaves_all_or_nothing() -> Result<
     let (tokio, mut server) = start()?;
     tokio.block_on(async {
         let mut runtime = server.clients().await?.0;
-        let (mut whole, mut nothing) = (0, 0);
-        for (count, moment) in moments(Duration::from_millis(1)).enumerate() {
+        let (mut whole, mut nothing, mut half) = (0, 0, 0);
+        for (count, moment) in moments(Duration::from_millis(1), "creating").enumerate() {
             let pod = requests::pod(server.host.path(), &format!("pod-{count}"));
             let asked = pod.clone();
             let request = async move { requests::run_pod(&mut runtime, &asked).await };
-            runtime = crash_during(&mut server, moment, request).await?;
+            let caught;
+            (runtime, caught) = crash_during(&mut server, moment, request).await?;
+            half += usize::from(caught);
             let left = check_held(&mut server, &mut runtime).await?;
             match left.iter().next() {
                 Some(id) => {
@@ -125,9 +168,8 @@ fn killing_the_agent_while_it_makes_a_sandbox_leaves_all_or_nothing() -> Result<
             ensure!(check_held(&mut server, &mut runtime).await?.is_empty(), "something is left");
         }
         ensure!(
-            nothing > 0,
-            "no moment was before the end ({whole} of {} sandboxes were whole)",
-            whole + nothing
+            whole > 0 && nothing > 0 && half > 0,
+            "not every kind of moment was hit: {whole} whole, {nothing} undone, {half} of them half made"
         );
         Ok(())
     })
@@ -139,7 +181,8 @@ fn killing_the_agent_while_it_starts_a_container_starts_it_once() -> Result<()> 
     let (tokio, mut server) = start()?;
     tokio.block_on(async {
         let mut runtime = server.clients().await?.0;
-        for (count, moment) in moments(Duration::from_micros(500)).enumerate() {
+        let mut half = 0;
+        for (count, moment) in moments(Duration::from_micros(500), "starting").enumerate() {
             let pod = requests::pod(server.host.path(), &format!("pod-{count}"));
             let container = requests::container("c", &["/bin/sh", "-c", "echo started; exec sleep 1000"]);
             let sandbox = requests::run_pod(&mut runtime, &pod).await?;
@@ -149,7 +192,9 @@ fn killing_the_agent_while_it_starts_a_container_starts_it_once() -> Result<()> 
                 requests::start(&mut runtime, &id).await?;
                 Ok(id)
             };
-            runtime = crash_during(&mut server, moment, request).await?;
+            let caught;
+            (runtime, caught) = crash_during(&mut server, moment, request).await?;
+            half += usize::from(caught);
 
             let listed =
                 runtime.list_containers(ListContainersRequest::default()).await?.into_inner().containers;
@@ -171,6 +216,7 @@ fn killing_the_agent_while_it_starts_a_container_starts_it_once() -> Result<()> 
             remove(&mut runtime, &sandbox).await?;
             ensure!(check_held(&mut server, &mut runtime).await?.is_empty(), "something is left");
         }
+        ensure!(half > 0, "no moment was in a start");
         Ok(())
     })
 }
