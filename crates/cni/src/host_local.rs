@@ -8,7 +8,6 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use hostnet::route::anywhere;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::Value;
@@ -60,14 +59,6 @@ pub struct Range {
 }
 
 impl Range {
-    /// The whole of a subnet but its network address, its broadcast address and the gateway, which is the first one.
-    ///
-    /// # Errors
-    /// When the subnet is too small to give any.
-    pub fn whole(subnet: IpNet) -> Result<Self, CniError> {
-        Self::checked(&RangeConfig { subnet, range_start: None, range_end: None, gateway: None })
-    }
-
     fn checked(config: &RangeConfig) -> Result<Self, CniError> {
         let invalid =
             |why: String| CniError::new(Code::InvalidConfig, format!("range {}: {why}", config.subnet));
@@ -136,17 +127,6 @@ pub struct HostLocal {
 }
 
 impl HostLocal {
-    /// A configuration of our own: an address of each subnet, a default route of each family.
-    ///
-    /// # Errors
-    /// When a subnet is too small.
-    pub fn of_subnets(network: &str, subnets: &[IpNet], data_dir: &Path) -> Result<Self, CniError> {
-        let set = |subnet: &IpNet| Range::whole(*subnet).map(|range| vec![range]);
-        let range_sets = subnets.iter().map(set).collect::<Result<_, _>>()?;
-        let routes = subnets.iter().map(|subnet| Route { dst: anywhere(subnet.addr()), gw: None }).collect();
-        Ok(Self { range_sets, routes, requested: Vec::new(), directory: data_dir.join(network) })
-    }
-
     /// Parses the `ipam` object, and the `ips` of `runtimeConfig`.
     ///
     /// # Errors
@@ -350,11 +330,19 @@ mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
 
     fn allocator(subnet: &str, directory: &Path) -> HostLocal {
-        HostLocal::of_subnets("net", &[subnet.parse().expect("a subnet")], directory).expect("valid")
+        of_subnets(&[subnet], directory)
+    }
+
+    /// An address of each subnet.
+    fn of_subnets(subnets: &[&str], directory: &Path) -> HostLocal {
+        let sets: Vec<Value> = subnets.iter().map(|subnet| json!([{ "subnet": subnet }])).collect();
+        let ipam = json!({ "type": "host-local", "ranges": sets, "dataDir": directory });
+        HostLocal::parse("net", &ipam, &Value::Null).expect("valid")
     }
 
     #[test]
@@ -383,9 +371,8 @@ mod tests {
     #[test]
     fn an_address_may_be_asked_for_once() {
         let directory = tempfile::tempdir().expect("a directory");
-        let ipam =
-            serde_json::json!({ "type": "host-local", "subnet": "10.1.0.0/24", "dataDir": directory.path() });
-        let wish = serde_json::json!({ "ips": ["10.1.0.7/24"] });
+        let ipam = json!({ "type": "host-local", "subnet": "10.1.0.0/24", "dataDir": directory.path() });
+        let wish = json!({ "ips": ["10.1.0.7/24"] });
         let ipam = HostLocal::parse("n", &ipam, &wish).expect("valid");
         assert_eq!(ipam.add("a", "eth0").expect("free").ips[0].address.to_string(), "10.1.0.7/24");
         assert!(ipam.add("b", "eth0").expect_err("taken").message.contains("10.1.0.7"));
@@ -394,9 +381,7 @@ mod tests {
     #[test]
     fn both_families_are_leased_together_or_not_at_all() {
         let directory = tempfile::tempdir().expect("a directory");
-        let nets = ["10.1.0.0/24", "fd00:1::/126"].map(|net| net.parse().expect("a net"));
-        let ipam = HostLocal::of_subnets("net", &nets, directory.path()).expect("valid");
-        assert_eq!(ipam.routes.len(), 2);
+        let ipam = of_subnets(&["10.1.0.0/24", "fd00:1::/126"], directory.path());
         let leased = ipam.add("a", "eth0").expect("free");
         assert_eq!(leased.ips[1].address.to_string(), "fd00:1::2/126");
         ipam.add("b", "eth0").expect("free");
@@ -412,12 +397,9 @@ mod tests {
 
     #[test]
     fn unknown_fields_are_refused_by_name() {
-        let error = HostLocal::parse(
-            "n",
-            &serde_json::json!({ "type": "host-local", "subnett": "10.0.0.0/8" }),
-            &Value::Null,
-        )
-        .expect_err("a typo");
+        let error =
+            HostLocal::parse("n", &json!({ "type": "host-local", "subnett": "10.0.0.0/8" }), &Value::Null)
+                .expect_err("a typo");
         assert!(format!("{:?}", error.source).contains("subnett"), "{error:?}");
     }
 
