@@ -94,20 +94,14 @@ impl CniError {
     /// The JSON object that a plugin prints (CNI 1.1 §5).
     #[must_use]
     pub fn to_json(&self, version: &str) -> Value {
-        let details = self.causes().join(": ");
+        let details = self.source.as_ref().map(|cause| host::error::chain(&**cause)).unwrap_or_default();
         json!({ "cniVersion": version, "code": self.code.number(), "msg": self.message, "details": details })
     }
 
     /// The message with its causes.
     #[must_use]
     pub fn chain(&self) -> String {
-        [vec![self.message.clone()], self.causes()].concat().join(": ")
-    }
-
-    fn causes(&self) -> Vec<String> {
-        std::iter::successors(std::error::Error::source(self), |error| error.source())
-            .map(ToString::to_string)
-            .collect()
+        host::error::chain(self)
     }
 }
 

@@ -10,3 +10,6 @@ pub mod netfilter;
 mod netlink;
 pub mod route;
 pub mod vxlan;
+
+/// How errors are told in one line, for those who have them from here.
+pub use host::error::chain;

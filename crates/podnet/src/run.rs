@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use apiserver::{Heard, Watch};
+use hostnet::chain;
 use hostnet::link::{LinkError, Netlink};
 use hostnet::monitor::NetworkMonitor;
 use hostnet::netfilter::{Owner, PerFamily, Ruleset, WriterHandle};
@@ -248,16 +249,6 @@ async fn until(moment: Option<Instant>) {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

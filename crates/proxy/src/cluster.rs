@@ -229,7 +229,7 @@ impl Shell {
                 tracing::info!("the service proxy is off: its chains are left as they are, to kube-proxy");
                 self.health.close();
                 if let Err(error) = self.programmer.release().await {
-                    tracing::warn!(error = crate::program::chain(&error), "release the chains of Services");
+                    tracing::warn!(error = hostnet::chain(&error), "release the chains of Services");
                 }
             }
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use hostnet::chain;
 use hostnet::conntrack::{self, ConntrackError};
 use hostnet::netfilter::{Family, Owner, PerFamily, Ruleset, WriteError, WriterHandle};
 use ipnet::IpNet;
@@ -146,15 +147,4 @@ fn of_family(nets: &[IpNet], family: Family) -> Option<IpNet> {
 fn only_udp(services: &ServiceMap) -> ServiceMap {
     let udp = services.iter().filter(|(name, _)| name.protocol == Protocol::Udp);
     udp.map(|(name, port)| (name.clone(), port.clone())).collect()
-}
-
-/// An error with its causes, for a report.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

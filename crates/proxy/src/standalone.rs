@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use hostnet::chain;
 use hostnet::netfilter::WriterHandle;
 use ipnet::IpNet;
 use manifest::Loaded;
 use tokio::sync::watch;
 
-use crate::program::{Programmer, Surroundings, chain};
+use crate::program::{Programmer, Surroundings};
 use crate::report::{Problem, ProxyReport};
 use crate::run::{Config, LocalPod, Outcome, ProxyError, Retry};
 use crate::source::{self, Allocations, Ranges};
