@@ -39,7 +39,15 @@ pub enum ProgramError {
     Failed {
         /// Its name.
         program: String,
-        /// Its error output, with the rule that it points at.
+        /// Its error output.
+        message: String,
+    },
+    /// It does not take a line of what it was fed.
+    #[error("{program}: {message}")]
+    Refused {
+        /// Its name.
+        program: String,
+        /// Its error output, with the line that it names.
         message: String,
     },
 }
@@ -136,15 +144,17 @@ impl Programs {
             .spawn()
             .map_err(|source| missing_or(&name, source))?;
         own.note(child.id());
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).map_err(fail)?;
-        }
+        // Who refuses a line reads no further: what it says of it counts, and not that the pipe broke.
+        let fed = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
         let output = child.wait_with_output().map_err(fail)?;
         if output.status.success() {
-            return Ok(());
+            return fed.map_err(fail);
         }
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        Err(ProgramError::Failed { program: name.clone(), message: with_line(&stderr, input) })
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(match named_line(&message, input) {
+            Some(rule) => ProgramError::Refused { message: format!("{message} ({rule})"), program: name },
+            None => ProgramError::Failed { program: name, message },
+        })
     }
 }
 
@@ -184,27 +194,59 @@ fn weigh(saved: &str) -> usize {
 }
 
 /// iptables-restore names the line by number ("line 12 failed"): the line itself is what a reader needs.
-fn with_line(stderr: &str, input: &str) -> String {
-    let message = stderr.trim();
+fn named_line<'a>(message: &str, input: &'a str) -> Option<&'a str> {
     let mut words = message.split(|c: char| !c.is_ascii_alphanumeric()).skip_while(|word| *word != "line");
-    let line = words.nth(1).and_then(|number| number.parse::<usize>().ok());
-    match line.and_then(|number| input.lines().nth(number.saturating_sub(1))) {
-        Some(rule) => format!("{message} ({rule})"),
-        None => message.to_owned(),
-    }
+    // "at line: 12"
+    let number: usize = words.by_ref().skip(1).find(|word| !word.is_empty())?.parse().ok()?;
+    input.lines().nth(number.checked_sub(1)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
+    /// The programs of a machine whose iptables-restore is that script.
+    fn restoring_by(script: &str) -> (tempfile::TempDir, Programs) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("restore");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("written");
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).expect("executable");
+        let programs = Programs { backend: Backend::Nft, save: "true".into(), restore: path };
+        (dir, programs)
+    }
+
     #[test]
-    fn the_failing_line_is_shown() {
-        let message = with_line(
-            "iptables-restore v1.8.9 (nf_tables): line 2 failed\n",
-            "*nat\n-A KUBE-A -j NOWHERE\nCOMMIT\n",
-        );
-        assert!(message.ends_with("(-A KUBE-A -j NOWHERE)"), "{message}");
+    fn the_line_that_is_refused_is_shown() {
+        let input = "*nat\n-A KUBE-A -j NOWHERE\nCOMMIT\n";
+        for (message, expect) in [
+            ("iptables-restore v1.8.9 (nf_tables): line 2 failed", Some("-A KUBE-A -j NOWHERE")),
+            (
+                "v1.8.9 (legacy): Couldn't load match `x'\n\nError occurred at line: 2\nTry",
+                Some("-A KUBE-A -j NOWHERE"),
+            ),
+            ("iptables-restore: line 3 failed", Some("COMMIT")),
+            ("line 9: RULE_APPEND failed", None),
+            ("Another app is currently holding the xtables lock.", None),
+        ] {
+            assert_eq!(named_line(message, input), expect, "{message}");
+        }
+    }
+
+    /// It has ended before it has read what does not fit into a pipe.
+    #[test]
+    fn what_a_program_says_counts_also_when_it_does_not_read_all() {
+        let input = format!("*nat\n-A KUBE-A -j NOWHERE\n{}COMMIT\n", "-A KUBE-B -j RETURN\n".repeat(50_000));
+        let (_dir, programs) = restoring_by("echo 'line 2 failed' >&2; exit 1");
+        let refused = programs.restore(&input).expect_err("refused");
+        let told = refused.to_string();
+        assert!(told.ends_with("restore: line 2 failed (-A KUBE-A -j NOWHERE)"), "{told}");
+        assert!(matches!(refused, ProgramError::Refused { .. }), "{refused:?}");
+        let (_dir, programs) = restoring_by("echo 'Another app holds the lock' >&2; exit 4");
+        assert!(matches!(programs.restore(&input), Err(ProgramError::Failed { .. })));
+        let (_dir, programs) = restoring_by("exit 0");
+        assert!(matches!(programs.restore(&input), Err(ProgramError::Run { .. })), "it cannot have read all");
     }
 
     #[test]
