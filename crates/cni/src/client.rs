@@ -442,9 +442,13 @@ impl Client {
         let Some(needs) = programmed.needs.remove(&key) else { return Ok(()) };
         let ports = needs.ports.clone();
         // A network's masquerade and forwarding outlive its last pod: the next one needs them again.
-        let kept = needs.of_the_network();
+        let kept = needs.clone().of_the_network();
         programmed.needs.entry(network_key(&entry.network.name)).or_default().join(kept);
-        self.submit(&mut programmed).await?;
+        if let Err(error) = self.submit(&mut programmed).await {
+            // They are there still: the next DEL takes them back.
+            programmed.needs.insert(key, needs);
+            return Err(error);
+        }
         drop(programmed);
         flush_udp(ports, ended_flows).await
     }
@@ -473,6 +477,8 @@ impl Client {
         if programmed.submitted.as_ref() == Some(&wanted) {
             return Ok(());
         }
+        // After a failure the writer has neither for certain.
+        programmed.submitted = None;
         let written = self.netfilter.submit(Owner::Cni, wanted.clone()).await;
         written
             .map_err(|error| CniError::caused(Code::Internal, "write the rules of pods' networks", error))?;
