@@ -13,6 +13,7 @@ pub(crate) fn write(chains: &[&str], place: &Place, needs: &Needs) -> Result<(),
     let wanted = rules::render([needs].into_iter(), place);
     for family in Family::ALL {
         let Some((programs, seen)) = read(family, chains, place, wanted.of(family))? else { continue };
+        // What a former call left is not taken for what is wanted now: it stays in iptables' words.
         if let Some(input) = render_restore(&seen, wanted.of(family)) {
             programs.restore(&input).map_err(program)?;
         }
@@ -30,14 +31,18 @@ pub(crate) fn check(chains: &[&str], place: &Place, needs: &Needs) -> Result<(),
     let wanted = rules::render([needs].into_iter(), place);
     for family in Family::ALL {
         let read = read(family, chains, place, wanted.of(family))?;
-        if read.is_some_and(|(_, seen)| render_restore(&seen, wanted.of(family)).is_some()) {
+        let is_missing = |seen: &Ruleset| {
+            let seen = in_words_of(wanted.of(family), seen);
+            render_restore(&seen, wanted.of(family)).is_some()
+        };
+        if read.is_some_and(|(_, seen)| is_missing(&seen)) {
             return Err(CniError::new(Code::Internal, "netfilter rules of the container are missing"));
         }
     }
     Ok(())
 }
 
-/// What is there of the container, in the words of what is wanted. Where nothing is wanted, nothing need be installed.
+/// What is there of the container. Where nothing is wanted, nothing need be installed.
 fn read(
     family: Family,
     chains: &[&str],
@@ -51,7 +56,7 @@ fn read(
         Err(ProgramError::Missing { .. }) if wanted.is_empty() => Ok(None),
         Err(_) if wanted.is_empty() && family == Family::V6 => Ok(None),
         Err(error) => Err(program(error)),
-        Ok((saved, programs)) => Ok(Some((programs, in_words_of(wanted, &parse_saved(&saved, &prefixes))))),
+        Ok((saved, programs)) => Ok(Some((programs, parse_saved(&saved, &prefixes)))),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use hostnet::netfilter::WriteError;
+use hostnet::netfilter::{Owner, WriteError};
 use serde_json::Value;
 
 use super::{Attachment, Client};
@@ -26,7 +26,7 @@ impl Client {
     /// Looks whether attachments still are as they were added; changes nothing of them. Rules of the bundled plugins that
     /// somebody else removed are back when this returns.
     pub async fn check(&self, attachments: &[Attachment]) -> Vec<Result<Checked, CniError>> {
-        let rules = self.netfilter.inspect().await;
+        let rules = self.netfilter.inspect(Owner::Cni).await;
         let mut all = Vec::new();
         for attachment in attachments {
             all.push(self.check_one(attachment, &rules).await);

@@ -3,6 +3,7 @@
 //! Owners (the proxy, the CNI client) submit the whole of what they want; [`render_restore`] finds what changed, and the
 //! [`Writer`] hands that to one `iptables-restore --noflush`. What somebody else flushes is put back within seconds.
 
+mod programmed;
 mod programs;
 mod render;
 mod ruleset;

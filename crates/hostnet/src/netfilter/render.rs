@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use super::ruleset::{Hook, Position, Ruleset, Table};
+use super::ruleset::{Hook, Position, Ruleset, Table, jump_target};
 
 /// The input that brings `programmed` to `wanted`, or nothing when they are equal.
 ///
@@ -145,7 +145,7 @@ pub fn in_words_of(written: &Ruleset, saved: &Ruleset) -> Ruleset {
         builtins.sort_unstable();
         builtins.dedup();
         for builtin in builtins {
-            let (found, wanted) = (hooks_in(saved, table, builtin), hooks_in(written, table, builtin));
+            let (found, wanted) = (saved.hooks_of(table, builtin), written.hooks_of(table, builtin));
             let same = targets(&found) == targets(&wanted);
             for hook in if same { wanted } else { found } {
                 seen.hook(table, builtin, &hook.rule, hook.position);
@@ -155,21 +155,8 @@ pub fn in_words_of(written: &Ruleset, saved: &Ruleset) -> Ruleset {
     seen
 }
 
-/// The jumps of one built-in chain in the order in which they stand.
-fn hooks_in<'a>(ruleset: &'a Ruleset, table: Table, builtin: &str) -> Vec<&'a Hook> {
-    let of_chain = || ruleset.hooks(table).iter().filter(|hook| hook.builtin == builtin);
-    let first = of_chain().filter(|hook| hook.position == Position::First);
-    first.chain(of_chain().filter(|hook| hook.position == Position::Last)).collect()
-}
-
 fn targets<'a>(hooks: &[&'a Hook]) -> Vec<Option<&'a str>> {
-    hooks.iter().map(|hook| jump_target(&hook.rule)).collect()
-}
-
-fn jump_target(rule: &str) -> Option<&str> {
-    let mut words = rule.split(' ');
-    words.find(|word| *word == "-j" || *word == "-g")?;
-    words.next()
+    hooks.iter().map(|hook| hook.target()).collect()
 }
 
 #[cfg(test)]

@@ -106,6 +106,20 @@ pub struct Hook {
     pub position: Position,
 }
 
+impl Hook {
+    /// The chain that it leads to.
+    pub(super) fn target(&self) -> Option<&str> {
+        jump_target(&self.rule)
+    }
+}
+
+/// The chain that a rule leads to.
+pub(super) fn jump_target(rule: &str) -> Option<&str> {
+    let mut words = rule.split(' ');
+    words.find(|word| *word == "-j" || *word == "-g")?;
+    words.next()
+}
+
 /// What one owner wants, or what all want together: chains with their rules in order, and jumps into them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ruleset {
@@ -174,6 +188,46 @@ impl Ruleset {
     #[must_use]
     pub fn hooks(&self, table: Table) -> &[Hook] {
         self.hooks.get(&table).map_or(&[], Vec::as_slice)
+    }
+
+    /// The jumps of one built-in chain, in the order in which they stand.
+    pub(super) fn hooks_of(&self, table: Table, builtin: &str) -> Vec<&Hook> {
+        let of_chain = || self.hooks(table).iter().filter(|hook| hook.builtin == builtin);
+        let first = of_chain().filter(|hook| hook.position == Position::First);
+        first.chain(of_chain().filter(|hook| hook.position == Position::Last)).collect()
+    }
+
+    /// The chains whose names begin with `prefix`, and the jumps into them.
+    pub(super) fn of_prefix(&self, prefix: &str) -> Self {
+        let mut part = Self::default();
+        for ((table, name), rules) in self.chains.iter().filter(|((_, name), _)| name.starts_with(prefix)) {
+            part.chain(*table, name, rules.clone());
+        }
+        for (table, hooks) in &self.hooks {
+            let leads_there = |hook: &&Hook| hook.target().is_some_and(|target| target.starts_with(prefix));
+            for hook in hooks.iter().filter(leads_there) {
+                part.hook(*table, &hook.builtin, &hook.rule, hook.position);
+            }
+        }
+        part
+    }
+
+    /// What both say alike: chains with the same rules, and jumps of those built-in chains of which both say the same.
+    pub(super) fn in_common_with(&self, other: &Self) -> Self {
+        let mut common = Self::default();
+        for ((table, name), rules) in &self.chains {
+            if other.rules(*table, name) == Some(rules.as_slice()) {
+                common.chain(*table, name, rules.clone());
+            }
+        }
+        for (table, hooks) in &self.hooks {
+            let is_alike =
+                |hook: &&Hook| self.hooks_of(*table, &hook.builtin) == other.hooks_of(*table, &hook.builtin);
+            for hook in hooks.iter().filter(is_alike) {
+                common.hook(*table, &hook.builtin, &hook.rule, hook.position);
+            }
+        }
+        common
     }
 
     /// Whether it says nothing at all.

@@ -1,15 +1,17 @@
 //! The one task per process that programs netfilter: owners submit what they want, it writes the difference.
 //!
-//! Submissions that arrive while a restore runs are written together by the next one. When somebody else may have changed
-//! the tables, what is there is compared with what was written, and what is missing put back.
+//! Submissions that arrive while a restore runs are written together by the next one, and each owner is answered for its
+//! own. When somebody else may have changed the tables, what is there is compared with what was written, and what is missing
+//! put back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use host::error::chain;
 use tokio::sync::{mpsc, oneshot};
 
+use super::programmed::{Failures, Occasion, OwnTables, Programmed, Wanted};
 use super::programs::{OwnPrograms, ProgramError, Programs};
-use super::render::{in_words_of, parse_saved, render_restore};
 use super::ruleset::{Family, PerFamily, Ruleset};
 use super::watch::Watcher;
 
@@ -54,7 +56,7 @@ enum Command {
     Submit { owner: Owner, rules: PerFamily<Ruleset>, done: oneshot::Sender<Result<(), WriteError>> },
     Clear { owners: Vec<Owner>, done: oneshot::Sender<Result<(), WriteError>> },
     Release { owner: Owner, done: oneshot::Sender<Result<(), WriteError>> },
-    Inspect { done: oneshot::Sender<Result<(), WriteError>> },
+    Inspect { owner: Owner, done: oneshot::Sender<Result<(), WriteError>> },
 }
 
 /// Starts writers; see the module.
@@ -82,7 +84,7 @@ impl WriterHandle {
     /// Makes `rules` the whole of what `owner` wants; returns when they are programmed.
     ///
     /// # Errors
-    /// When iptables is missing or refuses: the former rules stay, and the next submission tries again.
+    /// When iptables is missing or refuses these rules: the former ones stay, and the next submission tries again.
     pub async fn submit(&self, owner: Owner, rules: PerFamily<Ruleset>) -> Result<(), WriteError> {
         let (done, answer) = oneshot::channel();
         self.send(Command::Submit { owner, rules, done }, answer).await
@@ -107,13 +109,13 @@ impl WriterHandle {
         self.send(Command::Release { owner, done }, answer).await
     }
 
-    /// Reads what is there of everyone's rules, and puts back what is missing; returns when it is there.
+    /// Reads what is there of everyone's rules, and puts back what is missing; returns when that of `owner` is there.
     ///
     /// # Errors
     /// When iptables is missing or refuses.
-    pub async fn inspect(&self) -> Result<(), WriteError> {
+    pub async fn inspect(&self, owner: Owner) -> Result<(), WriteError> {
         let (done, answer) = oneshot::channel();
-        self.send(Command::Inspect { done }, answer).await
+        self.send(Command::Inspect { owner, done }, answer).await
     }
 
     async fn send(
@@ -126,18 +128,10 @@ impl WriterHandle {
     }
 }
 
-/// What is programmed now in one family, as far as we know.
-struct State {
-    programs: Programs,
-    programmed: Ruleset,
-    /// Whose chains were looked for when it was read.
-    owners: BTreeSet<Owner>,
-}
-
 /// What was asked for so far.
 #[derive(Default)]
 struct Wishes {
-    rules: BTreeMap<Owner, PerFamily<Ruleset>>,
+    rules: BTreeMap<Owner, Arc<PerFamily<Ruleset>>>,
     /// Whoever submitted or was cleared: its chains that nobody wants go.
     owners: BTreeSet<Owner>,
     /// Whether everything of somebody's must go, in both families.
@@ -145,50 +139,43 @@ struct Wishes {
 }
 
 impl Wishes {
-    fn take(&mut self, command: Command) -> oneshot::Sender<Result<(), WriteError>> {
+    fn take(&mut self, command: Command) -> Waiting {
         match command {
             Command::Submit { owner, rules, done } => {
                 self.owners.insert(owner);
-                self.rules.insert(owner, rules);
-                done
+                self.rules.insert(owner, Arc::new(rules));
+                (vec![owner], done)
             }
             Command::Clear { owners, done } => {
                 self.rules.retain(|owner, _| !owners.contains(owner));
-                self.owners.extend(owners);
+                self.owners.extend(&owners);
                 self.cleared = true;
-                done
+                (owners, done)
             }
             Command::Release { owner, done } => {
                 self.owners.remove(&owner);
                 self.rules.remove(&owner);
-                done
+                (vec![owner], done)
             }
-            Command::Inspect { done } => done,
+            Command::Inspect { owner, done } => (vec![owner], done),
         }
     }
 
-    fn of(&self, family: Family) -> Ruleset {
-        let mut wanted = Ruleset::default();
-        for rules in self.rules.values() {
-            wanted.merge(rules.of(family));
-        }
-        wanted
+    fn of(&self, family: Family, asked: &BTreeSet<Owner>, occasion: Occasion) -> Wanted {
+        let (rules, owners) = (self.rules.clone(), self.owners.clone());
+        Wanted { family, rules, owners, asked: asked.clone(), occasion }
     }
 }
 
-/// Why what is programmed is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Occasion {
-    /// Owners want something else.
-    Wish,
-    /// Somebody else may have changed it.
-    Suspicion,
-}
+/// Who waits for what of whom.
+type Waiting = (Vec<Owner>, oneshot::Sender<Result<(), WriteError>>);
+
+/// What is known of each family; nothing before anything was wanted of it, or when it cannot be read.
+type States = PerFamily<Option<Programmed<OwnTables>>>;
 
 async fn run(mut commands: mpsc::Receiver<Command>) {
     let mut wishes = Wishes::default();
-    // Forgotten after a failure: then what is programmed is read again.
-    let mut states: PerFamily<Option<State>> = PerFamily::default();
+    let mut states = States::default();
     let own = Arc::new(OwnPrograms::default());
     let mut watcher = Watcher::idle();
     let mut batch = Vec::new();
@@ -202,117 +189,95 @@ async fn run(mut commands: mpsc::Receiver<Command>) {
             () = watcher.changed() => Occasion::Suspicion,
         };
         let inspects = batch.iter().any(|command| matches!(command, Command::Inspect { .. }));
-        let waiting: Vec<_> = batch.drain(..).map(|command| wishes.take(command)).collect();
-        let mut answer = write_all(&mut states, &wishes, occasion, &own).await;
+        let waiting: Vec<Waiting> = batch.drain(..).map(|command| wishes.take(command)).collect();
+        let asked = waiting.iter().flat_map(|(owners, _)| owners).copied().collect();
+        let mut failed = write_all(&mut states, &wishes, &asked, occasion, &own).await;
         if inspects {
-            answer = answer.and(write_all(&mut states, &wishes, Occasion::Suspicion, &own).await);
+            failed.extend(write_all(&mut states, &wishes, &asked, Occasion::Suspicion, &own).await);
         }
         let known = Family::ALL.into_iter().filter(|family| states.of(*family).is_some());
         let families: Vec<Family> = known.collect();
         if let Some(first) = families.first().and_then(|family| states.of(*family).as_ref()) {
-            watcher.settle(first.programs.backend, families, &own);
+            watcher.settle(first.tables.programs.backend, families, &own);
         }
-        if let (Occasion::Suspicion, Err(error)) = (occasion, &answer) {
-            tracing::warn!(%error, cause = ?std::error::Error::source(error).map(ToString::to_string), "flushed netfilter rules are not back yet");
+        if let (Occasion::Suspicion, Some(error)) = (occasion, failed.values().next()) {
+            tracing::warn!(error = chain(error), "flushed netfilter rules are not back yet");
             watcher.look_again();
         }
-        for done in waiting {
+        for (owners, done) in waiting {
+            let failure = owners.iter().find_map(|owner| failed.get(owner));
             // Whoever asked may have gone.
-            let _ = done.send(answer.clone());
+            let _ = done.send(failure.cloned().map_or(Ok(()), Err));
         }
     }
 }
 
+/// Brings both families to what is wanted; gives whose rules are not there then.
 async fn write_all(
-    states: &mut PerFamily<Option<State>>,
+    states: &mut States,
     wishes: &Wishes,
+    asked: &BTreeSet<Owner>,
     occasion: Occasion,
     own: &Arc<OwnPrograms>,
-) -> Result<(), WriteError> {
-    let mut outcome = Ok(());
+) -> BTreeMap<Owner, WriteError> {
+    let mut failed = BTreeMap::new();
     for family in Family::ALL {
         let state = states.of_mut(family);
-        match write(family, state.take(), wishes, occasion, own).await {
-            Ok(now) => *state = now,
-            Err(error) => outcome = outcome.and(Err(error)),
+        let wanted = wishes.of(family, asked, occasion);
+        // A node without IPv6 is not asked for its IPv6 rules.
+        if wanted.claimants().next().is_none() && state.is_none() && family == Family::V6 && !wishes.cleared {
+            continue;
+        }
+        let (former, own) = (state.take(), own.clone());
+        let work = tokio::task::spawn_blocking(move || write(former, &wanted, &own));
+        let (now, told) = work.await.unwrap_or_else(|_| (None, everybody(&WriteError::Ended)));
+        *state = now;
+        for (owner, error) in told {
+            failed.entry(owner).or_insert(error);
         }
     }
-    outcome
+    failed
 }
 
-/// Brings one family to what is wanted of it; nothing is known of a family in which nothing was ever wanted.
-async fn write(
-    family: Family,
-    state: Option<State>,
-    wishes: &Wishes,
-    occasion: Occasion,
-    own: &Arc<OwnPrograms>,
-) -> Result<Option<State>, WriteError> {
-    let (wanted, owners, own) = (wishes.of(family), wishes.owners.clone(), own.clone());
-    let unwanted = wanted.is_empty();
-    // A node without IPv6 is not asked for its IPv6 rules.
-    if unwanted && state.is_none() && family == Family::V6 && !wishes.cleared {
-        return Ok(None);
-    }
-    let work = tokio::task::spawn_blocking(move || {
-        match bring(family, state, wanted, owners, occasion, &own) {
-            // Where there is no iptables there are no rules to remove.
-            Err(ProgramError::Missing { .. } | ProgramError::Failed { .. })
-                if unwanted && family == Family::V6 =>
-            {
-                Ok(None)
-            }
-            Err(ProgramError::Missing { .. }) if unwanted => Ok(None),
-            other => other.map(Some),
+fn everybody(error: &WriteError) -> BTreeMap<Owner, WriteError> {
+    Owner::ALL.into_iter().map(|owner| (owner, error.clone())).collect()
+}
+
+type Written = (Option<Programmed<OwnTables>>, BTreeMap<Owner, WriteError>);
+
+/// Brings one family to what is wanted of it. Blocking.
+fn write(state: Option<Programmed<OwnTables>>, wanted: &Wanted, own: &Arc<OwnPrograms>) -> Written {
+    let is_unwanted = wanted.claimants().next().is_none();
+    match bring(state, wanted, own) {
+        Ok((state, failed)) => {
+            let told = failed.into_iter().map(|(owner, error)| (owner, WriteError::Program(error)));
+            (Some(state), told.collect())
         }
-    });
-    match work.await {
-        Ok(Ok(state)) => Ok(state),
-        Ok(Err(error)) => Err(WriteError::Program(Arc::new(error))),
-        Err(_) => Err(WriteError::Ended),
+        // Where there is no iptables there are no rules to remove.
+        Err(ProgramError::Missing { .. }) if is_unwanted => (None, BTreeMap::new()),
+        Err(error) => {
+            let mut failed = everybody(&WriteError::Program(Arc::new(error)));
+            if wanted.family == Family::V6 {
+                // A node may have no IPv6: that is nothing to those who want nothing of it.
+                failed.retain(|owner, _| wanted.claimants().any(|one| one == *owner));
+            }
+            (None, failed)
+        }
     }
 }
 
 fn bring(
-    family: Family,
-    state: Option<State>,
-    wanted: Ruleset,
-    owners: BTreeSet<Owner>,
-    occasion: Occasion,
-    own: &OwnPrograms,
-) -> Result<State, ProgramError> {
-    let read = |programs: &Programs, written: &Ruleset| -> Result<Ruleset, ProgramError> {
-        let prefixes: Vec<&str> = owners.iter().map(|owner| owner.prefix()).collect();
-        Ok(in_words_of(written, &parse_saved(&programs.save()?, &prefixes)))
-    };
+    state: Option<Programmed<OwnTables>>,
+    wanted: &Wanted,
+    own: &Arc<OwnPrograms>,
+) -> Result<(Programmed<OwnTables>, Failures), ProgramError> {
     let mut state = match state {
-        Some(state) if state.owners == owners && occasion == Occasion::Wish => state,
-        Some(state) => {
-            let programmed = read(&state.programs, &state.programmed)?;
-            State { programmed, owners: owners.clone(), ..state }
-        }
+        Some(state) => state,
         None => {
-            let programs = Programs::find(family)?;
-            let programmed = read(&programs, &wanted)?;
-            State { programs, programmed, owners: owners.clone() }
+            let tables = OwnTables { programs: Programs::find(wanted.family)?, own: own.clone() };
+            Programmed::read(tables, &wanted.owners)?
         }
     };
-    if let Some(input) = render_restore(&state.programmed, &wanted) {
-        match occasion {
-            Occasion::Wish => tracing::debug!(bytes = input.len(), "restoring netfilter rules"),
-            Occasion::Suspicion => {
-                tracing::warn!(
-                    ?family,
-                    bytes = input.len(),
-                    "somebody changed our netfilter rules; putting them back"
-                );
-            }
-        }
-        state.programs.restore_noted(&input, own)?;
-    }
-    // Which chains of others are there stays as it was read.
-    let mut now = wanted;
-    now.know_chains_of(&state.programmed);
-    state.programmed = now;
-    Ok(state)
+    let failed = state.bring(wanted)?;
+    Ok((state, failed))
 }
