@@ -247,3 +247,52 @@ fn our_plugins_answer_version_status_and_gc_as_programs() -> Result<()> {
     }
     Ok(())
 }
+
+/// A stand-alone ADD of our bridge in a network namespace of the host's own.
+#[test]
+#[ignore = "needs root"]
+fn another_add_of_our_bridge_leaves_the_first_one_s_connection_alone() -> Result<()> {
+    let host = TestHost::new()?;
+    let program = host.path().join("bridge");
+    std::os::unix::fs::symlink(parts::podwright(), &program)?;
+    host.run("ip", &["netns", "add", "pod"])?;
+    let leases = host.path().join("leases");
+    let config = json!({ "cniVersion": "1.0.0", "name": "net", "type": "bridge", "bridge": "cni9",
+        "isGateway": true, "ipMasq": true,
+        "ipam": { "type": "host-local", "dataDir": leases, "ranges": [[{ "subnet": "10.99.0.0/24" }]] } });
+    let call = |command: &str| {
+        let script = format!("echo '{config}' | {}", program.display());
+        let mut call = host.command("env");
+        call.args([&format!("CNI_COMMAND={command}"), "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0"]);
+        call.args(["CNI_NETNS=/run/netns/pod", "CNI_PATH=/nowhere", "sh", "-c", &script]);
+        call.output()
+    };
+    let is_connected = || -> Result<bool> {
+        let addresses = host.run("ip", &["-n", "pod", "-o", "address", "show", "dev", "eth0"])?;
+        let ports = host.run("ip", &["-o", "link", "show", "master", "cni9"])?;
+        Ok(addresses.contains("10.99.0.2/24") && ports.contains("veth"))
+    };
+    let rules = || host.run("iptables-save", &["-t", "nat"]);
+    ensure!(call("ADD")?.status.success());
+    ensure!(is_connected()?);
+    let before = rules()?;
+    ensure!(before.contains("CNI-MQ-"), "{before}");
+
+    let again = call("ADD")?;
+    let told: Value = serde_json::from_slice(&again.stdout)?;
+    let message = told["msg"].as_str().context("a message")?;
+    ensure!(!again.status.success() && message.contains("holds the address 10.99.0.2 already"), "{told}");
+    ensure!(is_connected()?);
+    ensure!(leases.join("net/10.99.0.2").exists() && !leases.join("net/10.99.0.3").exists());
+    let lines = |text: &str| text.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect();
+    let (now, then): (Vec<String>, Vec<String>) = (lines(&rules()?), lines(&before));
+    assert_eq!(now, then);
+
+    // Where the name is taken inside, what was begun is undone.
+    ensure!(call("DEL")?.status.success());
+    host.run("ip", &["-n", "pod", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1"])?;
+    ensure!(!call("ADD")?.status.success());
+    ensure!(!leases.join("net/10.99.0.3").exists(), "its lease is given back");
+    ensure!(!host.run("ip", &["-o", "link", "show", "master", "cni9"])?.contains("veth"));
+    host.run("ip", &["netns", "delete", "pod"]).map(drop)
+}

@@ -238,15 +238,15 @@ impl BridgeConfig {
     /// Makes the veth pair and configures the container's side. The lease is there already.
     ///
     /// # Errors
-    /// When the kernel refuses; the caller releases the lease.
+    /// When the kernel refuses: then there is no pair of this call. The caller releases the lease.
     pub async fn connect(
         &self,
         netlink: &Netlink,
         bridge: u32,
         end: &ContainerEnd<'_>,
-        mut leased: AddResult,
+        leased: AddResult,
     ) -> Result<AddResult, CniError> {
-        let ContainerEnd { container_id, interface, namespace, path } = *end;
+        let ContainerEnd { container_id, interface, namespace, .. } = *end;
         let host_name = host_interface(container_id, interface);
         let address = self.mac.or_else(|| leased.ips.first().map(|ip| hardware_address(ip.address.addr())));
         let pair = VethPair {
@@ -258,7 +258,25 @@ impl BridgeConfig {
             mtu: self.mtu,
             namespace: namespace.as_fd(),
         };
+        // One that is there already is another call's.
         netlink.create_veth(&pair).await?;
+        let configured = self.configure(netlink, end, leased, address).await;
+        if configured.is_err() {
+            // What went wrong first is what is told.
+            let _ = netlink.delete(&host_name).await;
+        }
+        configured
+    }
+
+    async fn configure(
+        &self,
+        netlink: &Netlink,
+        end: &ContainerEnd<'_>,
+        mut leased: AddResult,
+        address: Option<[u8; 6]>,
+    ) -> Result<AddResult, CniError> {
+        let ContainerEnd { container_id, interface, namespace, path } = *end;
+        let host_name = host_interface(container_id, interface);
         if self.hairpin {
             netlink.set_hairpin(&host_name, true).await?;
         }

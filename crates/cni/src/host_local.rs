@@ -156,9 +156,16 @@ impl HostLocal {
     /// Leases one address of each set to the container's interface.
     ///
     /// # Errors
-    /// When it holds a lease already, a set is exhausted, or the files cannot be written: then nothing is leased.
+    /// When it holds a lease already, a set is exhausted, or the files cannot be written: then nothing more is leased.
     pub fn add(&self, container_id: &str, interface: &str) -> Result<AddResult, CniError> {
         let _lock = self.lock()?;
+        if let Some(held) = self.held_by(container_id, interface)?.first() {
+            let message = format!(
+                "{interface} of container {container_id} holds the address {} already; DEL comes before another ADD",
+                held.address
+            );
+            return Err(CniError::new(Code::InvalidEnvironment, message));
+        }
         let mut result = AddResult { routes: self.routes.clone(), ..AddResult::default() };
         for (index, set) in self.range_sets.iter().enumerate() {
             match self.lease(index, set, container_id, interface) {
@@ -192,10 +199,13 @@ impl HostLocal {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                     Err(error) => return Err(self.io("create a lease in", error)),
                     Ok(mut lease) => {
-                        write!(lease, "{container_id}\r\n{interface}")
-                            .map_err(|error| self.io("write a lease in", error))?;
-                        std::fs::write(&last_file, address.to_string())
-                            .map_err(|error| self.io("write the last lease in", error))?;
+                        let written = write!(lease, "{container_id}\r\n{interface}")
+                            .and_then(|()| std::fs::write(&last_file, address.to_string()));
+                        if let Err(error) = written {
+                            // Nobody would free an address that is nobody's.
+                            let _ = std::fs::remove_file(&file);
+                            return Err(self.io("write a lease in", error));
+                        }
                         let address = IpNet::new_assert(address, range.subnet.prefix_len());
                         return Ok(IpConfig { interface: None, address, gateway: Some(range.gateway) });
                     }
@@ -224,12 +234,13 @@ impl HostLocal {
             return Ok(());
         }
         let _lock = self.lock()?;
-        for lease in self.leases()? {
-            if lease.container_id == container_id && lease.interface == interface {
-                self.free(&lease)?;
-            }
-        }
-        Ok(())
+        self.held_by(container_id, interface)?.iter().try_for_each(|lease| self.free(lease))
+    }
+
+    fn held_by(&self, container_id: &str, interface: &str) -> Result<Vec<Lease>, CniError> {
+        let mut leases = self.leases()?;
+        leases.retain(|lease| lease.container_id == container_id && lease.interface == interface);
+        Ok(leases)
     }
 
     /// CNI 1.1 §4 "CHECK": the container's interface holds what it was given.
@@ -237,11 +248,10 @@ impl HostLocal {
     /// # Errors
     /// When it holds nothing, or the leases cannot be read.
     pub fn check(&self, container_id: &str, interface: &str) -> Result<(), CniError> {
-        let is_held = |lease: &Lease| lease.container_id == container_id && lease.interface == interface;
-        if self.leases()?.iter().any(is_held) {
-            return Ok(());
+        if self.held_by(container_id, interface)?.is_empty() {
+            return Err(CniError::new(Code::Internal, format!("container {container_id} holds no address")));
         }
-        Err(CniError::new(Code::Internal, format!("container {container_id} holds no address")))
+        Ok(())
     }
 
     /// Frees one lease, if it is still that container's.
@@ -387,6 +397,30 @@ mod tests {
         ipam.add("b", "eth0").expect("free");
         ipam.add("c", "eth0").expect_err("no IPv6 address is left");
         assert_eq!(ipam.leases().expect("listed").len(), 4);
+    }
+
+    #[test]
+    fn an_interface_holds_one_lease_of_each_set_until_it_is_deleted() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ipam = allocator("10.1.0.0/24", directory.path());
+        ipam.add("a", "eth0").expect("free");
+        let before = ipam.leases().expect("listed");
+        let error = ipam.add("a", "eth0").expect_err("it holds one");
+        assert!(error.message.contains("10.1.0.2"), "{error}");
+        assert_eq!(ipam.leases().expect("listed"), before);
+        ipam.add("a", "eth1").expect("another interface");
+        ipam.add("b", "eth0").expect("another container");
+        ipam.del("a", "eth0").expect("freed");
+        ipam.add("a", "eth0").expect("free again");
+    }
+
+    #[test]
+    fn a_lease_that_cannot_be_written_down_is_none() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ipam = allocator("10.1.0.0/24", directory.path());
+        std::fs::create_dir_all(directory.path().join("net/last_reserved_ip.0")).expect("made");
+        ipam.add("a", "eth0").expect_err("the last lease cannot be noted");
+        assert_eq!(ipam.leases().expect("listed"), []);
     }
 
     #[test]

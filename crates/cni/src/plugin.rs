@@ -132,24 +132,36 @@ fn add_bridge(call: &Call) -> Result<crate::AddResult, CniError> {
     let config = BridgeConfig::parse(&call.config)?;
     let path = netns(call)?;
     let namespace = open_namespace(path)?;
+    let (container_id, interface) = (&call.container_id, &call.interface);
+    let end = ContainerEnd { container_id, interface, namespace: &namespace, path };
     block_on(async {
         let netlink = Netlink::open()?;
         let index = config.set_up_bridge(&netlink).await?;
-        let leased = config.ipam.add(&call.container_id, &call.interface)?;
-        let (container_id, interface) = (&call.container_id, &call.interface);
-        let end = ContainerEnd { container_id, interface, namespace: &namespace, path };
-        let connected = config.connect(&netlink, index, &end, leased).await.and_then(|result| {
-            if config.ip_masq {
-                alone::write(plugin_chains(Plugin::Bridge), &place(call), &masquerade(&config))?;
-            }
-            Ok(result)
-        });
-        if connected.is_err() {
-            bridge::delete_pair(&netlink, container_id, interface).await?;
-            config.ipam.del(container_id, interface)?;
+        // Whoever is connected already holds a lease: then nothing was done here, and nothing is undone.
+        let leased = config.ipam.add(container_id, interface)?;
+        let connected = config.connect(&netlink, index, &end, leased).await;
+        let added = match connected {
+            Ok(result) => masqueraded(&config, &netlink, call).await.map(|()| result),
+            Err(error) => Err(error),
+        };
+        if added.is_err() {
+            // What went wrong first is what is told.
+            let _ = config.ipam.del(container_id, interface);
         }
-        connected
+        added
     })
+}
+
+/// The rules of a container that is connected; without them it is not.
+async fn masqueraded(config: &BridgeConfig, netlink: &Netlink, call: &Call) -> Result<(), CniError> {
+    let (chains, place) = (plugin_chains(Plugin::Bridge), place(call));
+    let needs = masquerade(config);
+    let written = if config.ip_masq { alone::write(chains, &place, &needs) } else { Ok(()) };
+    if written.is_err() {
+        let _ = alone::write(chains, &place, &Needs::default());
+        let _ = bridge::delete_pair(netlink, &call.container_id, &call.interface).await;
+    }
+    written
 }
 
 fn del(plugin: Plugin, call: &Call) -> Result<(), CniError> {
