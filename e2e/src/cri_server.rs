@@ -103,6 +103,17 @@ impl CriServer {
         }
     }
 
+    /// `podwright ARGUMENTS…` with our node's paths.
+    ///
+    /// # Errors
+    /// When the server is not ours.
+    pub fn podwright(&self, arguments: &[&str]) -> Result<std::process::Command> {
+        match self.daemon.as_ref() {
+            Some(ServerProcess::Podwright(node)) => Ok(node.command(&self.host, arguments)),
+            _ => anyhow::bail!("the server is not ours"),
+        }
+    }
+
     /// Kills our agent as a crash would, and starts it again.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use e2e::requests::{self, pod, run_pod};
-use e2e::test_host::eventually;
+use e2e::test_host::{eventually, text_of};
 use e2e::{CriServer, TestHost, parts};
 use serde_json::{Value, json};
 
@@ -295,4 +295,45 @@ fn another_add_of_our_bridge_leaves_the_first_one_s_connection_alone() -> Result
     ensure!(!leases.join("net/10.99.0.3").exists(), "its lease is given back");
     ensure!(!host.run("ip", &["-o", "link", "show", "master", "cni9"])?.contains("veth"));
     host.run("ip", &["netns", "delete", "pod"]).map(drop)
+}
+
+/// Somebody removed the plugin while pods are connected by it.
+#[test]
+#[ignore = "needs root"]
+fn a_plugin_that_is_gone_is_waited_for_at_a_stop_and_not_at_a_reset() -> Result<()> {
+    let mut story = Moody::start()?;
+    let (path, plugin, hidden) =
+        (story.server.host.path().to_owned(), story.file("moody"), story.file("hidden"));
+    let (one, two) = block_on(async {
+        let mut runtime = story.runtime().await?;
+        Ok((
+            run_pod(&mut runtime, &pod(&path, "one")).await?,
+            run_pod(&mut runtime, &pod(&path, "two")).await?,
+        ))
+    })?;
+    std::fs::rename(&plugin, &hidden)?;
+    block_on(async {
+        let mut runtime = story.runtime().await?;
+        let stop = || cri::v1::StopPodSandboxRequest { pod_sandbox_id: one.clone() };
+        // Once and again: what the plugin holds is not given up.
+        for _ in 0..2 {
+            let failed = runtime.stop_pod_sandbox(stop()).await.err().context("a failure")?;
+            ensure!(failed.message().contains("there is no program \"moody\""), "{failed:?}");
+        }
+        std::fs::rename(&hidden, &plugin)?;
+        runtime.stop_pod_sandbox(stop()).await?;
+        ensure!(story.calls().ends_with(&["DEL".to_owned()]), "{:?}", story.calls());
+        Ok(())
+    })?;
+    std::fs::remove_file(&plugin)?;
+    let node = story.server.node().context("ours")?;
+    let supervisor = node.supervisor(&two)?;
+    node.crash();
+    let reset = story.server.podwright(&["reset"])?.output()?;
+    let told = text_of(&reset);
+    ensure!(reset.status.success() && told.contains("there is no program \"moody\""), "{told}");
+    ensure!(!path.join("state").exists() && !path.join("root/cni/cache").exists());
+    ensure!(!Path::new(&format!("/proc/{supervisor}/ns/net")).exists(), "the supervisor lives on");
+    // The harness ends what runs.
+    story.server.restart()
 }

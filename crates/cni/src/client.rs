@@ -31,7 +31,7 @@ use crate::host_local::{HostLocal, Lease};
 use crate::portmap::{HostPort, Protocol};
 use crate::result::AddResult;
 use crate::rules::{self, Needs, Place};
-use crate::steps::{Step, steps};
+use crate::steps::{Step, each_step, steps};
 
 /// Where configurations and leases are.
 #[derive(Clone, Debug)]
@@ -48,6 +48,17 @@ pub struct ClientConfig {
     pub default_network: watch::Receiver<Option<DefaultNetwork>>,
     /// How long a plugin binary may take.
     pub patience: Duration,
+    /// What becomes of a connection that its plugins do not delete.
+    pub undeleted: Undeleted,
+}
+
+/// What becomes of a connection that its plugins do not delete, as one is gone or fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undeleted {
+    /// DEL fails, and what is written down stays: the next DEL tries again.
+    Kept,
+    /// It is told in the log, and forgotten: nobody will ask again.
+    Forgotten,
 }
 
 /// The built-in network: our bridge, host-local, masquerade, host ports.
@@ -290,25 +301,51 @@ impl Client {
 
     /// CNI 1.1 §4 "DEL": in reverse, with the result of ADD; a plugin that fails does not keep the others from it.
     async fn del_entry(&self, entry: &Entry, netns: Option<&std::path::Path>) -> Result<(), CniError> {
-        let capabilities = serde_json::from_value(entry.capabilities.clone()).unwrap_or_default();
         let mut outcome = self.unprogram(entry).await;
-        for step in steps(&entry.network, &self.config.bin_dirs, &capabilities)?.into_iter().rev() {
+        for step in self.steps_of(entry).into_iter().rev() {
             let done = match step {
-                Step::Portmap(_) | Step::Firewall(_) => Ok(()),
-                Step::Bridge(bridge) => self.give_back(bridge.ipam, |lease| {
-                    lease.container_id == entry.container_id && lease.interface == entry.ifname
-                }),
-                Step::Foreign { program, mut config } => {
-                    if let Some(result) = &entry.result {
-                        config["prevResult"] = result.clone();
-                    }
-                    let call = self.call("DEL", entry, netns);
-                    exec::run(&program, &call, &config, self.config.patience).await.map(drop)
-                }
+                Ok(step) => self.del_step(step, entry, netns).await,
+                Err(error) => Err(error),
             };
             outcome = outcome.and(done);
         }
+        if let (Err(error), Undeleted::Forgotten) = (&outcome, self.config.undeleted) {
+            tracing::warn!(
+                sandbox = entry.container_id,
+                network = entry.network.name,
+                error = error.chain(),
+                "a plugin of the pod's network may have left something"
+            );
+            outcome = Ok(());
+        }
         outcome.and_then(|()| self.cache.remove(entry))
+    }
+
+    async fn del_step(
+        &self,
+        step: Step,
+        entry: &Entry,
+        netns: Option<&std::path::Path>,
+    ) -> Result<(), CniError> {
+        match step {
+            Step::Portmap(_) | Step::Firewall(_) => Ok(()),
+            Step::Bridge(bridge) => self.give_back(bridge.ipam, |lease| {
+                lease.container_id == entry.container_id && lease.interface == entry.ifname
+            }),
+            Step::Foreign { program, mut config } => {
+                if let Some(result) = &entry.result {
+                    config["prevResult"] = result.clone();
+                }
+                let call = self.call("DEL", entry, netns);
+                exec::run(&program, &call, &config, self.config.patience).await.map(drop)
+            }
+        }
+    }
+
+    /// The plugins with which it was added; those that are gone are errors by name.
+    fn steps_of(&self, entry: &Entry) -> Vec<Result<Step, CniError>> {
+        let capabilities = serde_json::from_value(entry.capabilities.clone()).unwrap_or_default();
+        each_step(&entry.network, &self.config.bin_dirs, &capabilities)
     }
 
     /// Frees leases once their links have vanished.
@@ -352,13 +389,14 @@ impl Client {
             .map(|entry| json!({ "containerID": entry.container_id, "ifname": entry.ifname }))
             .collect();
         let mut outcome = Ok(());
-        for step in steps(network, &self.config.bin_dirs, &BTreeMap::new())? {
+        for step in each_step(network, &self.config.bin_dirs, &BTreeMap::new()) {
             let done = match step {
-                Step::Portmap(_) | Step::Firewall(_) => Ok(()),
-                Step::Bridge(bridge) => {
+                Err(error) => Err(error),
+                Ok(Step::Portmap(_) | Step::Firewall(_)) => Ok(()),
+                Ok(Step::Bridge(bridge)) => {
                     self.give_back(bridge.ipam, |lease| !live.contains(&lease.container_id))
                 }
-                Step::Foreign { program, mut config }
+                Ok(Step::Foreign { program, mut config })
                     if network.has_status_and_gc() && !network.disable_gc =>
                 {
                     config["cni.dev/valid-attachments"] = json!(valid);
@@ -369,7 +407,7 @@ impl Client {
                     };
                     exec::run(&program, &call, &config, self.config.patience).await.map(drop)
                 }
-                Step::Foreign { .. } => Ok(()),
+                Ok(Step::Foreign { .. }) => Ok(()),
             };
             outcome = outcome.and(done);
         }
@@ -460,10 +498,8 @@ impl Client {
         }
         let mut programmed = self.programmed.lock().await;
         for entry in kept {
-            let capabilities = serde_json::from_value(entry.capabilities.clone()).unwrap_or_default();
-            let Ok(steps) = steps(&entry.network, &self.config.bin_dirs, &capabilities) else { continue };
             let mut needs = Needs::default();
-            for step in &steps {
+            for step in self.steps_of(entry).iter().flatten() {
                 step.need(&mut needs, entry.result.as_ref(), &comment_of(&entry.args))?;
             }
             programmed.needs.insert((entry.container_id.clone(), entry.ifname.clone()), needs);

@@ -20,7 +20,7 @@ mod result;
 mod rules;
 mod steps;
 
-pub use client::{Attachment, Checked, Client, ClientConfig, DefaultNetwork};
+pub use client::{Attachment, Checked, Client, ClientConfig, DefaultNetwork, Undeleted};
 pub use config::{NetworkConfig, VERSIONS};
 pub use error::{CniError, Code};
 /// The netfilter writer's handle, for callers that only pass it on.

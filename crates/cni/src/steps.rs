@@ -42,6 +42,15 @@ pub(crate) fn steps(
     bin_dirs: &[PathBuf],
     capabilities: &BTreeMap<String, Value>,
 ) -> Result<Vec<Step>, CniError> {
+    each_step(network, bin_dirs, capabilities).into_iter().collect()
+}
+
+/// The same, with an error for each plugin that is not there: what can be done without it is still done.
+pub(crate) fn each_step(
+    network: &NetworkConfig,
+    bin_dirs: &[PathBuf],
+    capabilities: &BTreeMap<String, Value>,
+) -> Vec<Result<Step, CniError>> {
     (0..network.plugins.len()).map(|index| step(network, index, bin_dirs, capabilities)).collect()
 }
 

@@ -58,6 +58,7 @@ pub(crate) fn runtime(
             data_dir: node.leases_dir(),
             default_network,
             patience: CNI_PATIENCE,
+            undeleted: cni::Undeleted::Kept,
         },
     }
 }

@@ -18,9 +18,10 @@ pub(crate) async fn remove_all(node: &Node) -> anyhow::Result<()> {
         return Ok(());
     }
     // Nothing new is connected: no network is needed.
-    let network = tokio::sync::watch::channel(None).1;
-    let runtime =
-        Runtime::open(parts::runtime(node, network), parts::netfilter()).await.context("read the records")?;
+    let mut config = parts::runtime(node, tokio::sync::watch::channel(None).1);
+    // A plugin that is gone is not waited for: nobody will ask it again.
+    config.cni.undeleted = cni::Undeleted::Forgotten;
+    let runtime = Runtime::open(config, parts::netfilter()).await.context("read the records")?;
     let calls = std::sync::Arc::new(runtime.runtime_service());
     let listed = calls.list_pod_sandbox(Request::new(ListPodSandboxRequest::default())).await;
     let sandboxes = listed.context("list the pods")?.into_inner().items;
