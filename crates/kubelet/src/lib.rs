@@ -1,4 +1,4 @@
-//! Makes the pods on this node match what a manifest directory (later an API server) asks for.
+//! Makes the pods on this node match what a manifest directory or an API server asks for.
 //!
 //! It speaks CRI and knows no pids, no mounts of containers, no netlink. It owns volumes and the pod and QoS cgroups, on any
 //! runtime. Begin with [`pod::plan`].

@@ -1,7 +1,7 @@
 //! The binary: which program this is, by `argv[0]` and the first argument, then the command line. No logic.
 //!
-//! The pod supervisor, the CNI plugins and `podwright oci` are answered before the command line is parsed and
-//! before any thread or async runtime exists: they are started once per pod, and they fork.
+//! The pod supervisor, the CNI plugins, the probe of what a kernel can do and `podwright oci` are answered before any thread or async
+//! runtime exists: they are started once per pod, and they fork.
 //!
 //! Exit codes: 0 done; 1 the command failed, with the reason on stderr; 2 the command line or a configuration
 //! file is wrong; 10 and more as `join` says. `podwright oci` has runc's, the plugins have CNI's.
