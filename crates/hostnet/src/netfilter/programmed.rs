@@ -95,8 +95,8 @@ pub(super) struct Programmed<T> {
     rules: Ruleset,
     /// Whose chains were looked for when it was read.
     owners: BTreeSet<Owner>,
-    /// Whose rules are refused until they ask again: what they had stays.
-    refused: Failures,
+    /// Who was told that its rules are refused, and has not asked again: what it had stays.
+    refused: BTreeSet<Owner>,
 }
 
 /// How a restore ended.
@@ -109,7 +109,7 @@ impl<T: Tables> Programmed<T> {
     /// Reads what former processes and others left. None of it is taken for what is wanted now.
     pub(super) fn read(tables: T, owners: &BTreeSet<Owner>) -> Result<Self, ProgramError> {
         let rules = look(&tables, &Ruleset::default(), owners)?;
-        Ok(Self { tables, rules, owners: owners.clone(), refused: Failures::new() })
+        Ok(Self { tables, rules, owners: owners.clone(), refused: BTreeSet::new() })
     }
 
     /// Writes what is missing of what is wanted; gives whose rules are not there then.
@@ -117,10 +117,9 @@ impl<T: Tables> Programmed<T> {
     /// # Errors
     /// When it cannot be read what is there.
     pub(super) fn bring(&mut self, wanted: &Wanted) -> Result<Failures, ProgramError> {
-        let asks_not = |owner: &Owner| wanted.owners.contains(owner) && !wanted.asked.contains(owner);
-        self.refused.retain(|owner, _| asks_not(owner));
+        self.refused.retain(|owner| wanted.owners.contains(owner) && !wanted.asked.contains(owner));
         // Also where somebody flushes it.
-        let kept = parts(&self.rules, self.refused.keys());
+        let kept = parts(&self.rules, self.refused.iter());
         if self.owners != wanted.owners || wanted.occasion == Occasion::Suspicion {
             self.owners.clone_from(&wanted.owners);
             self.rules = look(&self.tables, &self.rules, &self.owners)?;
@@ -129,11 +128,9 @@ impl<T: Tables> Programmed<T> {
             Restored::Done => Failures::new(),
             Restored::Failed(error) => self.apart(wanted, error)?,
         };
-        if wanted.occasion == Occasion::Wish {
-            let is_refused = |error: &ProgramError| matches!(error, ProgramError::Refused { .. });
-            let lasting = failed.iter().filter(|(_, error)| is_refused(error));
-            self.refused.extend(lasting.map(|(owner, error)| (*owner, Arc::clone(error))));
-        }
+        let is_refused = |error: &ProgramError| matches!(error, ProgramError::Refused { .. });
+        let refused = failed.iter().filter(|(_, error)| is_refused(error)).map(|(owner, _)| *owner);
+        self.refused.extend(refused.filter(|owner| wanted.asked.contains(owner)));
         Ok(failed)
     }
 
@@ -143,7 +140,7 @@ impl<T: Tables> Programmed<T> {
             wanted.goal(&parts(rules, wanted.owners.iter().filter(|one| **one != owner)))
         };
         let open = |owner: &Owner| {
-            !self.refused.contains_key(owner)
+            !self.refused.contains(owner)
                 && render_restore(&self.rules, &alone(&self.rules, *owner)).is_some()
         };
         let owners: Vec<Owner> = wanted.owners.iter().copied().filter(open).collect();
