@@ -252,7 +252,9 @@ spec:
     let outside = |port: u16| {
         ask(story.cluster.lab.router(), &format!("http://{}:{port}/hostname", machine.address), 1)
     };
+    // Ready without a probe: they run, and may not listen yet.
     eventually("the pod on the node answers", || outside(18081).ok())?;
+    eventually("the pod behind a port answers", || outside(18080).ok())?;
     assert_eq!(outside(18081)?.trim(), machine.name, "it is the node's network and name");
     assert_eq!(outside(18080)?.trim(), "behind-a-port", "from outside");
     let local = ask(&machine.host, "http://127.0.0.1:18080/hostname", 1)?;
