@@ -2,12 +2,14 @@
 //!
 //! v2 is the design. v1 (each controller a hierarchy, often with a controller-less v2 tree beside them, the hybrid layout) is supported
 //! for hosts that still mount it; there only the hierarchies that a cgroup's limits need get a directory.
-//! Another process's pid is never written anywhere: on v1 each such write waits for a grace period.
+//! Processes join by themselves: on v1 each write of another's pid waits for a grace period. [`CgroupManager::update`] alone does that,
+//! where a running container's new limit needs a hierarchy that it is not in.
 
 pub mod convert;
 pub mod device;
 mod file;
 mod io_limits;
+mod kill;
 mod limits;
 pub mod usage;
 mod v1;
@@ -367,7 +369,7 @@ impl Cgroup {
         Ok(pids)
     }
 
-    /// Kills every process in this cgroup and below it: by `cgroup.kill`, or on v1 by freezing, killing and thawing. They may take a
+    /// Kills every process in this cgroup and below it: by `cgroup.kill`, or without it by freezing, killing and thawing. They may take a
     /// moment to be gone.
     pub fn kill(&self) -> Result<(), CgroupError> {
         if let Some(unified) = self.unified() {
@@ -376,7 +378,7 @@ impl Cgroup {
                 return Ok(());
             }
         }
-        v1::kill_frozen(self)
+        kill::each(self)
     }
 
     /// Stops or lets go every process in this cgroup and below it.
@@ -403,29 +405,50 @@ impl Cgroup {
     /// Stops every process in this cgroup and below it, and waits until they stand still, at most this long. Where they do not, they
     /// run on and it is an error.
     pub fn pause(&self, patience: std::time::Duration) -> Result<(), CgroupError> {
+        if self.freeze_within(patience)? {
+            return Ok(());
+        }
+        self.freeze(Frozen::No)?;
+        Err(CgroupError::Unsupported("the processes could not be frozen".to_owned()))
+    }
+
+    /// Says whether every process in this cgroup and below it stands still now; those that do not are on their way.
+    fn freeze_within(&self, patience: std::time::Duration) -> Result<bool, CgroupError> {
+        /// It takes as long as it takes to wake each of them up: asking again at once is soon enough.
+        const AT_ONCE: u32 = 100;
+        if self.unified().is_none() && self.directory_of("freezer").is_none() {
+            return Ok(self.directories.is_empty());
+        }
         let mut left = patience;
-        loop {
+        for turn in 0_u32.. {
             // On v1 the state must be written again when a process was forked meanwhile.
             self.freeze(Frozen::Yes)?;
             if self.stands_still() {
-                return Ok(());
+                return Ok(true);
             }
             if left.is_zero() {
-                self.freeze(Frozen::No)?;
-                return Err(CgroupError::Unsupported("the processes could not be frozen".to_owned()));
+                break;
+            }
+            if turn < AT_ONCE {
+                std::thread::yield_now();
+                continue;
             }
             let pause = left.min(std::time::Duration::from_millis(1));
             std::thread::sleep(pause);
             left = left.saturating_sub(pause);
         }
+        Ok(false)
     }
 
+    /// What is gone stands still, too.
     fn stands_still(&self) -> bool {
         if let Some(unified) = self.unified() {
-            return v2::count(&unified.join("cgroup.events"), "frozen") == 1;
+            let events = unified.join("cgroup.events");
+            return v2::count(&events, "frozen") == 1 || !events.exists();
         }
         let Some(directory) = self.directory_of("freezer") else { return false };
-        file::read(&directory.join("freezer.state")).is_ok_and(|state| state.trim() == "FROZEN")
+        file::read_if_there(&directory.join("freezer.state"))
+            .is_ok_and(|state| state.is_none_or(|state| state.trim() == "FROZEN"))
     }
 
     /// Limits of a change, with what they only mean together with what is set already: memory beside its sum with swap, the quota

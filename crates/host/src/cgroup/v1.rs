@@ -1,4 +1,4 @@
-//! cgroup v1: one hierarchy per controller, with the v2 tree of the hybrid layout used for killing where it exists.
+//! cgroup v1: one hierarchy per controller, with the v2 tree of the hybrid layout used for killing and freezing where it exists.
 
 use std::path::{Path, PathBuf};
 
@@ -294,30 +294,6 @@ pub(super) fn freeze(cgroup: &Cgroup, frozen: Frozen) -> Result<(), CgroupError>
     let Some(directory) = cgroup.directory_of("freezer") else { return Ok(()) };
     let value = if frozen == Frozen::Yes { "FROZEN" } else { "THAWED" };
     file::write_if_there(&directory.join("freezer.state"), value).map(drop)
-}
-
-/// Without `cgroup.kill`: nothing can fork while it is frozen, so one pass over the pids gets all of them.
-pub(super) fn kill_frozen(cgroup: &Cgroup) -> Result<(), CgroupError> {
-    freeze(cgroup, Frozen::Yes)?;
-    let outcome = signal_all(cgroup);
-    freeze(cgroup, Frozen::No)?;
-    outcome
-}
-
-fn signal_all(cgroup: &Cgroup) -> Result<(), CgroupError> {
-    let mut pending: Vec<PathBuf> =
-        cgroup.directories.iter().map(|directory| directory.path.clone()).collect();
-    while let Some(directory) = pending.pop() {
-        let text = file::read_if_there(&directory.join("cgroup.procs"))?.unwrap_or_default();
-        for pid in
-            text.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw)
-        {
-            // Frozen, so it cannot have ended and its pid cannot be another's.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-        }
-        pending.extend(file::subdirectories(&directory));
-    }
-    Ok(())
 }
 
 pub(super) fn oom_kills(cgroup: &Cgroup) -> u64 {
