@@ -183,13 +183,6 @@ pub fn wait_ended(pidfd: &OwnedFd, timeout: std::time::Duration) -> io::Result<b
     }
 }
 
-/// The pid behind a pidfd as this process sees it, `None` once it was collected.
-pub fn pidfd_pid(pidfd: &OwnedFd) -> Option<i32> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let pid: i32 = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    (pid > 0).then_some(pid)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
