@@ -176,6 +176,24 @@ pub enum Request {
     Shutdown {},
 }
 
+/// The methods of [`Request`], by which a supervisor knows what it does not know.
+pub const METHODS: [&str; 14] = [
+    "hello",
+    "subscribe",
+    "start",
+    "exec",
+    "cancel_exec",
+    "exec_session",
+    "attach",
+    "close_stdin",
+    "signal",
+    "stop",
+    "reopen_log",
+    "list",
+    "remove",
+    "shutdown",
+];
+
 /// Opens a connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
