@@ -482,7 +482,9 @@ impl Runtime {
             spec::add_term(&mut env);
             process.set_env(Some(env));
         }
-        let filter = self.filter(&spec)?.map(|path| oci::plan::SeccompPlan::File { path, flags: 0 });
+        let file = self.filter(&spec)?;
+        let linux = spec.linux().as_ref();
+        let filter = linux.map_or(Ok(None), |linux| oci::plan::plan_filter(linux, file.as_deref()))?;
         Ok(plan_exec(&process, Some(container.record().cgroup), filter)?)
     }
 

@@ -270,15 +270,18 @@ fn plan_cgroup(linux: &Linux, path: Option<&str>) -> Result<Option<CgroupPlan>, 
     Ok(path.map(|path| CgroupPlan { path, limits }))
 }
 
-fn plan_filter(linux: &Linux, file: Option<&Path>) -> Result<Option<SeccompPlan>, PlanError> {
-    if let Some(path) = file {
-        return Ok(Some(SeccompPlan::File { path: path.to_owned(), flags: seccomp::default_flags() }));
-    }
-    let Some(filter) = linux.seccomp() else { return Ok(None) };
+/// The container's filter, for it and for every session in it: the spec's, or `file` with the spec's compiled.
+pub fn plan_filter(linux: &Linux, file: Option<&Path>) -> Result<Option<SeccompPlan>, PlanError> {
     let unsupported =
         |error: seccomp::SeccompError| PlanError::unsupported("linux.seccomp", error.to_string());
+    let given = linux.seccomp().as_ref();
+    let flags =
+        given.map_or(Ok(seccomp::default_flags()), |filter| seccomp::flags(filter).map_err(unsupported))?;
+    if let Some(path) = file {
+        return Ok(Some(SeccompPlan::File { path: path.to_owned(), flags }));
+    }
+    let Some(filter) = given else { return Ok(None) };
     let program = seccomp::compile(filter).map_err(unsupported)?;
-    let flags = seccomp::flags(filter).map_err(unsupported)?;
     Ok(Some(SeccompPlan::Inline { program, flags }))
 }
 

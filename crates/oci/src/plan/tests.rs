@@ -322,6 +322,33 @@ fn an_overlay_of_lower_layers_alone_is_an_image() {
 }
 
 #[test]
+fn a_filter_is_installed_with_the_flags_of_its_profile_wherever_it_comes_from() {
+    let (log, allow) = (libc::SECCOMP_FILTER_FLAG_LOG as u32, libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW as u32);
+    let tsync = libc::SECCOMP_FILTER_FLAG_TSYNC as u32;
+    for (given, expect) in [
+        (json!({}), allow),
+        (json!({ "flags": [] }), 0),
+        (json!({ "flags": ["SECCOMP_FILTER_FLAG_LOG"] }), log),
+        (json!({ "flags": ["SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"] }), allow | tsync),
+    ] {
+        let mut seccomp = json!({ "defaultAction": "SCMP_ACT_ALLOW" });
+        merge(&mut seccomp, given.clone());
+        let spec = spec(json!({ "linux": { "seccomp": seccomp } }));
+        for file in [None, Some(PathBuf::from("/f.bpf"))] {
+            let options = LaunchOptions { seccomp: file, ..options() };
+            let flags = match plan_launch(&spec, &options).unwrap().process.seccomp.unwrap() {
+                SeccompPlan::File { flags, .. } | SeccompPlan::Inline { flags, .. } => flags,
+            };
+            assert_eq!(flags, expect, "{given}");
+        }
+    }
+    let waits =
+        json!({ "defaultAction": "SCMP_ACT_ALLOW", "flags": ["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"] });
+    let error = plan(json!({ "linux": { "seccomp": waits } })).unwrap_err().to_string();
+    assert!(error.contains("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"), "{error}");
+}
+
+#[test]
 fn a_container_has_the_default_devices_and_what_it_asks_for_and_no_other() {
     let all_but = json!([{ "allow": true, "access": "rwm" }, { "allow": false, "type": "b", "major": 8, "access": "rwm" }]);
     let resources = [
