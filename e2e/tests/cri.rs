@@ -557,17 +557,107 @@ fn events_tell_the_life_of_a_container(server: CriServer) -> Result<()> {
 
 fn garbage_on_the_socket_hurts_nobody_else(server: CriServer) -> Result<()> {
     use std::io::Write;
-    for garbage in [
-        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
-        vec![0xff; 1 << 16],
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\xff\xff".to_vec(),
-    ] {
-        let mut socket = std::os::unix::net::UnixStream::connect(server.socket())?;
-        // The server may close before everything is written.
-        let _ = socket.write_all(&garbage);
+    block_on(async {
+        let (mut runtime, _) = server.clients().await?;
+        let pod = pod(server.host.path(), "untouched");
+        let pod_id = run_pod(&mut runtime, &pod).await?;
+        let id = create(&mut runtime, &pod_id, &pod, &container("c", &["sleep", "1000"])).await?;
+        start(&mut runtime, &id).await?;
+        let process = ["cat", "/proc/1/stat"];
+        let before = exec(&mut runtime, &id, &process).await?.stdout;
+        for garbage in [
+            b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+            vec![0xff; 1 << 16],
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\xff\xff".to_vec(),
+        ] {
+            let mut socket = std::os::unix::net::UnixStream::connect(server.socket())?;
+            // The server may close before everything is written.
+            let _ = socket.write_all(&garbage);
+        }
+        // Well-formed calls from here on; their messages are not.
+        let channel = cri::connect(&server.socket().display().to_string()).await?;
+        // Field 0, then a field that is longer than what there is.
+        for broken in [vec![7; 9], b"\x0a\x7fshort".to_vec()] {
+            for method in ["Version", "RunPodSandbox", "CreateContainer", "StopContainer", "ListContainers"] {
+                let code = call(&channel, &method_path(method), broken.clone()).await;
+                assert_eq!(code, Some(Code::Internal), "{method} {broken:?}");
+            }
+        }
+        for path in [&method_path("Levitate"), &method_path(""), "/runtime.v9.RuntimeService/Version", "/x"] {
+            assert_eq!(call(&channel, path, Vec::new()).await, Some(Code::Unimplemented), "{path:?}");
+        }
+        let code = call(&channel, &method_path("StopContainer"), vec![b'x'; 17 << 20]).await;
+        // The reference's library and ours differ in the name of it.
+        assert!(matches!(code, Some(Code::ResourceExhausted | Code::OutOfRange)), "{code:?}");
+        let version = call(&channel, &method_path("Version"), Vec::new()).await;
+        assert_eq!(version, None, "the connection is of use after all that");
+
+        assert_eq!(
+            status(&mut runtime, &id).await?.state(),
+            ContainerState::ContainerRunning,
+            "the container runs"
+        );
+        let after = exec(&mut runtime, &id, &process).await?.stdout;
+        // The 22nd field is when it was started; later ones change.
+        let start_of = |stat: &[u8]| String::from_utf8_lossy(stat).split(' ').nth(21).map(str::to_owned);
+        assert!(start_of(&before).is_some());
+        assert_eq!(start_of(&after), start_of(&before), "the same process");
+        assert!(server.crictl(&["version"])?.contains("RuntimeName"));
+        Ok(())
+    })
+}
+
+fn method_path(method: &str) -> String {
+    format!("/runtime.v1.RuntimeService/{method}")
+}
+
+/// Calls a method with these bytes for a message; gives the error's code.
+async fn call(channel: &tonic::transport::Channel, path: &str, message: Vec<u8>) -> Option<Code> {
+    let mut client = tonic::client::Grpc::new(channel.clone());
+    if client.ready().await.is_err() {
+        return Some(Code::Unavailable);
     }
-    assert!(server.crictl(&["version"])?.contains("RuntimeName"));
-    Ok(())
+    let path = path.parse().expect("it is a path");
+    client.unary(tonic::Request::new(message), path, Raw).await.err().map(|status| status.code())
+}
+
+/// Sends bytes as they are, and reads nothing of the answer.
+struct Raw;
+
+impl tonic::codec::Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl tonic::codec::Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = tonic::Status;
+
+    fn encode(&mut self, item: Vec<u8>, to: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), tonic::Status> {
+        prost::bytes::BufMut::put_slice(to, &item);
+        Ok(())
+    }
+}
+
+impl tonic::codec::Decoder for Raw {
+    type Item = ();
+    type Error = tonic::Status;
+
+    fn decode(&mut self, from: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<()>, tonic::Status> {
+        let length = prost::bytes::Buf::remaining(from);
+        prost::bytes::Buf::advance(from, length);
+        Ok(Some(()))
+    }
 }
 
 fn code_of(error: &anyhow::Error) -> Option<Code> {
