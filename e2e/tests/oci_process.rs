@@ -12,6 +12,8 @@ e2e::oci_stories! {
     a_process_has_the_asked_scheduler_io_priority_and_domain,
     what_no_kernel_could_do_is_refused,
     a_tmpfs_begins_as_a_copy,
+    a_right_that_the_runtime_lacks_is_an_error_and_never_left_out,
+    a_capability_that_nobody_knows_is_left_out_and_told_of,
 }
 
 fn run(bundle: &Bundle) -> Result<String> {
@@ -134,5 +136,77 @@ fn a_tmpfs_begins_as_a_copy(runtime: OciRuntime) -> Result<()> {
     let seen = "750 0:0 /data\n2755 8:8 /data/sub\n4757 7:7 /data/sub/file\n/nowhere\ncopied\ntmpfs\n";
     assert_eq!(run(&bundle)?, seen);
     assert_eq!(std::fs::read_to_string(data.join("sub/file"))?, "copied\n", "only the copy was changed");
+    Ok(())
+}
+
+/// Root on this machine may have every right, or be root in a container.
+fn a_right_that_the_runtime_lacks_is_an_error_and_never_left_out(runtime: OciRuntime) -> Result<()> {
+    let able = json!(["CAP_SYS_RESOURCE"]);
+    for (field, value, script, wanted, named) in [
+        ("oomScoreAdj", json!(-900), "cat /proc/self/oom_score_adj", "-900", "oom_score_adj"),
+        (
+            "rlimits",
+            json!([{ "type": "RLIMIT_NOFILE", "soft": 400_000, "hard": 400_000 }]),
+            "ulimit -Hn",
+            "400000",
+            "rlimit",
+        ),
+        (
+            "capabilities",
+            json!({ "bounding": able, "effective": able, "permitted": able }),
+            "grep ^CapEff /proc/self/status",
+            "CapEff:\t0000000001000000",
+            "capabilities",
+        ),
+    ] {
+        let mut bundle = Bundle::new(runtime, script)?;
+        bundle.spec["process"][field] = value.clone();
+        let output = bundle.run()?;
+        let text = text_of(&output);
+        let given = String::from_utf8_lossy(&output.stdout).trim() == wanted;
+        let refused = !output.status.success() && output.stdout.is_empty() && text.contains(named);
+        assert!(given || refused, "{field}: {}: {text}", output.status);
+
+        // A session is asked the same.
+        let mut bundle = Bundle::new(runtime, "exec sleep 1000")?;
+        bundle.spec["root"]["readonly"] = json!(false);
+        bundle.create()?;
+        output_of(&mut bundle.command(&["start", &bundle.id])?)?;
+        let mut process = bundle.spec["process"].clone();
+        process["args"] = json!(["/bin/sh", "-c", script]);
+        process[field] = value;
+        let file = bundle.path().join("process.json");
+        std::fs::write(&file, process.to_string())?;
+        let file = file.display().to_string();
+        let output = bundle.command(&["exec", "--process", &file, &bundle.id])?.output()?;
+        let given = String::from_utf8_lossy(&output.stdout).trim() == wanted;
+        let refused = !output.status.success() && output.stdout.is_empty();
+        // The reference takes the container's score for every session.
+        assert!(
+            given || refused || field == "oomScoreAdj" && runtime == OciRuntime::Runc,
+            "session, {field}: {}",
+            text_of(&output)
+        );
+    }
+    Ok(())
+}
+
+fn a_capability_that_nobody_knows_is_left_out_and_told_of(runtime: OciRuntime) -> Result<()> {
+    let mut bundle = Bundle::new(runtime, "grep ^CapEff /proc/self/status")?;
+    let sets = json!(["CAP_KILL", "CAP_FLY"]);
+    bundle.spec["process"]["capabilities"] =
+        json!({ "bounding": sets, "effective": sets, "permitted": sets });
+    let log = bundle.path().join("runtime.log");
+    let named = [log.display().to_string(), bundle.path().display().to_string()];
+    let arguments = ["--log", &named[0], "run", "--bundle", &named[1], &bundle.id];
+    let output = bundle.command(&arguments)?.output()?;
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "CapEff:\t0000000000000020\n",
+        "{}",
+        text_of(&output)
+    );
+    let logged = std::fs::read_to_string(&log)?;
+    assert!(logged.contains("level=warning") && logged.contains("CAP_FLY"), "{logged}");
     Ok(())
 }

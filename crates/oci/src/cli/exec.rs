@@ -11,7 +11,7 @@ use super::args::{Exec, Global};
 use super::record::{Record, Status};
 use super::{CliError, terminal};
 use crate::launch;
-use crate::plan::{self, ExecTarget};
+use crate::plan::{self, ExecTarget, WithoutRights};
 
 /// Starts the process, and unless detached waits for its end; gives its exit code.
 pub(super) fn exec(global: &Global, exec: &Exec) -> Result<u8, CliError> {
@@ -38,6 +38,7 @@ pub(super) fn exec(global: &Global, exec: &Exec) -> Result<u8, CliError> {
     let (mut plan, namespaces) =
         plan::plan_session(spec, &process, Some(cgroup)).map_err(|error| CliError::new(error.to_string()))?;
     plan.process.preserve_fds = exec.preserve_fds;
+    plan.process.without_rights = WithoutRights::Refuse;
     let init = record.init.ok_or_else(|| CliError::new("cannot exec in a stopped container"))?;
     let target = ExecTarget { init, namespaces, user: None };
     let signals = match exec.detach {

@@ -1,4 +1,4 @@
-//! Where errors go: standard error, and the log file that the caller named, in the form that callers of runc read.
+//! Where errors and warnings go: standard error, and the log file that the caller named, in the form that callers of runc read.
 
 use std::io::Write;
 
@@ -7,12 +7,21 @@ use super::args::{Global, LogFormat};
 
 /// Reports an error.
 pub(super) fn report(global: &Global, message: &str) {
+    tell(global, "error", message);
+}
+
+/// Reports what a person should look at, though it goes on.
+pub(super) fn warn(global: &Global, message: &str) {
+    tell(global, "warning", message);
+}
+
+fn tell(global: &Global, level: &str, message: &str) {
     let _ = writeln!(std::io::stderr(), "podwright oci: {message}");
     let Some(path) = &global.log else { return };
     let now = now();
     let line = match global.log_format {
-        LogFormat::Json => serde_json::json!({ "level": "error", "msg": message, "time": now }).to_string(),
-        LogFormat::Text => format!("time={now:?} level=error msg={message:?}"),
+        LogFormat::Json => serde_json::json!({ "level": level, "msg": message, "time": now }).to_string(),
+        LogFormat::Text => format!("time={now:?} level={level} msg={message:?}"),
     };
     let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
     if let Ok(mut file) = file {

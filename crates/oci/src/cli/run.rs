@@ -15,19 +15,21 @@ use super::record::{FIFO, Record, remove_directory};
 use super::terminal::{self, Rest};
 use super::{commands, log};
 use crate::launch::{self, Child, Gate};
-use crate::plan::{InheritedNamespaces, LaunchOptions, LaunchPlan, Rootfs, parse_spec, plan_launch};
+use crate::plan::{
+    InheritedNamespaces, LaunchOptions, LaunchPlan, Parsed, Rootfs, WithoutRights, parse_spec, plan_launch,
+};
 
 /// Makes a container whose init waits for `start`.
 pub(super) fn create(global: &Global, create: &Create) -> Result<(), CliError> {
     let context = |error: CliError| CliError(format!("create failed: {}", error.0));
-    let prepared = Prepared::new(create).map_err(context)?;
+    let prepared = Prepared::new(global, create).map_err(context)?;
     prepared.launch(global, create, Release::AtStart).map(drop).map_err(context)
 }
 
 /// Makes a container, starts it, and unless detached waits for its end; gives its exit code.
 pub(super) fn run(global: &Global, create: &Create) -> Result<u8, CliError> {
     let context = |error: CliError| CliError(format!("run failed: {}", error.0));
-    let prepared = Prepared::new(create).map_err(context)?;
+    let prepared = Prepared::new(global, create).map_err(context)?;
     if create.detach {
         return prepared.launch(global, create, Release::AtOnce).map(|_| 0).map_err(context);
     }
@@ -66,7 +68,7 @@ struct Started {
 }
 
 impl Prepared {
-    fn new(create: &Create) -> Result<Self, CliError> {
+    fn new(global: &Global, create: &Create) -> Result<Self, CliError> {
         let current = std::env::current_dir()
             .map_err(|error| CliError::because("find the current directory", &error))?;
         let bundle = create.bundle.as_ref().map_or_else(|| current.clone(), |bundle| current.join(bundle));
@@ -74,8 +76,15 @@ impl Prepared {
         let text = std::fs::read(&config).map_err(|error| {
             CliError::because(&format!("JSON specification file {} not found", config.display()), &error)
         })?;
-        let spec: Spec = parse_spec(&text)
+        let Parsed { spec, unknown_capabilities } = parse_spec(&text)
             .map_err(|error| CliError::because(&format!("parse {}", config.display()), &error))?;
+        if !unknown_capabilities.is_empty() {
+            let names = unknown_capabilities.join(", ");
+            log::warn(
+                global,
+                &format!("the container runs without capabilities that are not known: {names}"),
+            );
+        }
         let root = spec.root().as_ref().ok_or_else(|| CliError::new("config.json field root is missing"))?;
         let rootfs = bundle.join(root.path());
         if !rootfs.is_dir() {
@@ -92,6 +101,7 @@ impl Prepared {
         };
         let mut plan = plan_launch(&spec, &options).map_err(|error| CliError::new(error.to_string()))?;
         plan.process.preserve_fds = create.preserve_fds;
+        plan.process.without_rights = WithoutRights::Refuse;
         if let Some(cgroup) = &mut plan.cgroup {
             // `events` tells of usage whether there is a limit or not.
             cgroup.limits.accounting = true;

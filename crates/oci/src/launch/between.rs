@@ -19,8 +19,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use super::container::{self, Seed, join_namespaces};
 use super::report::{Failure, Reporter, Step};
-use super::{LaunchError, clocks, user};
+use super::{LaunchError, clocks, credentials, user};
 use crate::console;
+use crate::plan::ProcessPlan;
 
 /// Brings the pidfd of the container's init to the starter.
 pub(super) struct Channel {
@@ -72,9 +73,7 @@ fn set_up(
 ) -> Result<Failure, Failure> {
     container::shield(seed.plan.process.preserve_fds)?;
     join_namespaces(seed.joins)?;
-    if let Some(score) = seed.plan.process.oom_score_adj {
-        set_oom_score(score)?;
-    }
+    set_oom_score(&seed.plan.process)?;
     namespace::unshare(&[Namespace::Mnt]).step(|| "make a mount namespace".to_owned())?;
     if seed.plan.new_namespaces.contains(&Namespace::Time) {
         clocks::set_for_children(&seed.plan.clocks).step(|| "make a time namespace".to_owned())?;
@@ -94,10 +93,9 @@ fn set_up(
 }
 
 /// While /proc is the host's and this process may write to it; whom it clones inherits the score. Lowering it needs CAP_SYS_RESOURCE,
-/// which not every root has: then it stays, as with other runtimes.
-pub(super) fn set_oom_score(score: i32) -> Result<(), Failure> {
-    match std::fs::write("/proc/self/oom_score_adj", score.to_string()) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(()),
-        other => other.step(|| format!("set oom_score_adj to {score}")),
-    }
+/// which not every root has.
+pub(super) fn set_oom_score(process: &ProcessPlan) -> Result<(), Failure> {
+    let Some(score) = process.oom_score_adj else { return Ok(()) };
+    let written = std::fs::write("/proc/self/oom_score_adj", score.to_string());
+    credentials::if_allowed(process, written).step(|| format!("set oom_score_adj to {score}"))
 }

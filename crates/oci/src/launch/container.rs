@@ -61,7 +61,8 @@ fn set_up(seed: &Seed<'_>, prepared: Option<&Prepared>, reporter: &mut Reporter)
     let built = rootfs::build(&parts, seed.stdio, &|procfs| {
         // In a user namespace the go-between has done it.
         if let Some(score) = process.oom_score_adj.filter(|_| plan.user.is_none()) {
-            set_oom_score(procfs, score)?;
+            let set = set_oom_score(procfs, score);
+            credentials::if_allowed(process, set).step(|| format!("set oom_score_adj to {score}"))?;
         }
         plan.sysctls.iter().try_for_each(|(name, value)| write_sysctl(procfs, name, value))
     })?;
@@ -155,13 +156,10 @@ fn name_host(plan: &LaunchPlan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Lowering it needs CAP_SYS_RESOURCE, which not every root has: then it stays, as with other runtimes.
-fn set_oom_score(procfs: &OwnedFd, score: i32) -> Result<(), Failure> {
+/// Lowering it needs CAP_SYS_RESOURCE, which not every root has.
+fn set_oom_score(procfs: &OwnedFd, score: i32) -> io::Result<()> {
     let pid = rustix::process::getpid().as_raw_nonzero();
-    match write_proc(procfs, &format!("{pid}/oom_score_adj"), score.to_string().as_bytes()) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) => Ok(()),
-        other => other.step(|| format!("set oom_score_adj to {score}")),
-    }
+    write_proc(procfs, &format!("{pid}/oom_score_adj"), score.to_string().as_bytes())
 }
 
 fn write_sysctl(procfs: &OwnedFd, name: &str, value: &str) -> Result<(), Failure> {

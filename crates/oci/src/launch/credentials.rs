@@ -1,5 +1,7 @@
 //! Who the process is: limits, priorities, user, groups, capabilities.
 
+use std::io;
+
 use rustix::fs::Mode;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
@@ -7,17 +9,28 @@ use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use host::sys;
 
 use super::report::{Failure, Step};
-use crate::plan::{CAPABILITY_NAMES, Capabilities, ProcessPlan};
+use crate::plan::{CAPABILITY_NAMES, ProcessPlan, WithoutRights, capability_names};
 
-/// Raising a hard limit needs CAP_SYS_RESOURCE, which not every root has: then it stays, as with other runtimes.
+/// Raising a hard limit needs CAP_SYS_RESOURCE, which not every root has.
 pub(super) fn set_rlimits(process: &ProcessPlan) -> Result<(), Failure> {
     for (resource, soft, hard) in &process.rlimits {
-        match sys::set_rlimit(*resource, *soft, *hard) {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
-            other => other.step(|| format!("set resource limit {resource} to {soft}:{hard}"))?,
-        }
+        if_allowed(process, sys::set_rlimit(*resource, *soft, *hard))
+            .step(|| format!("set rlimit {resource} to {soft}:{hard}"))?;
     }
     Ok(())
+}
+
+/// What the kernel said, unless it denied a right without which the process is to run all the same.
+pub(super) fn if_allowed(process: &ProcessPlan, outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error)
+            if process.without_rights == WithoutRights::GoOn
+                && matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM)) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// How it is scheduled, and which kernel it sees: all of it while there is the right to.
@@ -58,7 +71,7 @@ pub(super) fn drop_privileges(process: &ProcessPlan) -> Result<(), Failure> {
     thread::set_thread_res_gid(gid, gid, gid).step(|| format!("set group {}", process.gid))?;
     thread::set_thread_res_uid(uid, uid, uid).step(|| format!("set user {}", process.uid))?;
     thread::set_keep_capabilities(false).step(step("stop keeping capabilities"))?;
-    set_capabilities(wanted, available)?;
+    set_capabilities(process, available)?;
     if process.no_new_privileges {
         thread::set_no_new_privs(true).step(step("set no_new_privs"))?;
     }
@@ -66,7 +79,14 @@ pub(super) fn drop_privileges(process: &ProcessPlan) -> Result<(), Failure> {
 }
 
 /// Inheritable is what ambient needs and nothing else (CVE-2022-29162). What this process does not have itself cannot be given.
-fn set_capabilities(wanted: &Capabilities, available: u64) -> Result<(), Failure> {
+fn set_capabilities(process: &ProcessPlan, available: u64) -> Result<(), Failure> {
+    let wanted = &process.capabilities;
+    let missing = (wanted.effective | wanted.permitted | wanted.ambient) & !available;
+    if missing != 0 {
+        if_allowed(process, Err(io::Error::from_raw_os_error(libc::EPERM))).step(|| {
+            format!("set capabilities that the starter has not itself: {}", capability_names(missing))
+        })?;
+    }
     let set = |bits: u64| CapabilitySet::from_bits_retain(bits & available);
     let sets = CapabilitySets {
         effective: set(wanted.effective),

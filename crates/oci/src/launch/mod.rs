@@ -13,6 +13,7 @@ pub mod hooks;
 mod procfs;
 mod program;
 mod report;
+mod rights;
 mod rootfs;
 mod session;
 mod terminal;
@@ -27,6 +28,7 @@ use host::sys::{self, Forked};
 
 use crate::plan::{ClockOffset, ExecPlan, ExecTarget, HookPoint, LaunchPlan, ProcessPlan, SeccompPlan};
 use report::{Message, Reporter};
+pub use rights::missing_rights;
 
 /// What a new process reads and writes: a terminal if its plan has one, else streams. Closed in the caller once it is started.
 #[derive(Debug)]

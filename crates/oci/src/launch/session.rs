@@ -38,9 +38,7 @@ fn set_up(seed: &Seed<'_>) -> Result<(program::Found, Vec<std::ffi::CString>), F
         entry.join_tasks().step(|| "join the cgroup".to_owned())?;
     }
     // While /proc is the starter's: the container's may be anything, and none can be mounted anew where parts of it are masked.
-    if let Some(score) = process.oom_score_adj {
-        set_oom_score(score)?;
-    }
+    set_oom_score(process)?;
     // The clone has put this process into the pid namespace already.
     let kinds: Vec<Namespace> =
         seed.target.namespaces.iter().copied().filter(|kind| *kind != Namespace::Pid).collect();

@@ -55,6 +55,12 @@ pub fn capability_mask(name: &str) -> Option<u64> {
     CAPABILITY_NAMES.iter().position(|known| *known == name).map(|index| 1 << index)
 }
 
+/// The names of a mask's capabilities, for people.
+pub fn capability_names(mask: u64) -> String {
+    let names = CAPABILITY_NAMES.iter().enumerate().filter(|(number, _)| mask & 1 << number != 0);
+    names.map(|(_, name)| format!("CAP_{name}")).collect::<Vec<_>>().join(", ")
+}
+
 /// The sets of a process. Inheritable of the spec is not taken over (CVE-2022-29162): the launch sets exactly what ambient needs.
 pub(super) fn plan_capabilities(process: &Process) -> Capabilities {
     let Some(sets) = process.capabilities() else { return Capabilities::default() };
@@ -80,6 +86,24 @@ fn mask(sets: &LinuxCapabilities, set: impl Fn(&LinuxCapabilities) -> &Set) -> u
     mask
 }
 
+/// Takes the names that are no capability's out of the sets of a config.json, and gives them in order.
+pub(super) fn take_unknown(spec: &mut serde_json::Value) -> Vec<String> {
+    let mut unknown = std::collections::BTreeSet::new();
+    let sets = spec.pointer_mut("/process/capabilities").and_then(serde_json::Value::as_object_mut);
+    for (_, set) in sets.into_iter().flatten() {
+        if let Some(names) = set.as_array_mut() {
+            names.retain(|name| match name.as_str() {
+                Some(name) if capability_mask(name).is_none() => {
+                    unknown.insert(name.to_owned());
+                    false
+                }
+                _ => true,
+            });
+        }
+    }
+    unknown.into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +117,6 @@ mod tests {
         }
         assert_eq!(capability_mask("CAP_SYS_ADMIN"), Some(1 << 21));
         assert_eq!(capability_mask("CAP_NOTHING"), None);
+        assert_eq!(capability_names(1 << 21 | 1 << 5), "CAP_KILL, CAP_SYS_ADMIN");
     }
 }

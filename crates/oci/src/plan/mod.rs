@@ -19,13 +19,13 @@ use oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Process, Spec,
 };
 
-pub use capability::{CAPABILITY_NAMES, capability_mask};
+pub use capability::{CAPABILITY_NAMES, capability_mask, capability_names};
 pub use hooks::{HookPlan, HookPoint, HooksPlan, plan_hooks};
 pub use host::user_namespace::IdMap;
 pub use mounts::SUB_PATH_OPTION;
 pub use types::{
     Capabilities, CgroupPlan, ClockOffset, DeviceNode, ExecPlan, ExecTarget, LaunchPlan, MountIds, MountKind,
-    MountPlan, ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize, UserPlan,
+    MountPlan, ProcessPlan, Rootfs, SeccompPlan, TerminalPlan, TerminalSize, UserPlan, WithoutRights,
 };
 
 #[cfg(test)]
@@ -94,20 +94,36 @@ impl PlanError {
     }
 }
 
-/// Reads config.json. Two flags of schedulers are spelled as the OCI runtime spec has them, which `oci_spec` does not know.
-pub fn parse_spec(text: &[u8]) -> serde_json::Result<Spec> {
-    serde_json::from_slice(text).or_else(|error| {
-        let mut value: serde_json::Value = serde_json::from_slice(text)?;
-        let flags = value.pointer_mut("/process/scheduler/flags").and_then(serde_json::Value::as_array_mut);
-        for flag in flags.ok_or(error)? {
-            match flag.as_str() {
-                Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
-                Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
-                _ => {}
-            }
+/// A config.json as it was read.
+#[derive(Debug, Clone)]
+pub struct Parsed {
+    /// Its value.
+    pub spec: Spec,
+    /// Capabilities that it names and no kernel known here has: they are not in the value.
+    pub unknown_capabilities: Vec<String>,
+}
+
+/// Reads config.json. Two flags of schedulers are spelled as the OCI runtime spec has them, which `oci_spec` does not know; and a capability
+/// that it does not know is no reason not to run a container, which then has it not.
+pub fn parse_spec(text: &[u8]) -> serde_json::Result<Parsed> {
+    let error = match serde_json::from_slice(text) {
+        Ok(spec) => return Ok(Parsed { spec, unknown_capabilities: Vec::new() }),
+        Err(error) => error,
+    };
+    let mut value: serde_json::Value = serde_json::from_slice(text)?;
+    let unknown_capabilities = capability::take_unknown(&mut value);
+    let flags = value.pointer_mut("/process/scheduler/flags").and_then(serde_json::Value::as_array_mut);
+    if flags.is_none() && unknown_capabilities.is_empty() {
+        return Err(error);
+    }
+    for flag in flags.into_iter().flatten() {
+        match flag.as_str() {
+            Some("SCHED_FLAG_RESET_ON_FORK") => *flag = "SCHED_RESET_ON_FORK".into(),
+            Some("SCHED_FLAG_DL_OVERRUN") => *flag = "SCHED_FLAG_D_L_OVERRUN".into(),
+            _ => {}
         }
-        serde_json::from_value(value)
-    })
+    }
+    Ok(Parsed { spec: serde_json::from_value(value)?, unknown_capabilities })
 }
 
 /// Checks a spec and turns it into a plan.

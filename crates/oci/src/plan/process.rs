@@ -4,7 +4,7 @@ use oci_spec::runtime::{Linux, PosixRlimitType, Process};
 
 use super::capability::plan_capabilities;
 use super::priority;
-use super::{PlanError, ProcessPlan, SeccompPlan, TerminalPlan, TerminalSize};
+use super::{PlanError, ProcessPlan, SeccompPlan, TerminalPlan, TerminalSize, WithoutRights};
 
 pub(super) fn plan_process(
     process: &Process,
@@ -63,6 +63,7 @@ pub(super) fn plan_process(
         seccomp,
         preserve_fds: 0,
         terminal: plan_terminal(process)?,
+        without_rights: WithoutRights::default(),
     })
 }
 

@@ -117,7 +117,7 @@ fn flags_of_schedulers_are_spelled_as_the_spec_has_them() {
     let flags = ["SCHED_FLAG_RESET_ON_FORK", "SCHED_FLAG_RECLAIM", "SCHED_FLAG_DL_OVERRUN"];
     let scheduler = json!({ "policy": "SCHED_DEADLINE", "flags": flags });
     let config = json!({ "ociVersion": "1.2.0", "process": { "args": ["a"], "cwd": "/", "user": { "uid": 0, "gid": 0 }, "scheduler": scheduler } });
-    let spec = parse_spec(config.to_string().as_bytes()).unwrap();
+    let spec = parse_spec(config.to_string().as_bytes()).unwrap().spec;
     let scheduler = spec.process().as_ref().unwrap().scheduler().clone().unwrap();
     assert_eq!(priority::plan_scheduling(&scheduler).unwrap().flags, 7);
     let error = parse_spec(br#"{ "ociVersion": 3 }"#).unwrap_err().to_string();
@@ -319,6 +319,19 @@ fn an_overlay_of_lower_layers_alone_is_an_image() {
     for written in [json!(["lowerdir+=/1", "upperdir=/u", "workdir=/w"]), json!(["lowerdir=/2:/1"])] {
         assert!(matches!(kind(written), MountKind::New { .. }));
     }
+}
+
+#[test]
+fn an_unknown_capability_is_left_out_and_named() {
+    let sets = json!({ "bounding": ["CAP_KILL", "CAP_FLY"], "effective": ["CAP_FLY", "CAP_CHOWN"], "ambient": ["CAP_DIG"] });
+    let mut config: Value = serde_json::to_value(spec(json!({}))).unwrap();
+    config["process"]["capabilities"] = sets;
+    let parsed = parse_spec(config.to_string().as_bytes()).unwrap();
+    assert_eq!(parsed.unknown_capabilities, ["CAP_DIG", "CAP_FLY"]);
+    let sets = plan_launch(&parsed.spec, &options()).unwrap().process.capabilities;
+    assert_eq!((sets.bounding, sets.ambient), (1 << 5, 0));
+    config["process"]["capabilities"]["bounding"] = json!([5]);
+    parse_spec(config.to_string().as_bytes()).unwrap_err();
 }
 
 #[test]

@@ -225,6 +225,21 @@ pub struct ProcessPlan {
     /// The process gets a terminal of its own instead of three streams.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal: Option<TerminalPlan>,
+    /// What becomes of it where its starter has not the rights that it asks for.
+    #[serde(default)]
+    pub without_rights: WithoutRights,
+}
+
+/// What follows where whoever starts a process may not give it a capability, a hard limit or an OOM score that it asks for: root in a
+/// container has no CAP_SYS_RESOURCE.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WithoutRights {
+    /// It runs without: a pod would run nowhere else, and the agent has said so when it began.
+    #[default]
+    GoOn,
+    /// It is not started, as runc has it.
+    Refuse,
 }
 
 /// A terminal.

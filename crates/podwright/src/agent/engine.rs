@@ -40,6 +40,9 @@ impl Engine {
     ) -> anyhow::Result<Self> {
         let runtime =
             Runtime::open(parts::runtime(node, networks), writer).await.context("open the runtime")?;
+        for right in oci::launch::missing_rights() {
+            tracing::warn!("{right}");
+        }
         let listener = cri::bind(&node.listen)?;
         let (channel, in_memory) = cri::connect_in_memory();
         let (runtime_service, image_service) = (runtime.runtime_service(), runtime.image_service());
