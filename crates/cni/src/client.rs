@@ -240,7 +240,7 @@ impl Client {
                 Step::Bridge(bridge) => {
                     let namespace = open_namespace(netns)?;
                     let index = self.bridge(bridge).await?;
-                    let leased = bridge.ipam.add(&entry.container_id, &entry.ifname)?;
+                    let leased = bridge.ipam.add_first(&entry.container_id, &entry.ifname)?;
                     let end = ContainerEnd {
                         container_id: &entry.container_id,
                         interface: &entry.ifname,

@@ -166,6 +166,19 @@ impl HostLocal {
             );
             return Err(CniError::new(Code::InvalidEnvironment, message));
         }
+        self.lease_all(container_id, interface)
+    }
+
+    /// The same for a container that was just made and holds none: what others hold is not read.
+    ///
+    /// # Errors
+    /// When a set is exhausted, or the files cannot be written: then nothing is leased.
+    pub fn add_first(&self, container_id: &str, interface: &str) -> Result<AddResult, CniError> {
+        let _lock = self.lock()?;
+        self.lease_all(container_id, interface)
+    }
+
+    fn lease_all(&self, container_id: &str, interface: &str) -> Result<AddResult, CniError> {
         let mut result = AddResult { routes: self.routes.clone(), ..AddResult::default() };
         for (index, set) in self.range_sets.iter().enumerate() {
             match self.lease(index, set, container_id, interface) {

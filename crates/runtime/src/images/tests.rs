@@ -196,11 +196,15 @@ async fn layers_in_use_outlive_their_image_until_nobody_holds_them() {
         .await
         .expect("import")
         .remove(0);
-    let lower = store.snapshot(&image).expect("snapshot").lower;
-    let hold = store.hold(&lower);
+    let Snapshot { lower, hold } = store.snapshot(&image).expect("snapshot");
     store.remove("app").await.expect("remove");
     assert!(store.list().is_empty() && lower.iter().all(|path| path.exists()));
+    // As after a restart: held by what the container's record says.
+    let again = store.hold(&lower);
     drop(hold);
+    store.collect().await.expect("collect");
+    assert!(lower.iter().all(|path| path.exists()));
+    drop(again);
     store.collect().await.expect("collect");
     assert!(lower.iter().all(|path| !path.exists()));
     // And what was deleted can come again.
