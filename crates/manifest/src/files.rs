@@ -127,14 +127,25 @@ fn list(paths: &[PathBuf]) -> (Vec<PathBuf>, Vec<Problem>) {
         };
         match found {
             Ok(found) => {
-                files.extend(found.into_iter().filter(|file| {
-                    seen.insert(std::fs::canonicalize(file).unwrap_or_else(|_| file.clone()))
-                }));
+                for file in found {
+                    if let Some(target) = dangling(&file) {
+                        let message = format!("a link to {}, where there is nothing", target.display());
+                        problems.push(of_file(&file, message));
+                    } else if seen.insert(std::fs::canonicalize(&file).unwrap_or_else(|_| file.clone())) {
+                        files.push(file);
+                    }
+                }
             }
             Err(error) => problems.push(of_file(path, format!("cannot be read: {error}"))),
         }
     }
     (files, problems)
+}
+
+/// Where a link leads that leads to nothing.
+fn dangling(file: &Path) -> Option<PathBuf> {
+    let target = std::fs::read_link(file).ok()?;
+    std::fs::metadata(file).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound).then_some(target)
 }
 
 fn directory(path: &Path) -> std::io::Result<Vec<PathBuf>> {

@@ -16,6 +16,7 @@ pub mod resource;
 mod text;
 mod validate;
 mod watch;
+mod ways;
 
 pub use defaults::{default_pod, default_service};
 pub use objects::{Loaded, ObjectKey, Objects, Problem};

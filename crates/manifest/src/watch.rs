@@ -1,6 +1,6 @@
 //! Reads paths, once or again and again: inotify says which files changed, a short quiet lets a burst of events end.
 
-use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +11,9 @@ use inotify::{EventMask, EventStream, Inotify, WatchDescriptor, WatchMask};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::sync::watch;
 
-use crate::files::{Changed, Files, is_manifest};
+use crate::files::{Changed, Files};
 use crate::objects::Loaded;
+use crate::ways::{Directory, Ways};
 
 /// After this long without an event a burst is over.
 const QUIET: Duration = Duration::from_millis(20);
@@ -98,51 +99,70 @@ fn now() -> Time {
 struct Watched {
     paths: Vec<PathBuf>,
     events: EventStream<Vec<u8>>,
+    ways: Ways,
     directories: Vec<(WatchDescriptor, PathBuf)>,
 }
+
+/// What tells that an entry of a directory, or the directory itself, is another one now.
+const ENTRIES: WatchMask = WatchMask::CREATE
+    .union(WatchMask::DELETE)
+    .union(WatchMask::MOVE)
+    .union(WatchMask::DELETE_SELF)
+    .union(WatchMask::MOVE_SELF)
+    .union(WatchMask::ONLYDIR);
+/// What tells of manifests, too.
+const CONTENTS: WatchMask = ENTRIES.union(WatchMask::CLOSE_WRITE).union(WatchMask::ATTRIB);
 
 impl Watched {
     fn new(paths: Vec<PathBuf>, inotify: Inotify) -> Result<Self, WatchError> {
         let events = inotify.into_event_stream(vec![0; 16 << 10]).map_err(WatchError::Inotify)?;
-        let mut watched = Self { paths, events, directories: Vec::new() };
+        let mut watched = Self { paths, events, ways: Ways::default(), directories: Vec::new() };
         watched.follow();
         Ok(watched)
     }
 
-    /// Watches what there is to watch now. A directory that is not there is heard of by its parent.
+    /// Watches what there is to watch now. A way that turned while it was watched is gone again.
     fn follow(&mut self) {
-        let mut wanted = BTreeSet::new();
-        for path in &self.paths {
-            if path.is_dir() {
-                wanted.insert(path.clone());
-            }
-            // A file is watched by its directory: editors replace it. A link's target may change, too.
-            wanted.extend(path.parent().map(Path::to_owned));
-            if path.is_symlink()
-                && let Ok(target) = std::fs::canonicalize(path)
-            {
-                wanted.extend(target.parent().map(Path::to_owned));
+        let mut ways = Ways::of(&self.paths);
+        for _ in 0..10 {
+            self.ways = ways;
+            self.add_watches();
+            ways = Ways::of(&self.paths);
+            if ways == self.ways {
+                return;
             }
         }
-        let mask = WatchMask::CLOSE_WRITE
-            | WatchMask::CREATE
-            | WatchMask::DELETE
-            | WatchMask::MOVE
-            | WatchMask::DELETE_SELF
-            | WatchMask::MOVE_SELF
-            | WatchMask::ATTRIB
-            | WatchMask::ONLYDIR;
+    }
+
+    fn add_watches(&mut self) {
         let mut watches = self.events.watches();
-        self.directories = wanted
-            .into_iter()
-            .filter_map(|directory| match watches.add(&directory, mask) {
-                Ok(descriptor) => Some((descriptor, directory)),
-                Err(error) => {
-                    tracing::warn!(directory = %directory.display(), %error, "changes of manifests here are not seen");
-                    None
+        let mut now: Vec<(WatchDescriptor, PathBuf)> = Vec::new();
+        for (path, directory) in &self.ways.0 {
+            let mut mask = if directory.holds_manifests() { CONTENTS } else { ENTRIES };
+            let added = watches.add(path, mask).and_then(|descriptor| {
+                // Mounted in two places: one watch for both.
+                if now.iter().any(|(known, _)| *known == descriptor) {
+                    mask = CONTENTS;
+                    return watches.add(path, mask);
                 }
-            })
-            .collect();
+                Ok(descriptor)
+            });
+            match added {
+                Ok(descriptor) => now.push((descriptor, path.clone())),
+                // It went just now, and is looked for again.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!(directory = %path.display(), %error, "changes of manifests here are not seen");
+                }
+            }
+        }
+        let before = std::mem::replace(&mut self.directories, now);
+        for (descriptor, _) in before {
+            if !self.directories.iter().any(|(known, _)| *known == descriptor) {
+                // The kernel has dropped it with its directory.
+                let _ = watches.remove(descriptor);
+            }
+        }
     }
 
     /// Waits for a change and for the quiet after it. None when there will be no events any more.
@@ -170,40 +190,42 @@ impl Watched {
                     return None;
                 }
             };
-            let directory =
-                self.directories.iter().find(|(known, _)| *known == event.wd).map(|(_, path)| path);
-            let name = event.name.as_deref().map(Path::new);
             if event.mask.contains(EventMask::Q_OVERFLOW) {
                 return Some(Changed::All);
             }
-            if let Some(changed) = directory.and_then(|directory| self.concerns(directory, name, event.mask))
-            {
+            let directories = self.directories.iter().filter(|(known, _)| *known == event.wd);
+            let changes = directories.filter_map(|(_, path)| {
+                let directory = self.ways.0.get(path)?;
+                concerns(path, directory, event.name.as_deref(), event.mask)
+            });
+            if let Some(changed) = changes.reduce(join) {
                 return Some(changed);
             }
         }
     }
+}
 
-    fn concerns(&self, directory: &Path, name: Option<&Path>, mask: EventMask) -> Option<Changed> {
-        let given = self.paths.iter().any(|path| path == directory);
-        let Some(name) = name else {
-            let gone = EventMask::DELETE_SELF | EventMask::MOVE_SELF;
-            return mask.intersects(gone).then_some(Changed::All);
-        };
-        let path = directory.join(name);
-        // A mounted ConfigMap changes by this link; a given directory may come back; a link's target is not ours by name.
-        let is_target = !given && !self.paths.iter().any(|path| path.parent() == Some(directory));
-        if name == Path::new("..data") || is_target || (path.is_dir() && self.paths.contains(&path)) {
-            return Some(Changed::All);
-        }
-        if self.paths.contains(&path) && (mask.contains(EventMask::ISDIR) || path.is_symlink()) {
-            return Some(Changed::All);
-        }
-        // A file that was only just made is read when it is closed.
-        let unfinished = mask.contains(EventMask::CREATE)
-            && std::fs::symlink_metadata(&path).is_ok_and(|made| made.is_file() && made.nlink() < 2);
-        let ours = self.paths.contains(&path) || (given && is_manifest(name));
-        (ours && !unfinished).then(|| Changed::These(BTreeSet::from([path])))
+fn concerns(path: &Path, directory: &Directory, name: Option<&OsStr>, mask: EventMask) -> Option<Changed> {
+    let Some(name) = name else {
+        let gone = EventMask::DELETE_SELF | EventMask::MOVE_SELF | EventMask::UNMOUNT;
+        return mask.intersects(gone).then_some(Changed::All);
+    };
+    let another = EventMask::CREATE | EventMask::DELETE | EventMask::MOVED_FROM | EventMask::MOVED_TO;
+    if directory.is_passed(name) && mask.intersects(another) {
+        return Some(Changed::All);
     }
+    let manifests = directory.manifests(name);
+    if manifests.is_empty() {
+        return None;
+    }
+    let entry = std::fs::symlink_metadata(path.join(name));
+    if mask.contains(EventMask::ISDIR) || entry.as_ref().is_ok_and(std::fs::Metadata::is_symlink) {
+        return Some(Changed::All);
+    }
+    // A file that was only just made is read when it is closed.
+    let unfinished =
+        mask.contains(EventMask::CREATE) && entry.is_ok_and(|made| made.is_file() && made.nlink() < 2);
+    (!unfinished).then_some(Changed::These(manifests))
 }
 
 fn join(one: Changed, other: Changed) -> Changed {

@@ -158,6 +158,106 @@ async fn a_mounted_config_map_and_a_directory_that_comes_back_are_followed() {
     until(&mut seen, |loaded| loaded.objects.pods.contains_key(&key("b"))).await;
 }
 
+#[tokio::test]
+async fn what_a_directory_s_link_leads_to_is_followed() {
+    let root = tempfile::tempdir().unwrap();
+    let (dir, ext) = (root.path().join("m"), root.path().join("ext"));
+    fs::create_dir(&dir).unwrap();
+    fs::create_dir(&ext).unwrap();
+    put(&ext, "l.yaml", &pod("a", "a:1"));
+    link("../ext/l.yaml", &dir.join("l.yaml"));
+    let mut seen = watch(vec![dir.clone()]).unwrap();
+    assert_eq!(image(&seen.borrow_and_update(), "a").as_deref(), Some("a:1"));
+
+    put(&ext, "l.yaml", &pod("a", "a:2"));
+    until(&mut seen, |loaded| image(loaded, "a").as_deref() == Some("a:2")).await;
+    put(&ext, "new", &pod("a", "a:3"));
+    fs::rename(ext.join("new"), ext.join("l.yaml")).unwrap();
+    until(&mut seen, |loaded| image(loaded, "a").as_deref() == Some("a:3")).await;
+
+    fs::remove_file(ext.join("l.yaml")).unwrap();
+    let gone = until(&mut seen, |loaded| loaded.objects.pods.is_empty()).await;
+    assert_eq!(texts(&gone).len(), 1, "{:?}", texts(&gone));
+    assert!(texts(&gone)[0].ends_with("m/l.yaml: a link to ../ext/l.yaml, where there is nothing"));
+    put(&ext, "l.yaml", &pod("a", "a:4"));
+    let back = until(&mut seen, |loaded| image(loaded, "a").as_deref() == Some("a:4")).await;
+    assert_eq!(texts(&back), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn every_link_on_the_way_may_turn_elsewhere() {
+    let root = tempfile::tempdir().unwrap();
+    for version in ["1", "2"] {
+        let release = root.path().join("releases").join(version);
+        fs::create_dir_all(&release).unwrap();
+        put(&release, "p.yaml", &pod("p", &format!("p:{version}")));
+        put(&release, "q.yaml", &pod("q", &format!("q:{version}")));
+    }
+    let at = |name: &str| root.path().join(name);
+    link("releases/1", &at("current"));
+    link("l2", &at("l1.yaml"));
+    link("releases/1/q.yaml", &at("l2"));
+    let mut seen = watch(vec![at("current/p.yaml"), at("l1.yaml")]).unwrap();
+    let images = |loaded: &Loaded| (image(loaded, "p"), image(loaded, "q"));
+    assert_eq!(images(&seen.borrow_and_update()), (Some("p:1".into()), Some("q:1".into())));
+
+    turn(&at("current"), "releases/2");
+    until(&mut seen, |loaded| images(loaded) == (Some("p:2".into()), Some("q:1".into()))).await;
+    turn(&at("l2"), "releases/2/q.yaml");
+    until(&mut seen, |loaded| images(loaded) == (Some("p:2".into()), Some("q:2".into()))).await;
+    // The new way is followed as the old one was.
+    put(&at("releases/2"), "q.yaml", &pod("q", "q:3"));
+    until(&mut seen, |loaded| images(loaded) == (Some("p:2".into()), Some("q:3".into()))).await;
+    turn(&at("current"), "nowhere");
+    until(&mut seen, |loaded| images(loaded) == (None, Some("q:3".into()))).await;
+    fs::rename(at("releases/1"), at("nowhere")).unwrap();
+    until(&mut seen, |loaded| images(loaded) == (Some("p:1".into()), Some("q:3".into()))).await;
+}
+
+#[tokio::test]
+async fn a_directory_above_that_goes_and_comes_back_is_followed() {
+    let root = tempfile::tempdir().unwrap();
+    let (h, k) = (root.path().join("g/h"), root.path().join("g/k"));
+    fs::create_dir_all(&h).unwrap();
+    fs::create_dir_all(k.join("dir")).unwrap();
+    put(&h, "h.yaml", &pod("h", "h:1"));
+    put(&k.join("dir"), "k.yaml", &pod("k", "k:1"));
+    let mut seen = watch(vec![h.join("h.yaml"), k.join("dir")]).unwrap();
+    let images = |loaded: &Loaded| (image(loaded, "h"), image(loaded, "k"));
+    assert_eq!(images(&seen.borrow_and_update()), (Some("h:1".into()), Some("k:1".into())));
+
+    let away = root.path().join("away");
+    fs::rename(&h, &away).unwrap();
+    until(&mut seen, |loaded| images(loaded) == (None, Some("k:1".into()))).await;
+    fs::rename(&away, &h).unwrap();
+    until(&mut seen, |loaded| images(loaded) == (Some("h:1".into()), Some("k:1".into()))).await;
+    put(&h, "h.yaml", &pod("h", "h:2"));
+    until(&mut seen, |loaded| images(loaded) == (Some("h:2".into()), Some("k:1".into()))).await;
+
+    // All of it, two levels up, even while somebody stands in it.
+    let held = fs::File::open(k.join("dir")).unwrap();
+    fs::remove_dir_all(root.path().join("g")).unwrap();
+    until(&mut seen, |loaded| images(loaded) == (None, None)).await;
+    fs::create_dir_all(k.join("dir")).unwrap();
+    put(&k.join("dir"), "k.yaml", &pod("k", "k:3"));
+    until(&mut seen, |loaded| images(loaded) == (None, Some("k:3".into()))).await;
+    fs::create_dir_all(&h).unwrap();
+    put(&h, "h.yaml", &pod("h", "h:3"));
+    until(&mut seen, |loaded| images(loaded) == (Some("h:3".into()), Some("k:3".into()))).await;
+    drop(held);
+}
+
+fn link(target: &str, at: &Path) {
+    std::os::unix::fs::symlink(target, at).expect("link");
+}
+
+/// Lets a link lead elsewhere, as deployments do.
+fn turn(at: &Path, target: &str) {
+    let new = at.with_extension("new");
+    link(target, &new);
+    fs::rename(new, at).expect("rename");
+}
+
 /// Waits for what events bring; a state that never comes hangs, and the test runner says where.
 async fn until(seen: &mut Receiver<Arc<Loaded>>, is_it: impl Fn(&Loaded) -> bool) -> Arc<Loaded> {
     Arc::clone(&*seen.wait_for(|loaded| is_it(loaded)).await.expect("the watcher lives"))
