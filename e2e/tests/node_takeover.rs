@@ -180,6 +180,33 @@ fn a_pod_whose_manifest_goes_while_no_agent_is_there_ends_in_good_order() -> Res
     Ok(())
 }
 
+#[test]
+#[ignore = "needs root"]
+fn a_pod_goes_on_while_its_manifest_cannot_be_read_and_the_agent_starts_again() -> Result<()> {
+    let manifest = web_pod("kept", "");
+    let mut story = Story::start(&[("pod.yaml", &manifest), ("other.yaml", &web_pod("other", ""))])?;
+    let before = story.ready("kept")?;
+    story.ready("other")?;
+    story.write("pod.yaml", "spec: [")?;
+    story.node().crash();
+    std::fs::remove_file(story.manifests.join("other.yaml"))?;
+    story.restart()?;
+    // Nobody knows whose manifest that was: both go on.
+    for name in ["kept", "other"] {
+        story.ready(name)?;
+    }
+    let after = story.ready("kept")?;
+    assert_eq!(container_id(&after)?, container_id(&before)?);
+    assert_eq!(story.crictl(&["pods", "-q"])?.lines().count(), 2);
+
+    story.write("pod.yaml", &manifest)?;
+    eventually("what no manifest asks for ends", || {
+        story.crictl(&["pods", "-q"]).ok().filter(|ids| ids.lines().count() == 1).map(drop)
+    })?;
+    assert_eq!(container_id(&story.ready("kept")?)?, container_id(&before)?);
+    Ok(())
+}
+
 /// As after a downgrade: the record means nothing to the agent that finds it.
 #[test]
 #[ignore = "needs root"]

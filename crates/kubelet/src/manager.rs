@@ -19,6 +19,7 @@ use crate::downward::Capacity;
 use crate::events::Kind;
 use crate::eviction::{Evictor, storage};
 use crate::image_gc::Collector;
+use crate::kept::{Kept, may_be_of_manifest};
 use crate::log_rotation::Rotator;
 use crate::orphans::{self, Orphans};
 use crate::pod::model::{Pod, admit};
@@ -154,6 +155,9 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         inputs,
         config,
     });
+    // In a cluster the source of static pods does the same.
+    let former =
+        if node.inputs.is_cluster() { Vec::new() } else { worker::wanted_pods(&node.config.state_dir) };
     let allocatable = node.config.sizing.map(|sizing| sizing.allocatable(capacity).amounts());
     let mut manager = Manager {
         node,
@@ -165,6 +169,7 @@ pub async fn run(config: Config, parts: Parts, stop: impl Future<Output = ()>) -
         fallen: BTreeSet::new(),
         settled: BTreeSet::new(),
         finished: BTreeSet::new(),
+        kept: Kept::new(former),
         orphans: Orphans::default(),
         synced,
         knows_node: false,
@@ -214,6 +219,8 @@ struct Manager {
     settled: BTreeSet<String>,
     /// Uids that are to go and have left nothing, while they are desired.
     finished: BTreeSet<String>,
+    /// Pods of a former agent that may be wanted.
+    kept: Kept,
     orphans: Orphans,
     synced: watch::Receiver<bool>,
     /// Whether the node's own object was heard of: before, no pod of the API server is taken.
@@ -307,10 +314,21 @@ impl Manager {
         }
     }
 
+    /// What is wanted, with what may be.
+    fn desired(&mut self) -> Arc<Loaded> {
+        let mut desired = self.node.desired.borrow().clone();
+        if desired.incomplete {
+            self.kept.join(true, &mut Arc::make_mut(&mut desired).objects.pods);
+        } else {
+            self.kept = Kept::default();
+        }
+        desired
+    }
+
     /// Starts what is wanted and not there, stops what is there and not wanted. A pod waits until another of its name is
     /// gone.
     fn reconcile(&mut self) {
-        let desired = self.node.desired.borrow().clone();
+        let desired = self.desired();
         let pods = &desired.objects.pods;
         let wanted: BTreeMap<&str, &Arc<v1::Pod>> =
             pods.values().filter_map(|pod| Some((pod.metadata.uid.as_deref()?, pod))).collect();
@@ -440,7 +458,7 @@ impl Manager {
     /// Pods that a former agent ran and nobody wants any more, because their manifests went meanwhile: they end as they would
     /// have ended then, hooks, order and grace included.
     fn take_over(&mut self) {
-        let desired = self.node.desired.borrow().clone();
+        let desired = self.desired();
         for source in worker::remembered_pods(&self.node.config.state_dir) {
             let Ok(pod) = admit(&source) else { continue };
             let key = ObjectKey::new(&pod.namespace, &pod.name);
@@ -454,12 +472,13 @@ impl Manager {
 
     /// The same for pods of which there is no record that we understand, and for what came up after its pod was gone.
     fn end_orphans(&mut self, uids: BTreeSet<String>) {
-        let desired = self.node.desired.borrow().clone();
+        let desired = self.desired();
         let pods = desired.objects.pods.values();
         let wanted: BTreeSet<&String> =
             pods.filter_map(|pod| pod.metadata.uid.as_ref()).chain(&desired.awaited).collect();
         for uid in uids {
-            if !wanted.contains(&uid) && !self.workers.contains_key(&uid) {
+            let in_doubt = desired.incomplete && may_be_of_manifest(&uid);
+            if !wanted.contains(&uid) && !self.workers.contains_key(&uid) && !in_doubt {
                 self.orphans.end(&self.node, uid);
             }
         }

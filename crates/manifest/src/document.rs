@@ -79,12 +79,45 @@ impl Object {
     }
 }
 
+/// What cannot be used as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// This object.
+    Object(ObjectId),
+    /// It cannot be told what it is about.
+    Unknown,
+    /// An object of a kind that no node takes.
+    Foreign,
+}
+
+impl Broken {
+    /// Whether it could be a pod.
+    pub(crate) fn may_be_pod(&self) -> bool {
+        match self {
+            Self::Object(id) => id.kind == Kind::Pod,
+            Self::Unknown => true,
+            Self::Foreign => false,
+        }
+    }
+}
+
+/// Kinds of v1 that often stand beside pods: no pod that was misspelt.
+const FOREIGN: [&str; 8] = [
+    "Endpoints",
+    "LimitRange",
+    "Namespace",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "ReplicationController",
+    "ResourceQuota",
+    "ServiceAccount",
+];
+
 /// What a document gives.
 #[derive(Debug, Default)]
 pub(crate) struct Content {
     pub(crate) objects: Vec<Good>,
-    /// Objects that cannot be used as they are; without an id when it cannot be told which.
-    pub(crate) broken: Vec<Option<ObjectId>>,
+    pub(crate) broken: Vec<Broken>,
     /// Empty path: the document as a whole.
     pub(crate) faults: Vec<Fault>,
 }
@@ -105,19 +138,25 @@ pub(crate) fn read(value: Value) -> Content {
 }
 
 fn read_value(mut value: Value, at: &str, content: &mut Content) {
-    let broken = |content: &mut Content, field: &str, message: String| {
-        content.broken.push(None);
+    let broken = |content: &mut Content, what: Broken, field: &str, message: String| {
+        content.broken.push(what);
         let path = if message.is_empty() { at.to_owned() } else { join(at, field) };
         content.faults.push((path, message));
     };
     if !value.is_object() {
-        return broken(content, "", "expected an object with apiVersion and kind".to_owned());
+        return broken(
+            content,
+            Broken::Unknown,
+            "",
+            "expected an object with apiVersion and kind".to_owned(),
+        );
     }
     let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind) = (text("apiVersion"), text("kind"));
     for (field, found) in [("apiVersion", &api_version), ("kind", &kind)] {
         if found.is_empty() {
-            return broken(content, field, "required, for example apiVersion: v1, kind: Pod".to_owned());
+            let message = "required, for example apiVersion: v1, kind: Pod".to_owned();
+            return broken(content, Broken::Unknown, field, message);
         }
     }
     match (api_version.as_str(), kind.as_str(), Kind::named(&kind)) {
@@ -125,9 +164,10 @@ fn read_value(mut value: Value, at: &str, content: &mut Content) {
         ("v1", _, Some(kind)) => {
             let mut faults = Vec::new();
             let id = identify(kind, &value);
+            let unidentified = if kind == Kind::Pod { Broken::Unknown } else { Broken::Foreign };
             match read_object(kind, value, &mut faults) {
                 Some(good) => content.objects.push(good),
-                None => content.broken.push(id),
+                None => content.broken.push(id.map_or(unidentified, Broken::Object)),
             }
             let prefixed = faults.into_iter().map(|(path, message)| (join(at, &path), message));
             content.faults.extend(prefixed);
@@ -136,7 +176,8 @@ fn read_value(mut value: Value, at: &str, content: &mut Content) {
             let message = format!(
                 "{kind} of {api_version} is not supported: a standalone node takes Pod, Service, ConfigMap, Secret and List of v1"
             );
-            broken(content, "kind", message);
+            let is_foreign = api_version != "v1" || FOREIGN.contains(&kind.as_str());
+            broken(content, if is_foreign { Broken::Foreign } else { Broken::Unknown }, "kind", message);
         }
     }
 }
@@ -145,7 +186,7 @@ fn read_list(list: &mut Value, at: &str, content: &mut Content) {
     for field in list.as_object().into_iter().flat_map(serde_json::Map::keys) {
         if !matches!(field.as_str(), "apiVersion" | "kind" | "metadata" | "items") {
             content.faults.push((join(at, field), "unknown field".to_owned()));
-            content.broken.push(None);
+            content.broken.push(Broken::Unknown);
         }
     }
     match list.get_mut("items").map(Value::take) {
@@ -157,7 +198,7 @@ fn read_list(list: &mut Value, at: &str, content: &mut Content) {
         None | Some(Value::Null) => {}
         Some(_) => {
             content.faults.push((join(at, "items"), "expected a list".to_owned()));
-            content.broken.push(None);
+            content.broken.push(Broken::Unknown);
         }
     }
 }
@@ -314,10 +355,8 @@ mod tests {
         let names: Vec<_> = content.objects.iter().map(|good| good.id.to_string()).collect();
         assert_eq!(names, ["ConfigMap default/a", "ConfigMap default/b"]);
         assert_eq!(content.faults[0].0, "items[1].data.a");
-        assert_eq!(
-            content.broken[0].as_ref().map(ToString::to_string).as_deref(),
-            Some("ConfigMap default/bad")
-        );
+        let Broken::Object(id) = &content.broken[0] else { panic!("{:?}", content.broken) };
+        assert_eq!(id.to_string(), "ConfigMap default/bad");
     }
 
     #[test]

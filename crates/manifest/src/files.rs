@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use crate::document::{self, Good, Kind, Object, ObjectId, hash};
+use crate::document::{self, Broken, Good, Kind, Object, ObjectId, hash};
 use crate::objects::{Loaded, Objects, Problem};
 use crate::text::{MAX_FILE_BYTES, documents};
 
@@ -22,12 +22,16 @@ pub(crate) struct Files {
     read: BTreeMap<PathBuf, FileState>,
     /// Paths that cannot be looked at.
     unreachable: Vec<Problem>,
+    /// Whether there was a time when all that may be a pod could be read: since then the last good version of each is known.
+    is_complete: bool,
 }
 
 #[derive(Debug, Default)]
 struct FileState {
     held: BTreeMap<ObjectId, Held>,
     problems: Vec<Problem>,
+    /// Whether something in it may be a pod of which no good version is known.
+    lacks_pods: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -66,11 +70,13 @@ impl Files {
             }
         }
         (self.order, self.unreachable) = (order, unreachable);
+        self.is_complete |= self.unreachable.is_empty() && !self.read.values().any(|file| file.lacks_pods);
     }
 
     /// All objects and problems. Of two objects with one name the first in order counts.
     pub(crate) fn loaded(&self) -> Loaded {
-        let mut loaded = Loaded { problems: self.unreachable.clone(), ..Loaded::default() };
+        let mut loaded =
+            Loaded { problems: self.unreachable.clone(), incomplete: !self.is_complete, ..Loaded::default() };
         let mut places: BTreeMap<&ObjectId, (&Path, usize)> = BTreeMap::new();
         for path in &self.order {
             let Some(file) = self.read.get(path) else { continue };
@@ -171,7 +177,8 @@ fn read(path: &Path, previous: FileState, known: &BTreeMap<ObjectId, Good>, now:
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => {
             let problems = vec![of_file(path, format!("cannot be read: {error}"))];
-            Some(FileState { held: previous.held, problems })
+            let lacks_pods = previous.held.is_empty() || previous.lacks_pods;
+            Some(FileState { held: previous.held, problems, lacks_pods })
         }
     }
 }
@@ -198,7 +205,7 @@ fn digest(
     now: &Time,
 ) -> FileState {
     let mut state = FileState::default();
-    let mut broken: Vec<Option<ObjectId>> = Vec::new();
+    let mut broken: Vec<Broken> = Vec::new();
     for found in documents(path, text) {
         let document = found.number;
         let problem =
@@ -207,7 +214,7 @@ fn digest(
             Ok(value) => document::read(value),
             Err(message) => {
                 state.problems.push(problem(None, message));
-                broken.push(None);
+                broken.push(Broken::Unknown);
                 continue;
             }
         };
@@ -229,13 +236,20 @@ fn digest(
             }
         }
     }
-    let all = broken.contains(&None);
+    let all = broken.iter().any(|broken| matches!(broken, Broken::Unknown | Broken::Foreign));
     for (id, held) in &previous.held {
-        let was_this = broken.iter().flatten().any(|broken| broken == id);
+        let was_this = broken.contains(&Broken::Object(id.clone()));
         if (all || was_this) && !state.held.contains_key(id) {
             state.held.insert(id.clone(), held.clone());
         }
     }
+    state.lacks_pods = broken.iter().any(|broken| match broken {
+        Broken::Object(id) => broken.may_be_pod() && !state.held.contains_key(id),
+        // Once all of a file is known, all of it is kept.
+        Broken::Unknown | Broken::Foreign => {
+            broken.may_be_pod() && (previous.lacks_pods || previous.held.is_empty())
+        }
+    });
     state
 }
 

@@ -76,6 +76,8 @@ pub struct Loaded {
     pub objects: Objects,
     /// What is wrong, ordered by file and document.
     pub problems: Vec<Problem>,
+    /// Whether something that may be a pod could not be read since this process began: a pod that is missing here may be wanted.
+    pub incomplete: bool,
     /// Uids of pods that run already while it is not known yet whether what they refer to is there. Files leave no such doubt.
     pub pending: BTreeSet<String>,
     /// Uids of pods that are wanted and not among the objects yet, until it is known whether what they refer to is there.

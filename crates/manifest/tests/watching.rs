@@ -247,6 +247,37 @@ async fn a_directory_above_that_goes_and_comes_back_is_followed() {
     drop(held);
 }
 
+#[tokio::test]
+async fn whether_all_could_be_read_since_the_start_is_told() {
+    let incomplete = |text: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        put(dir.path(), "a.yaml", text);
+        load(&[dir.path().to_owned()]).incomplete
+    };
+    assert!(!incomplete(&pod("a", "a:1")));
+    assert!(incomplete("a: [\n"));
+    assert!(incomplete(&pod("a", "a:1").replace("containers", "contaners")));
+    assert!(incomplete(&pod("a", "a:1").replace("kind: Pod", "kind: Pood")));
+    assert!(incomplete("metadata: {name: a}\n"));
+    // What cannot have been a pod.
+    assert!(!incomplete("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n"));
+    assert!(!incomplete("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n"));
+    assert!(!incomplete(&map("a", "1").replace("data", "dota")));
+
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), "a.yaml", "a: [\n");
+    let mut seen = watch(vec![dir.path().to_owned()]).unwrap();
+    assert!(seen.borrow_and_update().incomplete);
+    put(dir.path(), "b.yaml", &pod("b", "b:1"));
+    assert!(until(&mut seen, |loaded| loaded.objects.pods.len() == 1).await.incomplete);
+    put(dir.path(), "a.yaml", &pod("a", "a:1"));
+    assert!(!until(&mut seen, |loaded| loaded.objects.pods.len() == 2).await.incomplete);
+    // From now on it is known what each file gave last.
+    put(dir.path(), "a.yaml", "a: [\n");
+    put(dir.path(), "c.yaml", "c: [\n");
+    assert!(!until(&mut seen, |loaded| loaded.problems.len() == 2).await.incomplete);
+}
+
 fn link(target: &str, at: &Path) {
     std::os::unix::fs::symlink(target, at).expect("link");
 }

@@ -48,6 +48,8 @@ pub struct ApiConfig {
     pub static_pods: watch::Receiver<Arc<Loaded>>,
     /// The pods that a former agent of this boot ran: they go on until the API server has been heard.
     pub remembered: Vec<Arc<v1::Pod>>,
+    /// Those of them that it was not about to end: static ones go on while a manifest cannot be read.
+    pub wanted: Vec<Arc<v1::Pod>>,
     /// What the node's capacity is measured by.
     pub places: Places,
 }
@@ -100,12 +102,13 @@ pub async fn run(config: ApiConfig, client: Client, parts: ApiParts, stop: impl 
         mirrors: known_mirrors.clone(),
         reports: report.clone(),
     };
+    let former = source::Former { remembered: config.remembered, wanted: config.wanted };
     let outputs = source::Outputs { desired, synced, statics, mirrors };
     let serving = async {
         tokio::join!(
             node::keep(client.clone(), config.node, config.places, cri, pressure, node.subscribe()),
             node::follow(client.clone(), name.clone(), node),
-            source::follow(client.clone(), name.clone(), config.remembered, config.static_pods, outputs),
+            source::follow(client.clone(), name.clone(), former, config.static_pods, outputs),
             mirror::keep(client.clone(), mirroring),
             source::follow_services(client.clone(), services),
             runtime_classes::follow(client.clone(), runtime_classes),

@@ -24,6 +24,7 @@ use tokio::task::AbortHandle;
 use super::mirror::Pods;
 use super::references::{self, Kind, Reference};
 use super::trouble::Trouble;
+use crate::kept::Kept;
 use crate::pod::model::UNREADABLE;
 use crate::static_pod::{is_mirror, is_static_source, static_pod};
 
@@ -48,24 +49,37 @@ pub(super) struct Outputs {
     pub(super) mirrors: watch::Sender<Option<Arc<Pods>>>,
 }
 
+/// The pods of a former agent.
+pub(super) struct Former {
+    /// All.
+    pub(super) remembered: Vec<Arc<v1::Pod>>,
+    /// Those that it was not about to end.
+    pub(super) wanted: Vec<Arc<v1::Pod>>,
+}
+
 /// Follows the pods of node `name`, and of its `manifests`, for ever.
 pub(super) async fn follow(
     client: Client,
     name: String,
-    remembered: Vec<Arc<v1::Pod>>,
+    former: Former,
     mut manifests: watch::Receiver<Arc<Loaded>>,
     outputs: Outputs,
 ) {
     let (sender, mut found) = mpsc::channel(64);
     // Their files tell of static ones.
-    let remembered: Pods =
-        remembered.into_iter().filter(|pod| !is_static_source(pod)).map(|pod| (key_of(&*pod), pod)).collect();
+    let remembered: Pods = former
+        .remembered
+        .into_iter()
+        .filter(|pod| !is_static_source(pod))
+        .map(|pod| (key_of(&*pod), pod))
+        .collect();
     let mut source = Source {
         running: remembered.values().filter_map(|pod| pod.metadata.uid.clone()).collect(),
         client: client.clone(),
         found: sender,
         pods: remembered,
         statics: Arc::default(),
+        kept: Kept::new(former.wanted.into_iter().filter(|pod| is_static_source(pod))),
         listing: None,
         is_listed: false,
         followed: BTreeMap::new(),
@@ -191,6 +205,8 @@ struct Source {
     running: BTreeSet<String>,
     /// Those of files.
     statics: Arc<Pods>,
+    /// Static ones of a former agent that may be wanted.
+    kept: Kept,
     /// A list that is not complete yet.
     listing: Option<Pods>,
     /// Whether one ever was.
@@ -211,13 +227,15 @@ impl Source {
     /// Takes the pods of files; one that did not change stays the same.
     fn read(&mut self, manifests: &Loaded, node_name: &str, outputs: &Outputs) {
         let pods = manifests.objects.pods.values().map(|pod| static_pod(pod, node_name));
-        let pods: Pods = pods
+        let mut pods: Pods = pods
             .map(|pod| {
                 let key = key_of(&pod);
                 let known = self.statics.get(&key).filter(|known| known.metadata.uid == pod.metadata.uid);
                 (key, known.cloned().unwrap_or_else(|| Arc::new(pod)))
             })
             .collect();
+        self.kept.join(manifests.incomplete, &mut pods);
+        self.known.incomplete = manifests.incomplete;
         self.statics = Arc::new(pods);
         outputs.statics.send_replace(Arc::clone(&self.statics));
     }
@@ -470,7 +488,8 @@ mod tests {
         };
         let client = Client::new(tower::service_fn(silent_about_config_maps), "default");
         let (_manifests, manifests) = watch::channel(Arc::default());
-        let following = tokio::spawn(follow(client, "node".to_owned(), Vec::new(), manifests, outputs));
+        let former = Former { remembered: Vec::new(), wanted: Vec::new() };
+        let following = tokio::spawn(follow(client, "node".to_owned(), former, manifests, outputs));
         is_synced.wait_for(|synced| *synced).await.unwrap();
         let loaded = loaded.borrow().clone();
         assert!(loaded.objects.pods.is_empty());

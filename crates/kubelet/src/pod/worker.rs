@@ -45,7 +45,7 @@ use probing::Probers;
 use used::Used;
 
 pub(crate) use remember::is_remembered;
-pub use remember::{forget_other_boots, remembered_pods};
+pub use remember::{forget_other_boots, remembered_pods, wanted_pods};
 
 /// What all workers share.
 pub(crate) struct Node {

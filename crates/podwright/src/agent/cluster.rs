@@ -98,6 +98,7 @@ impl Membership {
         let client = self.credentials.connect(callers, stop).await?;
         let kubelet_config = self.kubelet;
         let remembered = kubelet::remembered_pods(&kubelet_config.state_dir);
+        let wanted = kubelet::wanted_pods(&kubelet_config.state_dir);
         let (desired, pods) = watch::channel(Arc::default());
         let (synced, is_synced) = watch::channel(false);
         let (report, reports) = watch::channel(Arc::default());
@@ -144,7 +145,7 @@ impl Membership {
             telling.await;
             ("the log of problems", Ok(()))
         });
-        let config = ApiConfig { node: self.node, static_pods, remembered, places };
+        let config = ApiConfig { node: self.node, static_pods, remembered, wanted, places };
         let ends = ApiParts {
             desired,
             synced,

@@ -29,8 +29,22 @@ pub(crate) fn is_remembered(state_dir: &Path, uid: &str) -> bool {
 /// The pods that a former agent of this boot remembered in [`crate::Config::state_dir`].
 #[must_use]
 pub fn remembered_pods(state_dir: &Path) -> Vec<Arc<v1::Pod>> {
-    let pod = |path: PathBuf| serde_json::from_slice::<Record>(&std::fs::read(path).ok()?).ok()?.pod;
-    records(state_dir).filter_map(pod).map(Arc::new).collect()
+    read_all(state_dir).filter_map(|record| record.pod).map(Arc::new).collect()
+}
+
+/// Those of them that it was not about to end.
+#[must_use]
+pub fn wanted_pods(state_dir: &Path) -> Vec<Arc<v1::Pod>> {
+    let wanted = |state: &WorkerState| match state {
+        WorkerState::Syncing | WorkerState::Completing { .. } => true,
+        WorkerState::Terminating { .. } | WorkerState::Finished => false,
+    };
+    let records = read_all(state_dir).filter(|record| wanted(&record.state));
+    records.filter_map(|record| record.pod).map(Arc::new).collect()
+}
+
+fn read_all(state_dir: &Path) -> impl Iterator<Item = Record> {
+    records(state_dir).filter_map(|path| serde_json::from_slice(&std::fs::read(path).ok()?).ok())
 }
 
 /// Forgets what was remembered in another boot than `boot_id`: nothing of that runs, its times are of another clock, and only the API
