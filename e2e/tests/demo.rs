@@ -36,8 +36,8 @@ fn surroundings(host: &TestHost) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Runs a demo that is interrupted after `lines` lines of output, and gives how it ended.
-fn interrupted(host: &TestHost, lines: usize) -> Result<std::process::ExitStatus> {
+/// Runs a demo that gets the signal after `lines` lines of output, and gives how it ended.
+fn interrupted(host: &TestHost, lines: usize, signal: Signal) -> Result<std::process::ExitStatus> {
     let before = surroundings(host)?;
     let mut command = host.command(parts::podwright());
     let mut demo = command
@@ -52,7 +52,7 @@ fn interrupted(host: &TestHost, lines: usize) -> Result<std::process::ExitStatus
         output.next().context("the demo ended early")??;
     }
     let target = Pid::from_raw(i32::try_from(pid)?).context("a pid")?;
-    kill_process(target, Signal::INT)?;
+    kill_process(target, signal)?;
     output.for_each(drop);
     let status = demo.wait()?;
     assert_eq!(surroundings(host)?, before, "after {lines} lines");
@@ -93,8 +93,10 @@ fn an_interrupt_leaves_nothing_at_any_moment() -> Result<()> {
     let _alone = alone();
     let host = TestHost::new()?;
     for lines in [1, 2, 3, 4, 5, 6, 8] {
-        interrupted(&host, lines)?;
+        interrupted(&host, lines, Signal::INT)?;
     }
+    // Its terminal was closed.
+    interrupted(&host, 8, Signal::HUP)?;
     Ok(())
 }
 

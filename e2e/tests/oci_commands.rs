@@ -249,6 +249,8 @@ fn kill_all_reaches_every_process(runtime: OciRuntime) -> Result<()> {
         let text = output(&bundle, &["ps", "-f", "json"], &[]).ok()?;
         serde_json::from_str(&text).ok().filter(|pids: &Vec<i64>| pids.len() == 3)
     })?;
+    // Signal 0 asks whether it runs.
+    output(&bundle, &["kill"], &["0"])?;
     output(&bundle, &["kill", "--all"], &["KILL"])?;
     // An orphan may wait as a zombie for its parent.
     let is_gone = |pid: &i64| {

@@ -1,7 +1,7 @@
 //! Serving CRI on a unix socket, and to connections made in memory.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -27,6 +27,12 @@ pub enum ServeError {
         /// The socket's path.
         path: PathBuf,
     },
+    /// Something that is no socket is there.
+    #[error("{} is no socket, and is left alone; give another --listen", path.display())]
+    NotSocket {
+        /// The path.
+        path: PathBuf,
+    },
     /// The socket could not be created.
     #[error("listen on {}", path.display())]
     Bind {
@@ -43,7 +49,7 @@ pub enum ServeError {
 /// Creates the socket at `path` (directories 0711, socket 0600), replacing one that nobody listens on any more.
 ///
 /// # Errors
-/// When another process listens there, or the path cannot be created.
+/// When another process listens there, something else than a socket is there, or the path cannot be created.
 pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     let fail = |source| ServeError::Bind { path: path.to_owned(), source };
     if let Some(parent) = path.parent() {
@@ -52,9 +58,13 @@ pub fn bind(path: &Path) -> Result<UnixListener, ServeError> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(ServeError::InUse { path: path.to_owned() });
     }
-    match std::fs::remove_file(path) {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(ServeError::NotSocket { path: path.to_owned() });
+        }
+        Ok(_) => std::fs::remove_file(path).map_err(fail)?,
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(fail(error)),
-        _ => {}
+        Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(fail)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
@@ -134,5 +144,23 @@ impl AsyncWrite for Connection {
             Self::Socket(stream) => Pin::new(stream).poll_shutdown(cx),
             Self::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_listens_on_is_replaced_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (socket, file) = (dir.path().join("s.sock"), dir.path().join("precious"));
+        drop(bind(&socket).expect("new"));
+        let listening = bind(&socket).expect("nobody listens");
+        assert!(matches!(bind(&socket), Err(ServeError::InUse { .. })));
+        drop(listening);
+        std::fs::write(&file, "mine").expect("written");
+        assert!(matches!(bind(&file), Err(ServeError::NotSocket { .. })));
+        assert_eq!(std::fs::read_to_string(&file).expect("still there"), "mine");
     }
 }

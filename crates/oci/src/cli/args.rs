@@ -174,6 +174,7 @@ pub(super) fn parse(args: Vec<OsString>) -> Result<(Global, Command), CliError> 
 
 fn parse_command(command: &str, words: &mut Words) -> Result<Command, CliError> {
     match command {
+        _ if words.asks_for_help() => Ok(Command::Help),
         "create" | "run" => parse_create(command, words),
         "exec" => parse_exec(words),
         "start" => Ok(Command::Start { id: only_id(command, words)? }),
@@ -347,6 +348,8 @@ fn parse_kill(words: &mut Words) -> Result<Command, CliError> {
     let mut positional = given.positional.into_iter();
     let id = one_id("kill", positional.next().into_iter().collect())?;
     let signal = match positional.next() {
+        // Whether it runs.
+        Some(name) if name == "0" => 0,
         Some(name) => {
             signal::parse(&name).ok_or_else(|| CliError::new(format!("unknown signal {name:?}")))?
         }
@@ -515,15 +518,25 @@ mod tests {
 
     #[test]
     fn signals_go_by_name_and_number() {
-        for (text, number) in [("KILL", 9), ("sigterm", 15), ("9", 9), ("RTMIN+1", 35), ("SIGRTMAX-1", 63)] {
+        for (text, number) in
+            [("KILL", 9), ("sigterm", 15), ("9", 9), ("0", 0), ("RTMIN+1", 35), ("SIGRTMAX-1", 63)]
+        {
             assert_eq!(
                 check(&format!("kill c {text}")).unwrap().1,
                 Command::Kill { id: "c".into(), signal: number, all: false }
             );
         }
-        for text in ["0", "65", "NONE", "RTMIN+40"] {
+        for text in ["65", "NONE", "RTMIN+40"] {
             assert!(check(&format!("kill c {text}")).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn help_is_for_whoever_asks_before_anything_else() {
+        for line in ["--help", "help", "run --help", "state -h"] {
+            assert_eq!(check(line).unwrap().1, Command::Help, "{line}");
+        }
+        assert!(matches!(check("exec c ls --help").unwrap().1, Command::Exec(_)));
     }
 
     #[test]

@@ -74,6 +74,11 @@ impl Words {
             .ok_or_else(|| CliError::new(format!("option {name} needs a value")))
     }
 
+    /// Whether the next word asks for help; further on it may be a container's command's.
+    pub(super) fn asks_for_help(&self) -> bool {
+        self.rest.front().is_some_and(|word| word == "--help" || word == "-h")
+    }
+
     /// Takes all that is left.
     pub(super) fn given(&mut self, known: &[Known], placement: Placement) -> Result<Given, CliError> {
         let mut given = Given::default();
