@@ -349,6 +349,11 @@ fn removing_a_pod_and_resetting_leave_nothing() -> Result<()> {
     let cgroup_root = story.node().cgroup_root().to_owned();
     let refused = story.node.as_ref().context("the node")?.command(&story.host, &["reset"]).output()?;
     assert!(!refused.status.success(), "reset refuses while an agent runs: {}", text_of(&refused));
+    // A mistyped root is nobody's: the cgroups that it would share stay as they are.
+    let mistyped = ["--root", "/no/such/root", "--state", "/no/such/state", "--cgroup-root", &cgroup_root];
+    let told = story.host.run(parts::podwright(), &[&["reset"], mistyped.as_slice()].concat())?;
+    assert!(told.contains("there is no node in /no/such/root"), "{told}");
+    assert_eq!(condition(&story.object("Pod", "a").context("the pod")?, "Ready"), Some("True"));
     let node = story.node.take().context("the node")?;
     let state = node.state();
     node.reset(&story.host);

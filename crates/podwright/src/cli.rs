@@ -295,7 +295,7 @@ pub(crate) enum StatusFormat {
 /// `podwright reset`.
 #[derive(Debug, Args)]
 pub(crate) struct ResetArgs {
-    /// Stop a running agent first
+    /// Stop a running agent first; remove cgroups and rules also where there is neither root nor state
     #[arg(long)]
     pub(crate) force: bool,
     /// Keep the images for the next start

@@ -27,6 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Resets the node whose directories the flags name.
 pub(crate) fn main(args: &ResetArgs) -> anyhow::Result<()> {
     let node = Node::here(&args.node)?;
+    if !args.force && !node.root.exists() && !node.state.exists() {
+        // Cgroups and bridge have names that another node on this machine may use: a mistyped root must not end its pods.
+        let (root, state) = (node.root.display(), node.state.display());
+        output::line(&format!(
+            "reset: there is no node in {root} and {state}; nothing was touched (--force looks for cgroups and rules all the same)"
+        ));
+        return Ok(());
+    }
     let images = if args.keep_images { Images::Keep } else { Images::Remove };
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(async {
         let _lock = take_over(&node, args.force).await?;
