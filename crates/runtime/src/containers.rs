@@ -389,14 +389,14 @@ impl Runtime {
             phase => Some(ContainerPhase::Exited(exit_of(phase, exit))),
         });
         match changed {
-            Ok(true) => self.tell_container(&container, ContainerEventType::ContainerStoppedEvent),
-            Ok(false) => {}
+            Ok(false) => return,
+            Ok(true) => {}
             // It has ended all the same; the exit file tells it after a crash.
             Err(error) => {
                 tracing::warn!(container = id, error = error.chain(), "an exit could not be written down");
-                self.tell_container(&container, ContainerEventType::ContainerStoppedEvent);
             }
         }
+        self.tell_container(&container, ContainerEventType::ContainerStoppedEvent);
     }
 
     /// What the exit file says of a container whose supervisor is gone; without one its end is unknown.

@@ -189,21 +189,21 @@ impl Runtime {
             note("network", released.err().map(|error| chain(&error)));
         }
         let containers = self.index().containers_of(&sandbox.id);
-        match sandbox.supervisor() {
-            Some(supervisor) if !supervisor.is_dead() => {
-                match tokio::time::timeout(PATIENCE, supervisor.shutdown()).await {
-                    Ok(ended) => note("supervisor", ended.err().map(|error| chain(&error))),
-                    Err(_) => {
-                        tracing::warn!(
-                            sandbox = sandbox.id,
-                            "a supervisor does not end, and is killed with its containers"
-                        );
-                        let killed = self.kill_unsupervised(sandbox).await;
-                        note("processes", killed.err().map(|error| error.chain()));
-                    }
-                }
-            }
-            _ => note("processes", self.kill_unsupervised(sandbox).await.err().map(|error| error.chain())),
+        let ended = match sandbox.supervisor().filter(|supervisor| !supervisor.is_dead()) {
+            Some(supervisor) => tokio::time::timeout(PATIENCE, supervisor.shutdown())
+                .await
+                .inspect_err(|_| {
+                    tracing::warn!(
+                        sandbox = sandbox.id,
+                        "a supervisor does not end, and is killed with its containers"
+                    )
+                })
+                .ok(),
+            None => None,
+        };
+        match ended {
+            Some(ended) => note("supervisor", ended.err().map(|error| chain(&error))),
+            None => note("processes", self.kill_unsupervised(sandbox).await.err().map(|error| error.chain())),
         }
         sandbox.set_supervisor(None);
         for container in &containers {
