@@ -2,16 +2,12 @@
 
 use rustix::thread;
 
-use crate::plan::{capability_mask, capability_names};
+use crate::plan::{capability_mask, capability_names, known_to_kernel};
 
 /// What containers of this process will run without where they ask for it, a sentence each.
 pub fn missing_rights() -> Vec<String> {
     let Ok(own) = thread::capabilities(None) else { return Vec::new() };
-    let last: u32 = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(40);
-    told(own.permitted.bits(), u64::MAX >> 63_u32.saturating_sub(last))
+    told(own.permitted.bits(), known_to_kernel())
 }
 
 fn told(own: u64, known: u64) -> Vec<String> {

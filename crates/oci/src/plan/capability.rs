@@ -55,6 +55,16 @@ pub fn capability_mask(name: &str) -> Option<u64> {
     CAPABILITY_NAMES.iter().position(|known| *known == name).map(|index| 1 << index)
 }
 
+/// Which capabilities exist here: an older kernel refuses those it does not know.
+pub fn known_to_kernel() -> u64 {
+    static LAST: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *LAST.get_or_init(|| {
+        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
+        let last = last.and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(40).min(62);
+        (1 << (last + 1)) - 1
+    })
+}
+
 /// The names of a mask's capabilities, for people.
 pub fn capability_names(mask: u64) -> String {
     let names = CAPABILITY_NAMES.iter().enumerate().filter(|(number, _)| mask & 1 << number != 0);

@@ -19,7 +19,7 @@ use oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxResources, Process, Spec,
 };
 
-pub use capability::{CAPABILITY_NAMES, capability_mask, capability_names};
+pub use capability::{CAPABILITY_NAMES, capability_mask, capability_names, known_to_kernel};
 pub use hooks::{HookPlan, HookPoint, HooksPlan, plan_hooks};
 pub use host::user_namespace::IdMap;
 pub use mounts::SUB_PATH_OPTION;

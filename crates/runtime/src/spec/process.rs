@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use cri::v1;
-use oci::plan::{CAPABILITY_NAMES, capability_mask};
+use oci::plan::{CAPABILITY_NAMES, capability_mask, known_to_kernel};
 use oci_spec::runtime::{Capability, LinuxCapabilities, Process, User};
 
 use super::{Request, SpecError};
@@ -157,16 +157,6 @@ fn capabilities(security: &v1::LinuxContainerSecurityContext) -> Result<(u64, u6
     set &= !mask(&asked.drop_capabilities)?;
     let ambient = mask(&asked.add_ambient_capabilities)?;
     Ok((set | ambient, ambient))
-}
-
-/// Which capabilities exist here: an older kernel refuses those it does not know.
-fn known_to_kernel() -> u64 {
-    static LAST: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *LAST.get_or_init(|| {
-        let last = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").ok();
-        let last = last.and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(40).min(62);
-        (1 << (last + 1)) - 1
-    })
 }
 
 fn bit(name: &str) -> Result<u64, SpecError> {
