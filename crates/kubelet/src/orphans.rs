@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use cri::v1;
 use cri::v1::runtime_service_client::RuntimeServiceClient;
-use host::error::chain;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -92,14 +91,8 @@ async fn end_one(node: Arc<Node>, uid: String) -> String {
         );
         tokio::time::sleep(AGAIN).await;
     }
-    let _ = std::fs::remove_file(node.config.state_dir.join(format!("{uid}.json")));
-    let left = [
-        ("volumes", node.volumes.remove(&uid).map_err(|error| error.to_string())),
-        ("cgroup", node.cgroups.remove(&uid).map_err(|error| chain(&error))),
-        ("logs", remove_logs(&node, &uid).map_err(|error| error.to_string())),
-    ];
-    node.cgroups.remove_empty_classes();
-    for (what, removed) in left {
+    let logs = ("logs", remove_logs(&node, &uid).map_err(|error| error.to_string()));
+    for (what, removed) in node.give_back(&uid).into_iter().chain([logs]) {
         if let Err(error) = removed {
             tracing::warn!(uid, what, error, "cannot remove what is left of a pod that nobody wants");
         }

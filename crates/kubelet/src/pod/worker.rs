@@ -68,6 +68,20 @@ impl Node {
         self.config.pod_logs_dir.join(format!("{}_{}_{}", pod.namespace, pod.name, pod.uid))
     }
 
+    /// Gives back what a pod has of the kubelet but its logs, and forgets it: what, and why it stays where it does.
+    pub(crate) fn give_back(&self, uid: &str) -> [(&'static str, Result<(), String>); 2] {
+        let volumes = self.volumes.remove(uid).map_err(|error| error.to_string());
+        let cgroup = self.cgroups.remove(uid).map_err(|error| chain(&error));
+        self.cgroups.remove_empty_classes();
+        let _ = std::fs::remove_file(self.record_path(uid));
+        [("volumes", volumes), ("cgroup", cgroup)]
+    }
+
+    /// Where a pod is remembered.
+    pub(crate) fn record_path(&self, uid: &str) -> std::path::PathBuf {
+        self.config.state_dir.join(format!("{uid}.json"))
+    }
+
     /// Where log collectors look for logs.
     pub(crate) fn log_links(&self) -> LogLinks {
         LogLinks {
@@ -391,14 +405,10 @@ impl Worker {
 
     /// Gives back what is the kubelet's own: volumes, cgroup, records. False when something stays for now.
     fn clean_up(&self) -> bool {
-        let uid = &self.pod.uid;
-        let volumes = self.node.volumes.remove(uid).map_err(|error| error.to_string());
-        let cgroups = self.node.cgroups.remove(uid).map_err(|error| chain(&error));
-        self.node.cgroups.remove_empty_classes();
-        let _ = std::fs::remove_file(self.record_path());
+        let given_back = self.node.give_back(&self.pod.uid);
         let _ = std::fs::remove_dir_all(self.log_directory());
         self.node.log_links().remove_all_of(&self.pod.namespace, &self.pod.name, &self.log_directory());
-        for (what, result) in [("volumes", volumes), ("cgroup", cgroups)] {
+        for (what, result) in given_back {
             if let Err(error) = result {
                 tracing::warn!(
                     pod = self.pod.name,

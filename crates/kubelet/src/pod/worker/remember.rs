@@ -79,7 +79,7 @@ fn records(state_dir: &Path) -> impl Iterator<Item = PathBuf> {
 
 impl Worker {
     pub(super) fn record_path(&self) -> PathBuf {
-        self.node.config.state_dir.join(format!("{}.json", self.pod.uid))
+        self.node.record_path(&self.pod.uid)
     }
 
     /// Takes up what a former agent remembered; nothing when there is nothing.
