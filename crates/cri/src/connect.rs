@@ -8,6 +8,10 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::MAX_MESSAGE_SIZE;
+use crate::v1::image_service_client::ImageServiceClient;
+use crate::v1::runtime_service_client::RuntimeServiceClient;
+
 /// Why no connection to a CRI endpoint could be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -73,6 +77,18 @@ fn socket_path(endpoint: &str) -> Result<PathBuf, ConnectError> {
 /// The URI is never resolved: the connector decides where the bytes go.
 fn local_endpoint() -> Endpoint {
     Endpoint::from_static("http://cri.local")
+}
+
+/// A client of the RuntimeService that takes messages as large as servers send them.
+#[must_use]
+pub fn runtime_client(channel: &Channel) -> RuntimeServiceClient<Channel> {
+    RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_SIZE)
+}
+
+/// The same of the ImageService.
+#[must_use]
+pub fn image_client(channel: &Channel) -> ImageServiceClient<Channel> {
+    ImageServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_SIZE)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 mod connect;
 mod serve;
 
-pub use connect::{ConnectError, connect, connect_in_memory};
+pub use connect::{ConnectError, connect, connect_in_memory, image_client, runtime_client};
 pub use serve::{ServeError, bind, serve};
 
 /// The largest gRPC message either side accepts, in bytes; what kubelet and containerd use (16 MiB).

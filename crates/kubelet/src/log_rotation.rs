@@ -160,7 +160,7 @@ impl Rotator {
     }
 
     fn client(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE)
+        cri::runtime_client(&self.cri)
     }
 }
 

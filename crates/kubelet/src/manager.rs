@@ -503,8 +503,7 @@ fn preempted(message: &str) -> Failure {
 /// The runtime's events as uids of pods; `None`: anything may have happened. Begins again when the stream breaks.
 async fn listen(cri: Channel, uids: tokio::sync::mpsc::Sender<Option<String>>) {
     loop {
-        let mut client =
-            RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+        let mut client = cri::runtime_client(&cri);
         if let Ok(stream) = client.get_container_events(crv1::GetEventsRequest {}).await {
             let mut stream = stream.into_inner();
             // What happened before the stream began.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cri::v1;
-use cri::v1::runtime_service_client::RuntimeServiceClient;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -71,7 +70,7 @@ impl Orphans {
 async fn uids(node: Arc<Node>) -> BTreeSet<String> {
     // A pod may have volumes and no sandbox yet.
     let mut uids: BTreeSet<String> = node.volumes.uids().into_iter().collect();
-    match client(&node.cri).list_pod_sandbox(v1::ListPodSandboxRequest::default()).await {
+    match cri::runtime_client(&node.cri).list_pod_sandbox(v1::ListPodSandboxRequest::default()).await {
         Ok(listed) => {
             let sandboxes = listed.into_inner().items.into_iter();
             uids.extend(sandboxes.filter_map(|mut sandbox| sandbox.labels.remove(POD_UID)));
@@ -113,7 +112,7 @@ fn remove_logs(node: &Node, uid: &str) -> io::Result<()> {
 
 /// Stops the pod's containers together, then removes its sandboxes.
 async fn end_containers(cri: &Channel, uid: &str) -> Result<(), tonic::Status> {
-    let mut client = client(cri);
+    let mut client = cri::runtime_client(cri);
     let selector = HashMap::from([(POD_UID.to_owned(), uid.to_owned())]);
     let filter = v1::ContainerFilter { label_selector: selector.clone(), ..Default::default() };
     let listed =
@@ -136,8 +135,4 @@ async fn end_containers(cri: &Channel, uid: &str) -> Result<(), tonic::Status> {
         client.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: sandbox.id }).await?;
     }
     Ok(())
-}
-
-fn client(cri: &Channel) -> RuntimeServiceClient<Channel> {
-    RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE)
 }

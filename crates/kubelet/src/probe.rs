@@ -7,7 +7,6 @@ pub(crate) mod http;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_openapi::api::core::v1;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::{Deserialize, Serialize};
@@ -145,7 +144,7 @@ async fn ask_exec(exec: &v1::ExecAction, target: &Target, cri: &Channel, timeout
         cmd: command,
         timeout: i64::try_from(timeout.as_secs()).unwrap_or(1),
     };
-    let mut client = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    let mut client = cri::runtime_client(cri);
     // The runtime itself ends a command at its time limit; this bounds an answer that never comes.
     let done = tokio::time::timeout(timeout + Duration::from_secs(2), client.exec_sync(request)).await;
     let done = match done {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cri::v1 as crv1;
-use cri::v1::runtime_service_client::RuntimeServiceClient;
 use tokio::sync::{mpsc, watch};
 
 use crate::cgroups::memory_of;
@@ -145,8 +144,7 @@ fn active_pods(report: &NodeReport) -> Vec<Pod> {
 
 /// What the containers use: of one pod, or all.
 async fn container_stats(node: &Node, uid: Option<&str>) -> Result<Vec<crv1::ContainerStats>, tonic::Status> {
-    let mut client =
-        RuntimeServiceClient::new(node.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    let mut client = cri::runtime_client(&node.cri);
     let filter = uid.map(|uid| crv1::ContainerStatsFilter {
         label_selector: std::collections::HashMap::from([(POD_UID.to_owned(), uid.to_owned())]),
         ..Default::default()

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use cri::v1;
 use cri::v1::image_service_client::ImageServiceClient;
-use cri::v1::runtime_service_client::RuntimeServiceClient;
 use manifest::Loaded;
 use tokio::sync::watch;
 use tonic::Status;
@@ -162,8 +161,7 @@ impl Collector<'_> {
 
     /// Ids and names of the images of all containers, ended ones too, and of volumes.
     async fn used(&self) -> Result<BTreeSet<String>, GcError> {
-        let mut client =
-            RuntimeServiceClient::new(self.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+        let mut client = cri::runtime_client(&self.cri);
         let listed = client.list_containers(v1::ListContainersRequest::default()).await;
         let mut used = BTreeSet::new();
         for container in listed.map_err(runtime("list the containers"))?.into_inner().containers {
@@ -190,7 +188,7 @@ impl Collector<'_> {
     }
 
     fn image_client(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE)
+        cri::image_client(&self.cri)
     }
 }
 

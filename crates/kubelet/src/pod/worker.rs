@@ -427,11 +427,11 @@ impl Worker {
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.node.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE)
+        cri::runtime_client(&self.node.cri)
     }
 
     fn images(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.node.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE)
+        cri::image_client(&self.node.cri)
     }
 
     /// Where files of one container lie.

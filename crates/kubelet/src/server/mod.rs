@@ -304,6 +304,6 @@ impl Server {
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE)
+        cri::runtime_client(&self.cri)
     }
 }

@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cri::v1 as crv1;
-use cri::v1::image_service_client::ImageServiceClient;
-use cri::v1::runtime_service_client::RuntimeServiceClient;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1;
 use kube::api::{Patch, PatchParams, PostParams};
@@ -236,8 +234,8 @@ async fn bounded<T>(request: impl Future<Output = T>) -> Result<T, String> {
 
 /// What the runtime says.
 async fn observe(cri: &Channel) -> Observed {
-    let mut runtime = RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
-    let mut images = ImageServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+    let mut runtime = cri::runtime_client(cri);
+    let mut images = cri::image_client(cri);
     let version = runtime.version(crv1::VersionRequest::default()).await;
     let status = runtime.status(crv1::StatusRequest::default()).await;
     let listed = images.list_images(crv1::ListImagesRequest::default()).await;

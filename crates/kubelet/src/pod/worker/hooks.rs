@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use cri::v1::ExecSyncRequest;
-use cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_openapi::api::core::v1::LifecycleHandler;
 use tonic::transport::Channel;
 
@@ -103,8 +102,7 @@ async fn run(
             cmd: exec.command.clone().unwrap_or_default(),
             timeout: 0,
         };
-        let mut client =
-            RuntimeServiceClient::new(cri.clone()).max_decoding_message_size(cri::MAX_MESSAGE_SIZE);
+        let mut client = cri::runtime_client(cri);
         let done =
             client.exec_sync(request).await.map_err(|status| status.message().to_owned())?.into_inner();
         if done.exit_code == 0 {
